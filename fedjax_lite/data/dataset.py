@@ -1,0 +1,165 @@
+"""FederatedDataset: pooled examples and who owns which, in compressed sparse rows (CSR)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.types import Array, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FederatedDataset:
+    """All clients' data, on the device; an argument of a round, never a closure.
+
+    Client `i` owns the examples ``order[offsets[i]:offsets[i+1]]``. There is no padded index
+    matrix, so one huge client costs nothing to the others, and a new partition of the same
+    examples is only a new `order` and `offsets`.
+
+    Attributes:
+      examples: leaves `[E, ...]` in their raw dtype (uint8 images stay uint8).
+      offsets: int32 `[N + 1]`.
+      order: int32 `[E]`, or None when examples are stored client by client.
+      max_client_size: size of the largest client. Static: it fixes the shape of a whole-data-set
+        batch, and with `N` and `E` it tells `auto()` how uneven the sizes are.
+    """
+
+    examples: PyTree
+    offsets: Array
+    order: Array | None
+    max_client_size: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_clients(self) -> int:
+        """The size `N` of the population."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def num_examples(self) -> int:
+        """The number `E` of pooled examples."""
+        return jax.tree.leaves(self.examples)[0].shape[0]
+
+    @property
+    def sizes(self) -> Array:
+        """int32 `[N]`, examples per client."""
+        return jnp.diff(self.offsets)
+
+    @property
+    def client_of_example(self) -> Array:
+        """int32 `[E]`: the owner of each pooled example."""
+        positions = jnp.arange(self.num_examples, dtype=jnp.int32)
+        owners = jnp.searchsorted(self.offsets, positions, side="right").astype(jnp.int32) - 1
+        return owners if self.order is None else jnp.zeros_like(owners).at[self.order].set(owners)
+
+    def client(self, index: int) -> PyTree:
+        """The examples of one client, leaves `[n, ...]`; for looking at, not for training."""
+        if not 0 <= index < self.num_clients:
+            raise ValueError(f"index must be in [0, {self.num_clients}), got {index}")
+        low, high = int(self.offsets[index]), int(self.offsets[index + 1])
+        rows = slice(low, high) if self.order is None else self.order[low:high]
+        return jax.tree.map(lambda leaf: leaf[rows], self.examples)
+
+
+def from_arrays(
+    examples: Mapping[str, Any] | PyTree,
+    client_ids: Any,
+    *,
+    num_clients: int | None = None,
+) -> FederatedDataset:
+    """Builds a federated data set from arrays and the owner of each example.
+
+    Args:
+      examples: any pytree of arrays, leaves `[E, ...]`, e.g. ``{"x": images, "y": labels}``.
+      client_ids: `[E]`. Non-negative integers with `num_clients` given are row numbers of the
+        population as they are. Otherwise any sortable keys (writers, roles, hospitals): clients
+        are numbered in the sorted order of the distinct keys, as ``np.unique`` gives them.
+      num_clients: the population's size, where clients without examples exist.
+
+    Returns:
+      A `FederatedDataset` on the default device.
+
+    Raises:
+      ValueError: if there are no examples, lengths differ, floats are not finite, or an id lies
+        outside the population.
+
+    Example:
+      >>> import numpy as np
+      >>> data = from_arrays({"x": np.arange(4.0), "y": np.array([0, 1, 0, 1])}, ["a", "b", "a", "a"])
+      >>> data.num_clients, data.sizes.tolist()
+      (2, [3, 1])
+    """
+    client_ids = np.asarray(client_ids)
+    num_examples = check_examples(examples)
+    if client_ids.shape != (num_examples,):
+        raise ValueError(
+            f"client_ids must have shape [{num_examples}], one owner per example, "
+            f"got {list(client_ids.shape)}"
+        )
+    if num_clients is None:
+        names, owners = np.unique(client_ids, return_inverse=True)
+        num_clients = len(names)
+    else:
+        owners = client_ids
+        if not np.issubdtype(owners.dtype, np.integer):
+            raise TypeError(
+                f"client_ids must be integers when num_clients is given, got {owners.dtype}; "
+                "leave num_clients out to number the distinct keys"
+            )
+        if owners.min() < 0 or owners.max() >= num_clients:
+            raise ValueError(
+                f"client_ids must lie in [0, num_clients={num_clients}), "
+                f"got {owners.min()}..{owners.max()}"
+            )
+    return from_owners(examples, owners, num_clients)
+
+
+def from_owners(examples: PyTree, owners: np.ndarray, num_clients: int) -> FederatedDataset:
+    """Builds the CSR form from row numbers that are already checked."""
+    sizes = np.bincount(owners, minlength=num_clients)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    in_order = bool(np.all(owners[:-1] <= owners[1:]))
+    order = None if in_order else jnp.asarray(np.argsort(owners, kind="stable").astype(np.int32))
+    return FederatedDataset(
+        examples=jax.tree.map(jnp.asarray, examples),
+        offsets=jnp.asarray(offsets),
+        order=order,
+        max_client_size=int(sizes.max()),
+    )
+
+
+def check_examples(examples: PyTree) -> int:
+    """Checks a pytree of arrays `[E, ...]` and returns `E`.
+
+    Raises:
+      ValueError: if there are no arrays or no examples, leading axes differ, or a float is not
+        finite; the message names the leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(examples)
+    if not leaves:
+        raise ValueError("examples must hold at least one array, got an empty pytree")
+    lengths = {}
+    for path, leaf in leaves:
+        name, leaf = jax.tree_util.keystr(path), np.asarray(leaf)
+        if leaf.dtype == object or leaf.dtype.kind in "US":
+            raise TypeError(f"examples{name} must be numeric, got dtype {leaf.dtype}; encode it")
+        if leaf.ndim == 0:
+            raise ValueError(f"examples{name} must have a leading axis of examples, got a scalar")
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            row = int(np.argwhere(~np.isfinite(leaf))[0][0])
+            raise ValueError(
+                f"examples{name} holds NaN or infinity (first in row {row}); "
+                "drop or impute such rows before building the data set"
+            )
+        lengths[name] = leaf.shape[0]
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"examples must share their leading axis, got lengths {lengths}")
+    num_examples = next(iter(lengths.values()))
+    if num_examples == 0:
+        raise ValueError("examples must not be empty: the population has no data")
+    return num_examples

@@ -1,0 +1,161 @@
+"""Every protocol and every shared state of the library on one page.
+
+A round is wired from small NamedTuples of pure functions:
+
+    sample cohort -> broadcast -> (start, step .. step, finish -> uplink) for every client
+                  -> add to an accumulator -> finish the aggregate -> server optimizer -> next state
+
+Key first and consumed, state next, ``(state, output)`` out. Letters for shapes: `N` population,
+`C` cohort, `L` lanes (clients that train at the same time), `E` pooled examples, `B` batch,
+`S` local steps, `D` flattened parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array
+"""A typed key, ``jax.random.key(seed)``."""
+PyTree: TypeAlias = Any
+Params: TypeAlias = Any
+
+# -- what travels ---------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """One batch of one client: leaves of `examples` are `[B, ...]`."""
+
+    examples: PyTree
+    mask: Array
+    """bool `[B]`, False on the padding of a short batch."""
+    key: Key
+    """This batch's own key, for dropout and the like: no method needs a step counter."""
+
+
+class Cohort(NamedTuple):
+    """The clients of one round."""
+
+    ids: Array
+    """int32 `[C]`, rows of the population."""
+    mask: Array
+    """bool `[C]`, False for an empty slot and for a client that dropped out."""
+
+
+class ClientInfo(NamedTuple):
+    """What a client knows of itself before it starts."""
+
+    id: Array
+    """int32 scalar."""
+    size: Array
+    """int32 scalar, its number of examples."""
+    num_steps: Array
+    """int32 scalar, the local steps that it is going to do."""
+    round: Array
+    """int32 scalar, the round's number, for schedules."""
+
+
+class Message(NamedTuple):
+    """What a client sends: by convention ``value = server minus client``, a pseudo-gradient."""
+
+    value: PyTree
+    weight: PyTree
+    """A broadcastable prefix of `value`; weight 0 means that it does not count."""
+
+
+class Mean(NamedTuple):
+    """A metric that is a ratio of sums; Means of clients merge by ``+`` of both fields."""
+
+    total: Array
+    count: Array
+
+
+# -- slots of a round -----------------------------------------------------------------------
+
+
+class ClientUpdate(NamedTuple):
+    """Local training: four functions of ONE client. The engine batches, masks and schedules."""
+
+    init: Callable[[Params], PyTree]
+    """``(params) -> row``: state that a client keeps between rounds; ``()`` for none."""
+    start: Callable[[Key, PyTree, PyTree, ClientInfo], PyTree]
+    """``(key, row, broadcast, info) -> carry``."""
+    step: Callable[[PyTree, PyTree, Batch], PyTree]
+    """``(broadcast, carry, batch) -> carry``, one local step."""
+    finish: Callable[[PyTree, PyTree], tuple[PyTree, Message, dict[str, Any]]]
+    """``(broadcast, carry) -> (row, message, metrics)``. Metrics are scalars or `Mean`s."""
+
+
+class Transform(NamedTuple):
+    """What happens to a value on the wire, per client; its state is part of the client's row."""
+
+    init: Callable[[PyTree], PyTree]
+    """``(value) -> state``; ``()`` for none."""
+    update: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree]]
+    """``(key, state, value) -> (state, value)``."""
+    bits: Callable[[PyTree], Array] | None = None
+    """``(value) -> `` what this value costs to send, in bits; None: its cost is not changed."""
+
+
+class Aggregator(NamedTuple):
+    """An additive monoid: partial results of chunks and of devices merge by ``+``."""
+
+    init_state: Callable[[Params], PyTree]
+    """``(params) -> state``, kept between rounds; ``()`` for none."""
+    init: Callable[[Message, int], PyTree]
+    """``(message, C) -> acc``: zeros, the identity of ``+``, for one client's message."""
+    add: Callable[[PyTree, Message, Array, Array], PyTree]
+    """``(acc, messages, slots [L], mask [L]) -> acc``; leaves of messages are `[L, ...]`."""
+    finish: Callable[[Key, PyTree, PyTree, Cohort], tuple[PyTree, PyTree]]
+    """``(key, state, acc, cohort) -> (state, value)``."""
+
+
+class ServerUpdate(NamedTuple):
+    """What the server does with the aggregate."""
+
+    init: Callable[[Params], PyTree]
+    """``(params) -> server``. Copies: donated state must not alias the caller's params."""
+    broadcast: Callable[[PyTree], PyTree]
+    """``(server) ->`` what clients download."""
+    update: Callable[[Key, PyTree, PyTree, Cohort, dict[str, Any]], PyTree]
+    """``(key, server, value, cohort, metrics) -> server``; leaves of metrics are `[C]`."""
+
+
+class Sampler(NamedTuple):
+    """Who takes part. The cohort's length is fixed; its mask says how many really do."""
+
+    init: Callable[[int], PyTree]
+    """``(num_clients) -> state``; raises ValueError where the population is too small."""
+    sample: Callable[[Key, PyTree, Array], tuple[PyTree, Cohort]]
+    """``(key, state, sizes [N]) -> (state, cohort)``."""
+
+
+# -- the whole ------------------------------------------------------------------------------
+
+
+class RoundState(NamedTuple):
+    """The state of a run, one immutable pytree; a checkpoint is this."""
+
+    round: Array
+    """int32 scalar: rounds done so far."""
+    server: PyTree
+    """The server's state; ``state.server.params`` is the global model."""
+    clients: PyTree
+    """Client rows, leaves `[N, ...]`."""
+    uplink: PyTree
+    """Uplink transform states, leaves `[N, ...]`."""
+    aggregator: PyTree
+    sampler: PyTree
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm: two pure functions that know nothing of the slots."""
+
+    init: Callable[..., RoundState]
+    """``(key, params, data) -> state``."""
+    round: Callable[..., tuple[RoundState, dict[str, Array]]]
+    """``(key, state, data, cohort=None) -> (state, metrics)``. Everything random is a function of
+    the key, ``state.round`` and the client's id, so every round may be given the same key."""
