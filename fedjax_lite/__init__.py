@@ -1,0 +1,100 @@
+"""fedjax_lite: federated-learning research as pure JAX functions.
+
+A federated algorithm is a pair of pure functions, ``init`` and ``round``; a whole round, all of
+its clients included, is one compiled program; the state of a run is one immutable pytree.
+
+>>> import jax, optax, fedjax_lite as fl
+>>> train, test = fl.data.load("digits")
+>>> data = fl.data.partition(train, fl.data.dirichlet(alpha=0.5, num_clients=20, seed=0))
+>>> model = fl.models.mlp((64,), num_classes=10, input_shape=(8, 8, 1))
+>>> algo = fl.fedavg(model.loss, optax.sgd(0.1), plan=fl.Plan(batch_size=10), sampler=fl.uniform(5))
+>>> key = jax.random.key(0)
+>>> state = algo.init(key, model.init(key), data)
+>>> state, history = fl.run(algo, key, state, data, num_rounds=2, every=2, progress=False,
+...                         evaluate=fl.evaluator(model, test))
+>>> sorted(history[-1])[:3]
+['num_clients', 'num_steps', 'round']
+"""
+
+from fedjax_lite import aggregation, algorithms, data, engine, models, server, transforms
+from fedjax_lite.aggregation import mean
+from fedjax_lite.algorithms import fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
+from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.engine import (
+    Plan,
+    auto,
+    chunked,
+    explain,
+    sequential,
+    shuffle_index,
+    vmapped,
+)
+from fedjax_lite.local import local_sgd, mean_grad, mean_loss
+from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
+from fedjax_lite.server import optimizer_server
+from fedjax_lite.transforms import chain, clip, identity
+from fedjax_lite.types import (
+    Aggregator,
+    Batch,
+    ClientInfo,
+    ClientUpdate,
+    Cohort,
+    FederatedAlgorithm,
+    Mean,
+    Message,
+    RoundState,
+    Sampler,
+    ServerUpdate,
+    Transform,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aggregator",
+    "Batch",
+    "ClientInfo",
+    "ClientUpdate",
+    "Cohort",
+    "FederatedAlgorithm",
+    "Mean",
+    "Message",
+    "Plan",
+    "RoundState",
+    "Sampler",
+    "ServerUpdate",
+    "Transform",
+    "aggregation",
+    "algorithms",
+    "auto",
+    "chain",
+    "chunked",
+    "clip",
+    "data",
+    "dropout",
+    "engine",
+    "everyone",
+    "explain",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "federated_algorithm",
+    "fedsgd",
+    "fedyogi",
+    "identity",
+    "local_sgd",
+    "mean",
+    "mean_grad",
+    "mean_loss",
+    "models",
+    "optimizer_server",
+    "poisson",
+    "sequential",
+    "server",
+    "shuffle_index",
+    "transforms",
+    "uniform",
+    "vmapped",
+    "weighted",
+]

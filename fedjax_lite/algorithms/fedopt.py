@@ -1,0 +1,153 @@
+"""FedAvgM, FedAdagrad, FedAdam, FedYogi: FedAvg with a server optimizer, as the papers have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from fedjax_lite import server
+from fedjax_lite.algorithms.fedavg import fedavg
+from fedjax_lite.local import ClientOptimizer, LossFn
+from fedjax_lite.types import FederatedAlgorithm
+
+
+def fedavgm(
+    loss: LossFn,
+    client_optimizer: ClientOptimizer,
+    *,
+    server_learning_rate: server.Rate = 1.0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    **slots: Any,
+) -> FederatedAlgorithm:
+    r"""FedAvg with server momentum.
+
+    .. math::  v \leftarrow \beta v + d, \qquad x \leftarrow x - \eta_g v
+
+    for the mean pseudo-gradient ``d``; with `nesterov`, ``x <- x - eta_g (beta v + d)``.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      client_optimizer: as in `fedavg`.
+      server_learning_rate: `eta_g`, or a schedule over rounds.
+      momentum: `beta`.
+      nesterov: the look-ahead form.
+      **slots: `plan`, `sampler` and the other arguments of `fedavg`.
+
+    Returns:
+      A `FederatedAlgorithm`.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> algo = fedavgm(lambda w, e, key: w * e["x"], optax.sgd(0.1),
+      ...                plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
+
+    Reference: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for
+    Federated Visual Classification", 2019, arXiv:1909.06335.
+    """
+    optimizer = optax.sgd(server_learning_rate, momentum=momentum, nesterov=nesterov)
+    return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)
+
+
+def fedadagrad(
+    loss: LossFn,
+    client_optimizer: ClientOptimizer,
+    *,
+    server_learning_rate: server.Rate,
+    b1: float = 0.0,
+    tau: float = 1e-3,
+    **slots: Any,
+) -> FederatedAlgorithm:
+    """FedAdagrad, the paper's version: see `fedjax_lite.server.adagrad`.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      client_optimizer: as in `fedavg`.
+      server_learning_rate: a rate or a schedule over rounds.
+      b1: first moment decay.
+      tau: adaptivity; ``v_0 = tau**2``.
+      **slots: `plan`, `sampler` and the other arguments of `fedavg`.
+
+    Returns:
+      A `FederatedAlgorithm`.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> algo = fedadagrad(lambda w, e, key: w * e["x"], optax.sgd(0.1), server_learning_rate=0.1,
+      ...                   plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
+    """
+    optimizer = server.adagrad(server_learning_rate, b1=b1, tau=tau)
+    return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)
+
+
+def fedadam(
+    loss: LossFn,
+    client_optimizer: ClientOptimizer,
+    *,
+    server_learning_rate: server.Rate,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    **slots: Any,
+) -> FederatedAlgorithm:
+    """FedAdam, the paper's version, without bias correction: see `fedjax_lite.server.adam`.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      client_optimizer: as in `fedavg`.
+      server_learning_rate: a rate or a schedule over rounds.
+      b1: first moment decay.
+      b2: second moment decay.
+      tau: adaptivity; ``v_0 = tau**2``.
+      **slots: `plan`, `sampler` and the other arguments of `fedavg`.
+
+    Returns:
+      A `FederatedAlgorithm`.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> algo = fedadam(lambda w, e, key: w * e["x"], optax.sgd(0.1), server_learning_rate=0.1,
+      ...                plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
+    """
+    optimizer = server.adam(server_learning_rate, b1=b1, b2=b2, tau=tau)
+    return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)
+
+
+def fedyogi(
+    loss: LossFn,
+    client_optimizer: ClientOptimizer,
+    *,
+    server_learning_rate: server.Rate,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    **slots: Any,
+) -> FederatedAlgorithm:
+    """FedYogi, the paper's version: see `fedjax_lite.server.yogi`.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      client_optimizer: as in `fedavg`.
+      server_learning_rate: a rate or a schedule over rounds.
+      b1: first moment decay.
+      b2: second moment decay.
+      tau: adaptivity; ``v_0 = tau**2``.
+      **slots: `plan`, `sampler` and the other arguments of `fedavg`.
+
+    Returns:
+      A `FederatedAlgorithm`.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> algo = fedyogi(lambda w, e, key: w * e["x"], optax.sgd(0.1), server_learning_rate=0.01,
+      ...                plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
+    """
+    optimizer = server.yogi(server_learning_rate, b1=b1, b2=b2, tau=tau)
+    return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)

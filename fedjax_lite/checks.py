@@ -1,0 +1,56 @@
+"""Eager checks of arguments: name, value and remedy before anything is traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_positive(value: Any, name: str) -> None:
+    """Raises ValueError where a concrete `value` is not above zero; traced values pass."""
+    _check(value, name, lambda v: v > 0, "must be positive")
+
+
+def check_non_negative(value: Any, name: str) -> None:
+    """Raises ValueError where a concrete `value` is negative; traced values pass."""
+    _check(value, name, lambda v: v >= 0, "must not be negative")
+
+
+def check_fraction(value: Any, name: str) -> None:
+    """Raises ValueError where a concrete `value` lies outside `[0, 1]`; traced values pass."""
+    _check(value, name, lambda v: (v >= 0) & (v <= 1), "must lie in [0, 1]")
+
+
+def check_count(value: Any, name: str, *, minimum: int) -> None:
+    """Raises where `value` is not a Python int of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(
+            f"{name} must be an int, got {value!r}; it fixes shapes, so it cannot be traced"
+        )
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_key(key: Any, name: str = "key") -> None:
+    """Raises TypeError where `key` is not one typed key."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"{name} must be a typed key such as jax.random.key(0), got {type(key).__name__} "
+            f"{getattr(key, 'dtype', '')}; jax.random.PRNGKey's raw arrays are wrapped by "
+            "jax.random.wrap_key_data"
+        )
+    if key.ndim:
+        raise TypeError(f"{name} must be one key, got shape {key.shape}; vmap over several")
+
+
+def _check(value: Any, name: str, holds: Any, message: str) -> None:
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError(f"{name} must be a number or an array, got {value!r}")
+    values = np.asarray(value)
+    if not np.all(holds(values)):  # NaN fails every comparison
+        raise ValueError(f"{name} {message}, got {value}")

@@ -1,0 +1,213 @@
+"""federated_algorithm(): wires the slots of one synchronous round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lite import trees
+from fedjax_lite.aggregation.mean import mean
+from fedjax_lite.checks import check_key
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.choose import auto
+from fedjax_lite.engine.program import Program, Strategy, Table, Work, message_shape
+from fedjax_lite.transforms.chain import identity
+from fedjax_lite.types import (
+    Aggregator,
+    Array,
+    ClientUpdate,
+    Cohort,
+    FederatedAlgorithm,
+    Key,
+    Mean,
+    Params,
+    RoundState,
+    Sampler,
+    ServerUpdate,
+    Transform,
+)
+
+ROUND_STREAM = 0x726F756E
+
+
+def federated_algorithm(
+    client: ClientUpdate,
+    *,
+    plan: Plan,
+    sampler: Sampler,
+    server: ServerUpdate,
+    aggregator: Aggregator | None = None,
+    uplink: Transform | None = None,
+    strategy: Strategy | None = None,
+) -> FederatedAlgorithm:
+    """Wires one synchronous round from its slots.
+
+        sample cohort -> broadcast -> (start, step .. step, finish -> uplink) for every client
+                      -> add to an accumulator -> finish the aggregate -> server update
+
+    Args:
+      client: local training of one client.
+      plan: batch size and amount of local work.
+      sampler: who takes part.
+      server: what the server does with the aggregate, and what it broadcasts.
+      aggregator: default `mean()`, with the weights that the messages carry.
+      uplink: what happens to a message on the wire; default `identity()`.
+      strategy: how the cohort is executed; default `auto()`. It does not change the results.
+
+    Returns:
+      A `FederatedAlgorithm`. ``round(key, state, data, cohort=None)`` is jitted and pure; it folds
+      ``state.round`` into the key, so every round may be given the same key, and takes an explicit
+      `Cohort` for replays and streaming. Metrics: the client's own (means over the cohort),
+      ``num_clients`` that took part, ``num_steps`` that they did, ``uplink_bits`` they sent.
+
+    Raises:
+      TypeError: if a slot has the wrong type, the key is not typed or parameters are not floats.
+      ValueError: if the cohort is larger than the population.
+
+    Example:
+      >>> import optax, fedjax_lite as fl
+      >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 2.0])}, [0, 1])
+      >>> algo = federated_algorithm(
+      ...     fl.local_sgd(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0)),
+      ...     plan=fl.Plan(batch_size=1), sampler=fl.everyone(),
+      ...     server=fl.optimizer_server(optax.sgd(1.0)))
+      >>> state = algo.init(jax.random.key(0), jnp.array(0.0), data)
+      >>> state, metrics = algo.round(jax.random.key(0), state, data)
+      >>> float(state.server.params)
+      0.5
+    """
+    aggregator = mean() if aggregator is None else aggregator
+    uplink = identity() if uplink is None else uplink
+    strategy = auto() if strategy is None else strategy
+    check_slot(client, "client", ClientUpdate)
+    check_slot(plan, "plan", Plan)
+    check_slot(sampler, "sampler", Sampler)
+    check_slot(server, "server", ServerUpdate)
+    check_slot(aggregator, "aggregator", Aggregator)
+    check_slot(uplink, "uplink", Transform)
+    check_slot(strategy, "strategy", Strategy)
+    program = Program(client, plan, uplink, aggregator)
+
+    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
+        check_key(key)
+        check_data(data)
+        trees.check_floating(params, "params")
+        # Copies: the state may be donated, and the caller's arrays must survive that.
+        state = server.init(jax.tree.map(jnp.array, params))
+        broadcast = server.broadcast(state)
+        row = client.init(params)
+        message, _ = message_shape(program, broadcast, row)
+        uplink_row = uplink.init(trees.zeros(message.value))
+        return RoundState(
+            round=jnp.int32(0),
+            server=state,
+            clients=trees.repeat_rows(row, data.num_clients),
+            uplink=trees.repeat_rows(uplink_row, data.num_clients),
+            aggregator=aggregator.init_state(params),
+            sampler=sampler.init(data.num_clients),
+        )
+
+    @jax.jit
+    def jitted(
+        key: Key, state: RoundState, data: FederatedDataset, cohort: Cohort | None
+    ) -> tuple[RoundState, dict[str, Array]]:
+        # A stream apart: split(key)[i] equals fold_in(key, i), and the caller may have used the
+        # same key to initialise the model.
+        key = jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), state.round)
+        key_sample, key_clients, key_aggregate, key_server = jax.random.split(key, 4)
+        sampler_state = state.sampler
+        if cohort is None:
+            sampler_state, cohort = sampler.sample(key_sample, state.sampler, data.sizes)
+        work = work_list(plan, key_clients, cohort, data)
+        broadcast = server.broadcast(state.server)
+        table = Table(state.clients, state.uplink)
+        row = jax.tree.map(lambda leaf: leaf[0], table)
+        message, _ = message_shape(program, broadcast, row.clients, row.uplink)
+        acc = aggregator.init(message, cohort.ids.shape[0])
+        table, acc, metrics = strategy.execute(
+            program, key_clients, table, acc, broadcast, state.round, data, work
+        )
+        aggregator_state, value = aggregator.finish(key_aggregate, state.aggregator, acc, cohort)
+        server_state = server.update(key_server, state.server, value, cohort, metrics)
+        new = RoundState(
+            round=state.round + 1,
+            server=server_state,
+            clients=table.clients,
+            uplink=table.uplink,
+            aggregator=aggregator_state,
+            sampler=sampler_state,
+        )
+        return new, round_metrics(metrics, work)
+
+    def round(
+        key: Key, state: RoundState, data: FederatedDataset, cohort: Cohort | None = None
+    ) -> tuple[RoundState, dict[str, Array]]:
+        check_key(key)
+        check_data(data)
+        if not isinstance(state, RoundState):
+            raise TypeError(
+                f"state must be the RoundState that init gave, got {type(state).__name__}"
+            )
+        return jitted(key, state, data, cohort)
+
+    return FederatedAlgorithm(init, round)
+
+
+def work_list(plan: Plan, key: Key, cohort: Cohort, data: FederatedDataset) -> Work:
+    """The cohort as a work list: a masked client has no steps, an empty one neither."""
+    ids = jnp.clip(cohort.ids.astype(jnp.int32), 0, data.num_clients - 1)
+    sizes = data.offsets[ids + 1] - data.offsets[ids]
+    # Apart from the client's keys 0..3, which its training uses.
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4))(ids)
+    steps = jax.vmap(plan.num_steps)(keys, ids, sizes)
+    return Work(
+        ids=ids,
+        rows=ids,
+        slots=jnp.arange(ids.shape[0], dtype=jnp.int32),
+        sizes=sizes,
+        num_steps=jnp.where(cohort.mask, steps, 0),
+        mask=cohort.mask,
+    )
+
+
+def round_metrics(metrics: dict[str, Any], work: Work) -> dict[str, Array]:
+    """Merges metrics `[C]` into the round's: `Mean`s as ratios of sums, scalars as means.
+
+    Bits are summed: they are what the round cost. A ratio over nothing is NaN, not a number that
+    nobody measured.
+    """
+    took_part = work.mask.sum()
+
+    def merge(metric: Any) -> Array:
+        if isinstance(metric, Mean):
+            total = jnp.where(work.mask, metric.total, 0).sum()
+            return total / jnp.where(work.mask, metric.count, 0).sum()
+        return jnp.where(work.mask, metric, 0).sum() / took_part
+
+    merged = {name: merge(metric) for name, metric in metrics.items() if name != "uplink_bits"}
+    return {
+        **merged,
+        "num_clients": took_part,
+        "num_steps": work.num_steps.sum(),
+        "uplink_bits": jnp.where(work.mask, metrics["uplink_bits"], 0).sum(),
+    }
+
+
+def check_slot(slot: Any, name: str, kind: type) -> None:
+    """Raises TypeError where a slot holds something else than its protocol."""
+    if not isinstance(slot, kind):
+        raise TypeError(
+            f"{name} must be a {kind.__name__}, got {slot!r}; was a factory not called?"
+        )
+
+
+def check_data(data: Any) -> None:
+    """Raises TypeError where `data` is not a `FederatedDataset`."""
+    if not isinstance(data, FederatedDataset):
+        raise TypeError(
+            f"data must be a FederatedDataset, got {type(data).__name__}; build one with "
+            "fedjax_lite.data.from_arrays or fedjax_lite.data.partition"
+        )

@@ -1,0 +1,132 @@
+"""Plan: how a client's data becomes batches, without copies, padding or sorting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.checks import check_count
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.shuffle import permute
+from fedjax_lite.types import Array, Batch, Key
+
+Amount = int | Any | Callable[[Key, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The local work of a client in one round.
+
+    A client of `n` examples does ``K = epochs * ceil(n / batch_size)`` steps (the last batch of
+    an epoch may be short; it counts only its real examples), or exactly `steps`. Each epoch
+    is a fresh permutation of the client's data. A client without data does nothing.
+
+    Attributes:
+      batch_size: examples a step, or None for the whole data set of the client in one batch.
+      epochs: passes over the client's data: an int, an array `[N]` with one value per client, or
+        a function ``(key, client id) -> int32`` for random amounts (stragglers). Default 1.
+      steps: local steps instead of epochs, in the same three forms.
+
+    Raises:
+      ValueError: if an amount is negative, or both `epochs` and `steps` are given.
+
+    Example:
+      >>> Plan(batch_size=20, epochs=5)
+      Plan(batch_size=20, epochs=5, steps=None)
+      >>> stragglers = lambda key, client: jax.random.randint(key, (), 1, 20)
+      >>> Plan(batch_size=10, epochs=stragglers).epochs is stragglers
+      True
+    """
+
+    batch_size: int | None
+    epochs: Amount | None = None
+    steps: Amount | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the amounts eagerly."""
+        if self.batch_size is not None:
+            check_count(self.batch_size, "batch_size", minimum=1)
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"give epochs or steps, not both; got epochs={self.epochs}, steps={self.steps}"
+            )
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 1)
+        _check_amount(self.epochs, "epochs")
+        _check_amount(self.steps, "steps")
+
+    def num_steps(self, key: Key, client: Array, size: Array) -> Array:
+        """int32 scalar: the steps of one client; 0 where it has no data."""
+        if self.steps is not None:
+            steps = _amount(self.steps, key, client)
+        else:
+            steps = _amount(self.epochs, key, client) * self.steps_per_epoch(size)
+        return jnp.where(size > 0, steps, 0).astype(jnp.int32)
+
+    def steps_per_epoch(self, size: Array) -> Array:
+        """int32: batches in one pass over `size` examples."""
+        if self.batch_size is None:
+            return jnp.minimum(size, 1)
+        return (size + self.batch_size - 1) // self.batch_size
+
+
+def take_batch(
+    plan: Plan, data: FederatedDataset, seed: Array, key: Key, client: Array, step: Array
+) -> Batch:
+    """Batch number `step` of a client: O(B) integer work and one gather.
+
+    Args:
+      plan: the local work.
+      data: the population.
+      seed: uint32 `[2]`, the client's shuffle of this round.
+      key: the client's key for batches.
+      client: int32 scalar.
+      step: int32 scalar, counted from the round's first step.
+
+    Returns:
+      A `Batch` with leaves `[B, ...]`; the padding of a short batch repeats the client's own
+      examples and is masked.
+    """
+    low = data.offsets[client]
+    size = data.offsets[client + 1] - low
+    if plan.batch_size is None:
+        position = jnp.arange(data.max_client_size, dtype=jnp.int32)
+        index = position % jnp.maximum(size, 1)
+    else:
+        per_epoch = jnp.maximum(plan.steps_per_epoch(size), 1)
+        position = (step % per_epoch) * plan.batch_size + jnp.arange(
+            plan.batch_size, dtype=jnp.int32
+        )
+        index = permute(seed, step // per_epoch, position % jnp.maximum(size, 1), size)
+    mask = position < size
+    rows = low + index
+    if data.order is not None:
+        rows = jnp.take(data.order, rows, mode="clip")
+    # clip: an empty client's rows may lie one past the end; it has no steps, so nothing is read.
+    examples = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data.examples)
+    return Batch(examples, mask, jax.random.fold_in(key, step))
+
+
+def _check_amount(amount: Amount | None, name: str) -> None:
+    if amount is None or callable(amount) or isinstance(amount, jax.core.Tracer):
+        return
+    values = np.asarray(amount)
+    if values.ndim > 1 or values.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} must be an int, an integer array [N] or a function (key, client) -> int, "
+            f"got {amount!r}"
+        )
+    if values.size and values.min() < 0:
+        raise ValueError(f"{name} must not be negative, got {values.min()}")
+
+
+def _amount(amount: Amount | None, key: Key, client: Array) -> Array:
+    if callable(amount):
+        return jnp.asarray(amount(key, client))
+    values = jnp.asarray(amount)
+    return values[client] if values.ndim else values

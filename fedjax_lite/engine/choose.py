@@ -1,0 +1,149 @@
+"""auto(): the strategy that measurement recommends, and explain(): what it chose and why."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.lanes import chunked, vmapped
+from fedjax_lite.engine.program import Program, Strategy, Table
+from fedjax_lite.types import PyTree
+
+LARGE_MODEL_BYTES = 4 * 2**20
+"""Above this a CPU's caches hold one client's weights, not several."""
+
+
+class Choice(NamedTuple):
+    """What `auto()` chose."""
+
+    num_lanes: int
+    reason: str
+    lane_bytes: int
+    """Estimate of what the lanes hold: parameters, gradient and update of each."""
+
+
+def auto() -> Strategy:
+    """Chooses the number of lanes by platform, model and size distribution, when it is traced.
+
+    The rules are those of DESIGN section 3, measured on 2 CPU cores: one lane for convolutional or
+    large models, two for uneven sizes, five for even small dense ones. On an accelerator the
+    whole cohort in lanes where sizes are even, sorted chunks where they are not (nothing measured
+    there yet). All that it looks at is static: shapes, and the largest client's share.
+
+    Example:
+      >>> auto().name
+      'auto()'
+    """
+
+    def execute(program: Program, *args: Any) -> tuple[Table, PyTree, dict[str, Any]]:
+        broadcast, data, work = args[3], args[5], args[6]
+        cohort_size = work.ids.shape[0]
+        lanes = choose(broadcast, data, cohort_size).num_lanes
+        inner = vmapped() if lanes >= cohort_size else chunked(lanes)
+        return inner.execute(program, *args)
+
+    return Strategy(execute, "auto()")
+
+
+def choose(
+    params: PyTree, data: FederatedDataset, cohort_size: int, *, platform: str | None = None
+) -> Choice:
+    """The rule of `auto()`, as a pure function of shapes.
+
+    Args:
+      params: what clients train (arrays or shapes).
+      data: the population; only its shapes and `max_client_size` are read.
+      cohort_size: clients a round, `C`.
+      platform: "cpu", "gpu" or "tpu"; default: where JAX runs.
+
+    Returns:
+      The `Choice`.
+    """
+    platform = platform or jax.default_backend()
+    leaves = jax.tree.leaves(params)
+    num_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    convolutional = any(len(leaf.shape) >= 4 for leaf in leaves)
+    # 1.0 where all clients are as large as the largest.
+    unevenness = data.max_client_size * data.num_clients / max(data.num_examples, 1)
+    uneven = unevenness > 1.5
+    if platform == "cpu":
+        if convolutional:
+            lanes, reason = 1, "convolutions on a CPU run fastest one client at a time"
+        elif num_bytes > LARGE_MODEL_BYTES:
+            lanes, reason = 1, f"{num_bytes / 2**20:.1f} MiB of weights fill the caches alone"
+        elif uneven:
+            lanes, reason = 2, f"the largest client is {unevenness:.1f} times the mean"
+        else:
+            lanes, reason = 5, "small dense model, even sizes"
+    elif uneven:
+        lanes = max(1, cohort_size // 8)
+        reason = f"the largest client is {unevenness:.1f} times the mean: sorted chunks"
+    else:
+        lanes, reason = cohort_size, "even sizes on an accelerator: the whole cohort at once"
+    lanes = min(lanes, cohort_size)
+    return Choice(lanes, f"{platform}: {reason}", 3 * lanes * num_bytes)
+
+
+def explain(
+    params: PyTree,
+    data: FederatedDataset,
+    *,
+    plan: Plan,
+    cohort_size: int,
+    platform: str | None = None,
+    num_trials: int = 32,
+) -> str:
+    """Says what `auto()` would do and why, before the run.
+
+    Args:
+      params: what clients train.
+      data: the population.
+      plan: the local work; amounts given as functions are taken as one epoch.
+      cohort_size: clients a round, `C`.
+      platform: default: where JAX runs.
+      num_trials: simulated cohorts for the share of padded steps.
+
+    Returns:
+      A few lines of text.
+    """
+    choice = choose(params, data, cohort_size, platform=platform)
+    sizes = np.asarray(data.sizes)
+    steps = planned_steps(plan, sizes)
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(len(sizes), cohort_size, replace=False) for _ in range(num_trials)]
+    padded = sum(padded_steps(steps[ids], choice.num_lanes) for ids in draws)
+    real = sum(int(steps[ids].sum()) for ids in draws)
+    return (
+        f"strategy: {choice.num_lanes} of {cohort_size} clients in lanes ({choice.reason})\n"
+        f"padded over real steps: {padded / max(real, 1):.3f}\n"
+        f"memory of the lanes: about {choice.lane_bytes / 2**20:.1f} MiB "
+        "(weights, gradients, updates; activations come on top)"
+    )
+
+
+def planned_steps(plan: Plan, sizes: np.ndarray) -> np.ndarray:
+    """Steps of every client `[N]` for constant or per-client amounts; a function counts as 1."""
+    amount = plan.epochs if plan.steps is None else plan.steps
+    amount = 1 if callable(amount) else np.asarray(amount)
+    if plan.steps is not None:
+        return np.where(sizes > 0, amount, 0)
+    per_epoch = np.minimum(sizes, 1) if plan.batch_size is None else -(-sizes // plan.batch_size)
+    return amount * per_epoch
+
+
+def padded_steps(steps: np.ndarray, num_lanes: int) -> int:
+    """Steps that `chunked(num_lanes)` computes for clients of these `steps` `[C]`."""
+    ordered = np.sort(steps)[::-1]
+    return int(
+        sum(
+            ordered[i] * min(num_lanes, len(ordered) - i)
+            if num_lanes >= len(ordered)
+            else ordered[i] * num_lanes
+            for i in range(0, len(ordered), num_lanes)
+        )
+    )

@@ -1,0 +1,117 @@
+"""Execution strategies on one device: vmapped, chunked, sequential."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lite import trees
+from fedjax_lite.checks import check_count
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.program import (
+    Program,
+    Strategy,
+    Table,
+    Work,
+    message_shape,
+    train_lanes,
+)
+from fedjax_lite.types import Array, Key, PyTree
+
+
+def vmapped() -> Strategy:
+    """The whole cohort in lanes: one loop to the longest client, finished lanes masked.
+
+    For accelerators and even sizes. Memory O(C x model).
+
+    Example:
+      >>> vmapped().name
+      'vmapped()'
+    """
+
+    def execute(program: Program, *args: Any) -> tuple[Table, PyTree, dict[str, Any]]:
+        return _execute(args[-1].ids.shape[0], program, *args)
+
+    return Strategy(execute, "vmapped()")
+
+
+def chunked(num_lanes: int) -> Strategy:
+    """The cohort sorted by steps, in chunks of `num_lanes`, each to its own longest client.
+
+    Neighbours in the order have nearly the same number of steps, so the steps wasted on masked
+    lanes are at most ``num_lanes * longest``, whatever the sizes. Empty slots are sorted last
+    and chunks of nothing else are not run. Memory O(L x model + accumulator).
+
+    Args:
+      num_lanes: clients that train at the same time, `L` >= 1.
+
+    Raises:
+      ValueError: if `num_lanes` is below 1.
+
+    Example:
+      >>> chunked(8).name
+      'chunked(8)'
+    """
+    check_count(num_lanes, "num_lanes", minimum=1)
+
+    def execute(program: Program, *args: Any) -> tuple[Table, PyTree, dict[str, Any]]:
+        return _execute(min(num_lanes, args[-1].ids.shape[0]), program, *args)
+
+    return Strategy(execute, f"chunked({num_lanes})")
+
+
+def sequential() -> Strategy:
+    """One client at a time, unbatched code inside one compiled program: ``chunked(1)``.
+
+    For CPUs with convolutional or large models, and for debugging. Memory O(model).
+
+    Example:
+      >>> sequential().name
+      'sequential()'
+    """
+    return chunked(1)._replace(name="sequential()")
+
+
+def _execute(
+    num_lanes: int,
+    program: Program,
+    key: Key,
+    table: Table,
+    acc: PyTree,
+    broadcast: PyTree,
+    round: Array,
+    data: FederatedDataset,
+    work: Work,
+) -> tuple[Table, PyTree, dict[str, Any]]:
+    cohort_size = work.ids.shape[0]
+    row = jax.tree.map(lambda leaf: leaf[0], table)
+    _, shapes = message_shape(program, broadcast, row.clients, row.uplink)
+    metrics = jax.tree.map(lambda s: jnp.zeros((cohort_size, *s.shape), s.dtype), shapes)
+
+    def run_chunk(
+        chunk: Work, table: Table, acc: PyTree, metrics: dict[str, Any]
+    ) -> tuple[Table, PyTree, dict[str, Any]]:
+        rows, messages, new = train_lanes(program, key, table, broadcast, round, data, chunk)
+        acc = program.aggregator.add(acc, messages, chunk.slots, chunk.mask)
+        table = trees.scatter_rows(table, chunk.rows, chunk.mask, rows)
+        metrics = trees.scatter_rows(metrics, chunk.slots, chunk.mask, new)
+        return table, acc, metrics
+
+    if num_lanes == cohort_size:
+        return run_chunk(work, table, acc, metrics)
+
+    # Longest first, empty slots last; a client that takes part with 0 steps still has a message.
+    order = jnp.argsort(jnp.where(work.mask, -work.num_steps, 1), stable=True)
+    padding = -cohort_size % num_lanes
+    work = jax.tree.map(lambda leaf: jnp.pad(leaf[order], (0, padding)), work)
+    num_chunks = (work.mask.sum(dtype=jnp.int32) + num_lanes - 1) // num_lanes
+
+    def body(i: Array, carry: tuple[Table, PyTree, dict]) -> tuple[Table, PyTree, dict]:
+        chunk = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * num_lanes, num_lanes), work
+        )
+        return run_chunk(chunk, *carry)
+
+    return jax.lax.fori_loop(0, num_chunks, body, (table, acc, metrics))

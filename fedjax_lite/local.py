@@ -1,0 +1,154 @@
+"""Local training: mean gradients, and local SGD as start / step / finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_lite import trees
+from fedjax_lite.aggregation.mean import Weighting, weight_by
+from fedjax_lite.types import (
+    Array,
+    Batch,
+    ClientInfo,
+    ClientUpdate,
+    Key,
+    Mean,
+    Message,
+    Params,
+    PyTree,
+)
+
+LossFn = Callable[[Params, PyTree, Key], Array]
+"""``(params, examples, key) -> [B]``, one loss per example."""
+ClientOptimizer = optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
+"""An optax optimizer, or a function of the round's number that gives one (a schedule)."""
+
+
+def mean_loss(loss: LossFn, params: Params, batch: Batch) -> Array:
+    r"""The mean loss over the real examples of a batch; 0 where there are none.
+
+    .. math::  \frac{\sum_b m_b\, \ell(x; \xi_b)}{\max(\sum_b m_b, 1)}
+
+    Args:
+      loss: per-example loss, ``(params, examples, key) -> [B]``.
+      params: the model.
+      batch: leaves `[B, ...]`; masked examples count nowhere, NaN included.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: if the loss is not one number per example.
+
+    Example:
+      >>> batch = Batch({"x": jnp.array([1.0, 3.0, 9.0])}, jnp.array([True, True, False]), None)
+      >>> float(mean_loss(lambda w, e, key: w * e["x"], 2.0, batch))
+      4.0
+    """
+    losses = loss(params, batch.examples, batch.key)
+    if jnp.shape(losses) != batch.mask.shape:
+        raise ValueError(
+            f"loss must return one value per example, shape {list(batch.mask.shape)}, got "
+            f"{list(jnp.shape(losses))}; drop the mean over the batch: the engine takes it over "
+            "the real examples"
+        )
+    losses = jnp.where(batch.mask, losses, 0)
+    return losses.sum() / jnp.maximum(batch.mask.sum(), 1).astype(losses.dtype)
+
+
+def mean_grad(loss: LossFn) -> Callable[[Params, Batch], tuple[Array, Params]]:
+    """``(params, batch) -> (mean loss, gradient)`` over the real examples of a batch.
+
+    Example:
+      >>> batch = Batch({"x": jnp.array([1.0, 3.0])}, jnp.array([True, True]), None)
+      >>> value, grad = mean_grad(lambda w, e, key: w * e["x"])(2.0, batch)
+      >>> float(value), float(grad)
+      (4.0, 2.0)
+    """
+    return jax.value_and_grad(lambda params, batch: mean_loss(loss, params, batch))
+
+
+class LocalCarry(NamedTuple):
+    """What local SGD carries from step to step."""
+
+    params: Params
+    opt_state: PyTree
+    loss: Mean
+    info: ClientInfo
+
+
+def local_sgd(
+    loss: LossFn, client_optimizer: ClientOptimizer, *, weighting: Weighting = "examples"
+) -> ClientUpdate:
+    r"""Local training from the broadcast model; sends ``server minus client``.
+
+    .. math::  y \leftarrow x; \quad K \text{ times: } y \leftarrow y + \mathrm{update}(\nabla f(y;
+               \xi)); \quad \text{send } x - y
+
+    The optimizer starts anew each round. It is given the broadcast model as the extra argument
+    ``anchor``, for transforms that pull towards it.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      client_optimizer: an optax optimizer, or a function ``(round) -> optimizer`` for schedules
+        over rounds: ``lambda r: optax.sgd(0.1 * 0.99**r)`` never recompiles.
+      weighting: "examples", "uniform" or a function of `ClientInfo`; see `weight_by`.
+
+    Returns:
+      A `ClientUpdate` without persistent rows; its metric is ``train_loss``, the mean over the
+      examples seen, each before its step.
+
+    Example:
+      >>> client = local_sgd(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(0.5))
+      >>> info = ClientInfo(*map(jnp.int32, (0, 1, 1, 0)))
+      >>> carry = client.start(None, (), jnp.array(0.0), info)
+      >>> carry = client.step(0.0, carry, Batch({"b": jnp.ones(1)}, jnp.ones(1, bool), None))
+      >>> float(client.finish(0.0, carry)[1].value)
+      -0.5
+    """
+    resolve = resolve_optimizer(client_optimizer)
+    weight = weight_by(weighting)
+    gradient = mean_grad(loss)
+
+    def start(key: Key, row: PyTree, broadcast: Params, info: ClientInfo) -> LocalCarry:
+        opt_state = resolve(info.round).init(broadcast)
+        return LocalCarry(broadcast, opt_state, Mean(jnp.float32(0), jnp.float32(0)), info)
+
+    def step(broadcast: Params, carry: LocalCarry, batch: Batch) -> LocalCarry:
+        value, grad = gradient(carry.params, batch)
+        updates, opt_state = resolve(carry.info.round).update(
+            grad, carry.opt_state, carry.params, anchor=broadcast
+        )
+        count = batch.mask.sum().astype(jnp.float32)
+        seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
+        return LocalCarry(optax.apply_updates(carry.params, updates), opt_state, seen, carry.info)
+
+    def finish(broadcast: Params, carry: LocalCarry) -> tuple[PyTree, Message, dict[str, Any]]:
+        update = trees.subtract(broadcast, carry.params)
+        return (), Message(update, weight(carry.info)), {"train_loss": carry.loss}
+
+    return ClientUpdate(lambda params: (), start, step, finish)
+
+
+def resolve_optimizer(
+    client_optimizer: ClientOptimizer,
+) -> Callable[[Array], optax.GradientTransformationExtraArgs]:
+    """Turns an optimizer, or a function of the round that gives one, into the latter.
+
+    Raises:
+      TypeError: if it is neither.
+    """
+    if isinstance(client_optimizer, optax.GradientTransformation):
+        constant = optax.with_extra_args_support(client_optimizer)
+        return lambda round: constant
+    if callable(client_optimizer):
+        return lambda round: optax.with_extra_args_support(client_optimizer(round))
+    raise TypeError(
+        "client_optimizer must be an optax optimizer or a function (round) -> optimizer, "
+        f"got {client_optimizer!r}; optax.sgd(0.1), not 0.1"
+    )

@@ -1,0 +1,199 @@
+"""Server updates: an optimizer that descends on the aggregated pseudo-gradient."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_lite import trees
+from fedjax_lite.checks import check_non_negative, check_positive
+from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate
+
+Rate = float | Array | optax.Schedule
+
+
+class ServerState(NamedTuple):
+    """The global model and the server optimizer's state."""
+
+    params: Params
+    opt_state: PyTree
+
+
+def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
+    r"""Steps an optax optimizer on the pseudo-gradient, ``server minus client``.
+
+    .. math::  x \leftarrow x + \mathrm{update}(\bar\Delta), \qquad
+               \bar\Delta = \textstyle\sum_i p_i (x - y_i)
+
+    ``optax.sgd(1.0)`` gives plain averaging. A round in which nobody counts changes nothing,
+    momentum and counters included.
+
+    Args:
+      optimizer: any optax optimizer; its schedules count rounds.
+
+    Example:
+      >>> server = optimizer_server(optax.sgd(1.0))
+      >>> state = server.init({"w": jnp.ones(2)})
+      >>> cohort = Cohort(jnp.arange(1), jnp.ones(1, bool))
+      >>> server.update(None, state, {"w": jnp.full(2, 0.25)}, cohort, {}).params["w"].tolist()
+      [0.75, 0.75]
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"server_optimizer must be an optax optimizer, got {optimizer!r}")
+
+    def init(params: Params) -> ServerState:
+        params = jax.tree.map(jnp.array, params)
+        return ServerState(params, optimizer.init(params))
+
+    def update(
+        key: Key, server: ServerState, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
+    ) -> ServerState:
+        value = trees.cast_like(value, server.params)
+        updates, opt_state = optimizer.update(value, server.opt_state, server.params)
+        new = ServerState(optax.apply_updates(server.params, updates), opt_state)
+        return trees.where(cohort.mask.any(), new, server)
+
+    return ServerUpdate(init, lambda server: server.params, update)
+
+
+class AdaptiveState(NamedTuple):
+    """First and second moment of the paper's adaptive server optimizers."""
+
+    count: Array
+    momentum: PyTree
+    second_moment: PyTree
+
+
+def adagrad(
+    learning_rate: Rate,
+    *,
+    b1: float = 0.0,
+    tau: float = 1e-3,
+    initial_accumulator: float | None = None,
+) -> optax.GradientTransformation:
+    r"""The paper's FedAdagrad: ``v <- v + d^2``; see `adam` for the rest.
+
+    Not ``optax.adagrad``, which puts its epsilon inside the root.
+
+    Args:
+      learning_rate: server rate, or a schedule over rounds.
+      b1: first moment decay (the paper's 0).
+      tau: adaptivity, the constant beside the root.
+      initial_accumulator: `v_0`; None for the paper's ``tau**2``.
+
+    Example:
+      >>> tx = adagrad(0.1)
+      >>> update, _ = tx.update(jnp.array(-1.0), tx.init(jnp.array(0.0)))
+      >>> round(float(update), 6)
+      0.0999
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
+    """
+    return _adaptive(lambda v, square: v + square, learning_rate, b1, tau, initial_accumulator)
+
+
+def adam(
+    learning_rate: Rate,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    initial_accumulator: float | None = None,
+) -> optax.GradientTransformation:
+    r"""The paper's FedAdam, without bias correction.
+
+    .. math::
+        m &\leftarrow \beta_1 m + (1 - \beta_1) d, \qquad
+        v \leftarrow \beta_2 v + (1 - \beta_2) d^2, \\
+        x &\leftarrow x - \eta\, m / (\sqrt v + \tau), \qquad v_0 = \tau^2,
+
+    for the pseudo-gradient `d`. ``optax.adam`` corrects the bias and starts at ``v_0 = 0``: both
+    are offered, under their own names.
+
+    Args:
+      learning_rate: server rate, or a schedule over rounds.
+      b1: first moment decay.
+      b2: second moment decay.
+      tau: adaptivity, the constant beside the root.
+      initial_accumulator: `v_0`; None for the paper's ``tau**2``.
+
+    Example:
+      >>> tx = adam(0.1)
+      >>> update, _ = tx.update(jnp.array(-1.0), tx.init(jnp.array(0.0)))
+      >>> round(float(update), 6)
+      0.099005
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
+    """
+    return _adaptive(
+        lambda v, square: b2 * v + (1 - b2) * square, learning_rate, b1, tau, initial_accumulator
+    )
+
+
+def yogi(
+    learning_rate: Rate,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    initial_accumulator: float | None = None,
+) -> optax.GradientTransformation:
+    r"""The paper's FedYogi: ``v <- v - (1 - b2) d^2 sign(v - d^2)``; see `adam` for the rest.
+
+    Not ``optax.yogi``, which corrects the bias.
+
+    Args:
+      learning_rate: server rate, or a schedule over rounds.
+      b1: first moment decay.
+      b2: second moment decay.
+      tau: adaptivity, the constant beside the root.
+      initial_accumulator: `v_0`; None for the paper's ``tau**2``.
+
+    Example:
+      >>> tx = yogi(0.1)
+      >>> update, _ = tx.update(jnp.array(-1.0), tx.init(jnp.array(0.0)))
+      >>> round(float(update), 6)
+      0.099005
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
+    """
+    return _adaptive(
+        lambda v, square: v - (1 - b2) * square * jnp.sign(v - square),
+        learning_rate,
+        b1,
+        tau,
+        initial_accumulator,
+    )
+
+
+def _adaptive(
+    second: Any, learning_rate: Rate, b1: Any, tau: Any, initial_accumulator: Any
+) -> optax.GradientTransformation:
+    if not callable(learning_rate):
+        check_non_negative(learning_rate, "learning_rate")
+    check_non_negative(b1, "b1")
+    check_positive(tau, "tau")
+    first = tau**2 if initial_accumulator is None else initial_accumulator
+
+    def init(params: Params) -> AdaptiveState:
+        return AdaptiveState(
+            jnp.int32(0),
+            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(lambda leaf: jnp.full_like(leaf, first), params),
+        )
+
+    def update(
+        gradient: PyTree, state: AdaptiveState, params: Params | None = None
+    ) -> tuple[PyTree, AdaptiveState]:
+        momentum = jax.tree.map(lambda m, d: b1 * m + (1 - b1) * d, state.momentum, gradient)
+        moment = jax.tree.map(lambda v, d: second(v, d * d), state.second_moment, gradient)
+        rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        updates = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + tau), momentum, moment)
+        return updates, AdaptiveState(state.count + 1, momentum, moment)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,67 @@
+"""clip(): the whole update scaled into a ball."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lite import trees
+from fedjax_lite.checks import check_positive
+from fedjax_lite.types import Array, Key, PyTree, Transform
+
+
+def clip(max_norm: float | Array) -> Transform:
+    r"""Scales a value whose global norm exceeds `max_norm` down to it.
+
+    .. math::  \Delta \leftarrow \Delta \cdot \min(1, S / \lVert \Delta \rVert_2)
+
+    with one l2 norm over the whole pytree.
+
+    Args:
+      max_norm: `S` > 0, may be traced; infinity leaves every finite value as it is.
+
+    Returns:
+      A stateless `Transform`.
+
+    Raises:
+      ValueError: if `max_norm` is not positive.
+
+    Guarantees:
+      The norm of the result is at most `max_norm` up to rounding, for every input: a value
+      that holds NaN or infinity has no direction and becomes zero. A zero value stays zero.
+
+    Example:
+      >>> value = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+      >>> _, out = clip(1.0).update(jax.random.key(0), (), value)
+      >>> round(float(out["a"][0]), 4), round(float(out["b"][0]), 4)
+      (0.6, 0.8)
+
+    Reference: McMahan et al., "Learning Differentially Private Recurrent Language Models", 2018,
+    arXiv:1710.06963.
+    """
+    check_positive(max_norm, "max_norm")
+
+    def update(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree]:
+        return state, clip_by_global_norm(value, max_norm)
+
+    return Transform(lambda value: (), update)
+
+
+def clip_by_global_norm(value: PyTree, max_norm: float | Array) -> PyTree:
+    """The function under `clip`; for values whose squares overflow see its guarantee."""
+    # Scaled by the largest entry first: the square of 1e30 is infinite in float32.
+    leaves = jax.tree.leaves(value)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]))
+    finite = jnp.isfinite(largest)
+    unit = jnp.where(finite & (largest > 0), largest, 1.0)
+    scaled = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0) / unit, value)
+    norm = trees.global_norm(scaled) * unit
+    within = norm <= max_norm
+    factor = max_norm / jnp.where(within, 1.0, norm)
+    return jax.tree.map(
+        lambda leaf, s: jnp.where(within, jnp.where(finite, leaf, 0), s * (factor * unit)).astype(
+            leaf.dtype
+        ),
+        value,
+        scaled,
+    )

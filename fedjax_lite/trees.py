@@ -1,0 +1,122 @@
+"""What ``jax.tree`` and ``optax.tree`` lack: selects by mask, weighted sums, rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_lite.types import Array, PyTree
+
+
+def where(mask: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
+    """Selects leaf by leaf; `mask` is broadcast from the left, as an axis of clients.
+
+    A select, not a product: a NaN on the side that is not taken leaves no trace.
+
+    Example:
+      >>> where(jnp.array([True, False]), jnp.ones((2, 3)), jnp.zeros((2, 3))).sum(1).tolist()
+      [3.0, 0.0]
+    """
+    return jax.tree.map(lambda a, b: jnp.where(_align(mask, a), a, b), on_true, on_false)
+
+
+def subtract(left: PyTree, right: PyTree) -> PyTree:
+    """``left - right`` leaf by leaf."""
+    return jax.tree.map(jnp.subtract, left, right)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Casts each leaf to the dtype of its counterpart."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+def broadcast_prefix(prefix: PyTree, tree: PyTree) -> PyTree:
+    """Repeats the leaves of a tree prefix until it has the structure of `tree`."""
+    return jax.tree.map(lambda leaf, sub: jax.tree.map(lambda _: leaf, sub), prefix, tree)
+
+
+def weighted_sum(values: PyTree, weights: PyTree) -> PyTree:
+    """Sums `values` `[L, ...]` with `weights`, a broadcastable prefix, over the leading axis.
+
+    Sums are in float32 or wider, so that low-precision and integer inputs lose nothing. A value
+    whose weight is 0 is left out even where it is NaN.
+    """
+
+    def one(value: Array, weight: Array) -> Array:
+        weight = _align(weight, value)
+        dtype = jnp.promote_types(jnp.promote_types(value.dtype, weight.dtype), jnp.float32)
+        counted = jnp.where(weight == 0, 0, value.astype(dtype) * weight.astype(dtype))
+        return counted.sum(0)
+
+    return jax.tree.map(one, values, broadcast_prefix(weights, values))
+
+
+def gather_rows(table: PyTree, rows: Array) -> PyTree:
+    """Rows `[L, ...]` of a table `[N, ...]`."""
+    return jax.tree.map(lambda leaf: leaf[rows], table)
+
+
+def scatter_rows(table: PyTree, rows: Array, mask: Array, values: PyTree) -> PyTree:
+    """Writes `values` `[L, ...]` into `rows` `[L]` of `table` `[N, ...]` where `mask` holds.
+
+    Masked rows are sent to index `N` and dropped, so that they cannot overwrite a real one.
+    """
+
+    def one(leaf: Array, value: Array) -> Array:
+        return leaf.at[jnp.where(mask, rows, leaf.shape[0])].set(value, mode="drop")
+
+    return jax.tree.map(one, table, values)
+
+
+def repeat_rows(row: PyTree, num_rows: int) -> PyTree:
+    """A table `[N, ...]` of equal rows."""
+    return jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], num_rows, axis=0), row)
+
+
+def zeros(shapes: PyTree) -> PyTree:
+    """Zeros for a tree of arrays or of ``jax.ShapeDtypeStruct``."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def num_bits(tree: PyTree) -> int:
+    """Bits that the leaves take uncompressed, from their shapes and dtypes."""
+    return sum(leaf.size * leaf.dtype.itemsize * 8 for leaf in jax.tree.leaves(tree))
+
+
+def global_norm(tree: PyTree) -> Array:
+    """The l2 norm over the whole tree; its gradient at zero is zero, not NaN."""
+    squares = optax.tree.norm(tree, squared=True)
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+
+
+def check_floating(tree: PyTree, name: str) -> None:
+    """Raises TypeError where a leaf is not floating point: such a leaf must not be averaged."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must be floating point, got "
+                f"{jnp.asarray(leaf).dtype}; keep counters and flags out of the parameters"
+            )
+
+
+def map_lanes(function: Callable, num_lanes: int) -> Callable:
+    """``vmap`` over lanes; with one lane the function itself on a leading axis of 1.
+
+    One lane runs unbatched code: XLA keeps a convolution a convolution, a matmul a matmul.
+    """
+    if num_lanes > 1:
+        return jax.vmap(function)
+
+    def one(*args: PyTree) -> PyTree:
+        out = function(*jax.tree.map(lambda leaf: leaf[0], args))
+        return jax.tree.map(lambda leaf: leaf[None], out)
+
+    return one
+
+
+def _align(mask: Array, leaf: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
