@@ -1,5 +1,43 @@
 """Federated data: who owns which examples, and where examples come from."""
 
 from fedjax_lite.data.dataset import FederatedDataset, from_arrays
+from fedjax_lite.data.feature_skew import brightness, contrast, noise, rotation
+from fedjax_lite.data.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
+from fedjax_lite.data.pachinko import pachinko
+from fedjax_lite.data.partition import (
+    FeatureSkew,
+    Partitioner,
+    by_key,
+    iid,
+    label_counts,
+    owners,
+    partition,
+)
+from fedjax_lite.data.quantity_skew import lognormal, power_law, quantity_dirichlet, zipf
+from fedjax_lite.data.shards import classes_per_client, shards
 
-__all__ = ["FederatedDataset", "from_arrays"]
+__all__ = [
+    "FeatureSkew",
+    "FederatedDataset",
+    "Partitioner",
+    "brightness",
+    "by_key",
+    "classes_per_client",
+    "contrast",
+    "dirichlet",
+    "dirichlet_mixture",
+    "dirichlet_quantity",
+    "from_arrays",
+    "iid",
+    "label_counts",
+    "lognormal",
+    "noise",
+    "owners",
+    "pachinko",
+    "partition",
+    "power_law",
+    "quantity_dirichlet",
+    "rotation",
+    "shards",
+    "zipf",
+]

@@ -1,0 +1,39 @@
+"""Public conformance suites: the laws that every algorithm and every slot must obey.
+
+>>> import optax, fedjax_lite as fl
+>>> from fedjax_lite import testing
+>>> def make(learning_rate, sampler, strategy):
+...     return fl.fedavg(testing.loss, optax.sgd(learning_rate), plan=fl.Plan(batch_size=2),
+...                      sampler=sampler, strategy=strategy)
+>>> testing.check_algorithm(make, laws=["finite", "empty_cohort_changes_nothing"])
+"""
+
+from fedjax_lite.testing.algorithm_laws import ALGORITHM_LAWS, check_algorithm
+from fedjax_lite.testing.problem import init_params, loss, population
+from fedjax_lite.testing.registry import AGGREGATORS, ALGORITHMS, SAMPLERS, TRANSFORMS
+from fedjax_lite.testing.slot_laws import (
+    AGGREGATOR_LAWS,
+    SAMPLER_LAWS,
+    TRANSFORM_LAWS,
+    check_aggregator,
+    check_sampler,
+    check_transform,
+)
+
+__all__ = [
+    "AGGREGATORS",
+    "AGGREGATOR_LAWS",
+    "ALGORITHMS",
+    "ALGORITHM_LAWS",
+    "SAMPLERS",
+    "SAMPLER_LAWS",
+    "TRANSFORMS",
+    "TRANSFORM_LAWS",
+    "check_aggregator",
+    "check_algorithm",
+    "check_sampler",
+    "check_transform",
+    "init_params",
+    "loss",
+    "population",
+]

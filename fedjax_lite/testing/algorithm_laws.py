@@ -1,0 +1,305 @@
+"""Laws of federated algorithms; each is a function that raises AssertionError if broken."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.lanes import chunked, sequential, vmapped
+from fedjax_lite.engine.program import Strategy
+from fedjax_lite.sampling import everyone, uniform
+from fedjax_lite.testing.problem import SIZES, init_params, population
+from fedjax_lite.types import Cohort, FederatedAlgorithm, Key, PyTree, RoundState, Sampler
+
+Make = Callable[[Any, Sampler, Strategy], FederatedAlgorithm]
+"""``(learning_rate, sampler, strategy) -> algorithm`` on the problem of `fedjax_lite.testing`."""
+
+RATE = 0.05
+NUM_ROUNDS = 3
+FOUR, ALL = uniform(4), everyone()
+LANES, CHUNKS, PAIRS, SINGLE = vmapped(), chunked(3), chunked(2), sequential()
+
+
+def check_algorithm(make: Make, *, laws: Iterable[str] | None = None) -> None:
+    """Runs the laws on an algorithm of one's own.
+
+    Args:
+      make: ``(learning_rate, sampler, strategy) -> FederatedAlgorithm``; the learning rate may
+        be traced. It trains `fedjax_lite.testing.loss`.
+      laws: names out of `ALGORITHM_LAWS`; default all.
+
+    Raises:
+      AssertionError: naming the law that does not hold.
+      ValueError: if a law's name is unknown.
+
+    Example:
+      >>> import optax, fedjax_lite as fl
+      >>> from fedjax_lite import testing
+      >>> make = lambda rate, sampler, strategy: fl.fedsgd(
+      ...     testing.loss, optax.sgd(rate), sampler=sampler, strategy=strategy)
+      >>> check_algorithm(make, laws=["finite"])
+    """
+    run_laws(ALGORITHM_LAWS, make, laws)
+
+
+def run_laws(table: dict[str, Callable], subject: Any, laws: Iterable[str] | None) -> None:
+    """Runs laws of a table by name; the failing law is named in the error."""
+    for name in table if laws is None else laws:
+        if name not in table:
+            raise ValueError(f"laws must be among {sorted(table)}, got {name!r}")
+        try:
+            table[name](subject)
+        except AssertionError as error:
+            raise AssertionError(f"law {name!r} does not hold: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def build(make: Make, sampler: Sampler, strategy: Strategy) -> FederatedAlgorithm:
+    """One algorithm object for several laws, so that they share its compiled round."""
+    return make(RATE, sampler, strategy)
+
+
+def start(
+    make: Make, *, sampler: Sampler = FOUR, strategy: Strategy = PAIRS, data: Any = None
+) -> tuple[FederatedAlgorithm, Key, RoundState, FederatedDataset]:
+    """The algorithm, a key, its first state and the data of the tiny problem."""
+    algo = build(make, sampler, strategy)
+    key = jax.random.key(0)
+    data = population() if data is None else data
+    return algo, key, algo.init(key, init_params(jax.random.key(7)), data), data
+
+
+def rounds(
+    algo: FederatedAlgorithm,
+    key: Key,
+    state: RoundState,
+    data: FederatedDataset,
+    num_rounds: int = NUM_ROUNDS,
+) -> RoundState:
+    """Several rounds, one call each."""
+    for _ in range(num_rounds):
+        state, _ = algo.round(key, state, data)
+    return state
+
+
+def same(left: PyTree, right: PyTree, *, exact: bool = False, message: str = "") -> None:
+    """Asserts that two trees agree: in every bit, or up to float32 rounding."""
+    assert jax.tree.structure(left) == jax.tree.structure(right), f"structures differ {message}"
+    pairs = zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True)
+    for (path, a), b in pairs:
+        a, b, name = np.asarray(a), np.asarray(b), jax.tree_util.keystr(path)
+        if exact or a.dtype.kind != "f":
+            assert a.tobytes() == b.tobytes(), f"{name} differs {message}: {a} against {b}"
+        else:
+            scale = max(1.0, float(np.abs(b).max(initial=0)))
+            close = np.allclose(a, b, rtol=2e-5, atol=2e-6 * scale, equal_nan=True)
+            assert close, f"{name} differs {message}: {a} against {b}"
+
+
+def structure_is_stable(make: Make) -> None:
+    """State structure, shapes and dtypes are the same before and after a round."""
+    algo, key, state, data = start(make)
+    shape = jax.eval_shape(lambda: state)
+    after = jax.eval_shape(algo.round, key, state, data)[0]
+    assert jax.tree.structure(shape) == jax.tree.structure(after)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(shape), jax.tree.leaves(after), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), f"{name}: {a} became {b}"
+
+
+def jit_changes_nothing(make: Make) -> None:
+    """A compiled round equals the round run operation by operation."""
+    algo, key, state, data = start(make)
+    with jax.disable_jit():
+        eager = algo.round(key, state, data)
+    same(algo.round(key, state, data), eager)
+
+
+def scan_equals_calls(make: Make) -> None:
+    """A scan over rounds equals a call a round."""
+    algo, key, state, data = start(make)
+    scanned, _ = jax.jit(
+        lambda key, state, data: jax.lax.scan(
+            lambda s, _: algo.round(key, s, data), state, None, length=NUM_ROUNDS
+        )
+    )(key, state, data)
+    same(scanned, rounds(algo, key, state, data))
+
+
+def vmap_equals_loop(make: Make) -> None:
+    """A vmap over seeds equals a loop over them, and seeds differ."""
+    algo, _, state, data = start(make)
+    keys = jax.random.split(jax.random.key(3), 3)
+    many = jax.jit(jax.vmap(algo.round, in_axes=(0, None, None)))(keys, state, data)
+    for i, key in enumerate(keys):
+        one = jax.tree.map(lambda leaf: leaf[i], many)  # noqa: B023
+        same(one, algo.round(key, state, data))
+    params = jax.tree.leaves(many[0].server)
+    moved = any(bool((leaf[0] != leaf[1]).any()) for leaf in params)
+    assert moved, "two seeds gave the same round: keys do not depend on the seed"
+
+
+def strategies_agree(make: Make) -> None:
+    """Every execution strategy gives the same rounds."""
+    results = []
+    for strategy in (LANES, CHUNKS, SINGLE):
+        algo, key, state, data = start(make, strategy=strategy)
+        results.append(rounds(algo, key, state, data))
+    same(results[0], results[1], message="between vmapped and chunked(3)")
+    same(results[0], results[2], message="between vmapped and sequential")
+
+
+def never_retraces(make: Make) -> None:
+    """One trace serves every round and every value of the learning rate."""
+    traces = []
+
+    @jax.jit
+    def one_round(rate, key, state, data):
+        traces.append(1)
+        return make(rate, FOUR, PAIRS).round(key, state, data)[0]
+
+    _, key, state, data = start(make)
+    first = one_round(RATE, key, state, data)
+    second = one_round(RATE, key, first, data)
+    other = one_round(RATE / 2, key, first, data)
+    assert len(traces) == 1, f"{len(traces)} traces for three calls"
+    changed = [
+        bool((a != b).any())
+        for a, b in zip(jax.tree.leaves(second.server), jax.tree.leaves(other.server), strict=True)
+    ]
+    assert any(changed), "the learning rate has no effect: it was compiled in"
+
+
+def no_host_transfer(make: Make) -> None:
+    """A round of a compiled program moves nothing between host and device."""
+    algo, key, state, data = start(make)
+    state, _ = algo.round(key, state, data)
+    with jax.transfer_guard("disallow"):
+        jax.block_until_ready(algo.round(key, state, data))
+
+
+def keys_are_used_once(make: Make) -> None:
+    """JAX's key-reuse checker finds nothing."""
+    algo, key, state, data = start(make)
+    with jax.debug_key_reuse(True):
+        algo.round(key, state, data)
+
+
+def slots_do_not_matter(make: Make) -> None:
+    """A cohort in another order gives the same state."""
+    algo, key, state, data = start(make)
+    ids = jnp.array([5, 0, 3, 1], jnp.int32)
+    order = jnp.array([2, 0, 3, 1])
+    cohort = Cohort(ids, jnp.array([True, True, True, False]))
+    shuffled = Cohort(ids[order], cohort.mask[order])
+    same(algo.round(key, state, data, cohort)[0], algo.round(key, state, data, shuffled)[0])
+
+
+def masked_clients_leave_no_trace(make: Make) -> None:
+    """A masked client's data, NaN included, have exactly zero effect."""
+    cohort = Cohort(jnp.array([0, 5, 1, 6], jnp.int32), jnp.array([True, False, True, True]))
+    results = []
+    for extra in ({"poisoned": 5}, {"zeroed": 5}):
+        for strategy in (LANES, CHUNKS, SINGLE):
+            algo, key, state, data = start(make, strategy=strategy, data=population(**extra))
+            results.append(algo.round(key, state, data, cohort))
+    for poisoned, zeroed in zip(results[:3], results[3:], strict=True):
+        same(poisoned, zeroed, exact=True)
+    before, after = state, results[0][0]
+    for a, b in zip(
+        jax.tree.leaves((before.clients, before.uplink)),
+        jax.tree.leaves((after.clients, after.uplink)),
+        strict=True,
+    ):
+        assert bool((a[5] == b[5]).all()), "the row of a masked client changed"
+
+
+def empty_clients_change_nothing(make: Make) -> None:
+    """A client without data leaves no trace beside others."""
+    assert SIZES[3] == 0
+    algo, key, state, data = start(make)
+    pair = Cohort(jnp.array([0, 3], jnp.int32), jnp.array([True, True]))
+    alone = Cohort(jnp.array([0, 3], jnp.int32), jnp.array([True, False]))
+    same(
+        algo.round(key, state, data, pair)[0].server, algo.round(key, state, data, alone)[0].server
+    )
+
+
+def empty_cohort_changes_nothing(make: Make) -> None:
+    """A round in which nobody takes part leaves server and rows as they are, after any history."""
+    algo, key, state, data = start(make)
+    state = rounds(algo, key, state, data, 2)
+    nobody = Cohort(jnp.array([0, 1, 2, 5], jnp.int32), jnp.zeros(4, bool))
+    after, _ = algo.round(key, state, data, nobody)
+    same(after.server, state.server, exact=True)
+    same((after.clients, after.uplink), (state.clients, state.uplink), exact=True)
+    assert int(after.round) == int(state.round) + 1
+
+
+def finite(make: Make) -> None:
+    """Everything is finite after rounds with everyone, metrics included, and something moved."""
+    algo, key, state, data = start(make, sampler=ALL)
+    before = state
+    for _ in range(NUM_ROUNDS):
+        state, metrics = algo.round(key, state, data)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
+        assert bool(jnp.isfinite(leaf).all()), f"{jax.tree_util.keystr(path)} is not finite"
+    moved = any(
+        bool((a != b).any())
+        for a, b in zip(
+            jax.tree.leaves(before.server.params), jax.tree.leaves(state.server.params), strict=True
+        )
+    )
+    assert moved, "three rounds did not change the parameters"
+
+
+def survives_a_checkpoint(make: Make) -> None:
+    """A state written to bytes and read back in mid-run ends in the same bits."""
+    algo, key, state, data = start(make)
+    straight = rounds(algo, key, state, data, 4)
+    half = rounds(algo, key, state, data, 2)
+    leaves, structure = jax.tree.flatten(half)
+    stored = [(np.asarray(leaf).tobytes(), leaf.dtype, leaf.shape) for leaf in leaves]
+    restored = [jnp.asarray(np.frombuffer(b, d).reshape(s)) for b, d, s in stored]
+    same(rounds(algo, key, jax.tree.unflatten(structure, restored), data, 2), straight, exact=True)
+
+
+def caller_keeps_its_arrays(make: Make) -> None:
+    """Donating the state does not destroy the parameters that the caller passed in."""
+    algo = build(make, FOUR, PAIRS)
+    params, data, key = init_params(jax.random.key(7)), population(), jax.random.key(0)
+    before = jax.tree.map(np.array, params)
+    state = algo.init(key, params, data)
+    step = jax.jit(algo.round, donate_argnums=1)
+    state, _ = step(key, state, data)
+    same(jax.tree.map(np.array, params), before, exact=True)
+
+
+ALGORITHM_LAWS: dict[str, Callable[[Make], None]] = {
+    law.__name__: law
+    for law in (
+        structure_is_stable,
+        jit_changes_nothing,
+        scan_equals_calls,
+        vmap_equals_loop,
+        strategies_agree,
+        never_retraces,
+        no_host_transfer,
+        keys_are_used_once,
+        slots_do_not_matter,
+        masked_clients_leave_no_trace,
+        empty_clients_change_nothing,
+        empty_cohort_changes_nothing,
+        finite,
+        survives_a_checkpoint,
+        caller_keeps_its_arrays,
+    )
+}
