@@ -29,7 +29,9 @@ from fedjax_lite.engine import (
     shuffle_index,
     vmapped,
 )
+from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
+from fedjax_lite.loop import RunInterrupted, run
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.transforms import chain, clip, identity
@@ -61,6 +63,7 @@ __all__ = [
     "Message",
     "Plan",
     "RoundState",
+    "RunInterrupted",
     "Sampler",
     "ServerUpdate",
     "Transform",
@@ -73,6 +76,8 @@ __all__ = [
     "data",
     "dropout",
     "engine",
+    "evaluate_clients",
+    "evaluator",
     "everyone",
     "explain",
     "fedadagrad",
@@ -90,9 +95,11 @@ __all__ = [
     "models",
     "optimizer_server",
     "poisson",
+    "run",
     "sequential",
     "server",
     "shuffle_index",
+    "summarize_clients",
     "transforms",
     "uniform",
     "vmapped",

@@ -1,6 +1,7 @@
 """Federated data: who owns which examples, and where examples come from."""
 
 from fedjax_lite.data.dataset import FederatedDataset, from_arrays
+from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
 from fedjax_lite.data.feature_skew import brightness, contrast, noise, rotation
 from fedjax_lite.data.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
 from fedjax_lite.data.pachinko import pachinko
@@ -13,10 +14,20 @@ from fedjax_lite.data.partition import (
     owners,
     partition,
 )
+from fedjax_lite.data.quadratics import (
+    quadratic_form_loss,
+    quadratic_forms,
+    quadratic_loss,
+    quadratics,
+)
 from fedjax_lite.data.quantity_skew import lognormal, power_law, quantity_dirichlet, zipf
 from fedjax_lite.data.shards import classes_per_client, shards
+from fedjax_lite.data.sources import load, source_of
+from fedjax_lite.data.synthetic import synthetic
 
 __all__ = [
+    "DatasetFormatError",
+    "DatasetNotFoundError",
     "FeatureSkew",
     "FederatedDataset",
     "Partitioner",
@@ -30,14 +41,21 @@ __all__ = [
     "from_arrays",
     "iid",
     "label_counts",
+    "load",
     "lognormal",
     "noise",
     "owners",
     "pachinko",
     "partition",
     "power_law",
+    "quadratic_form_loss",
+    "quadratic_forms",
+    "quadratic_loss",
+    "quadratics",
     "quantity_dirichlet",
     "rotation",
     "shards",
+    "source_of",
+    "synthetic",
     "zipf",
 ]

@@ -1,0 +1,38 @@
+"""Models as pure functions: reference networks, adapters, and the layers they are made of."""
+
+from fedjax_lite.models.augment import augmented, random_images
+from fedjax_lite.models.cnn import cnn
+from fedjax_lite.models.conv import conv, conv_general_dilated
+from fedjax_lite.models.conv_nets import cifar_cnn24, conv_net, lenet, mcmahan_cnn, pfl_cnn
+from fedjax_lite.models.dense_nets import linear, mlp
+from fedjax_lite.models.flax_adapters import from_linen, from_nnx
+from fedjax_lite.models.functions import from_functions
+from fedjax_lite.models.losses import accuracy, check_per_example, cross_entropy
+from fedjax_lite.models.model import Model
+from fedjax_lite.models.pooling import avg_pool, max_pool
+from fedjax_lite.models.recurrent import char_lstm
+
+__all__ = [
+    "Model",
+    "accuracy",
+    "augmented",
+    "avg_pool",
+    "char_lstm",
+    "check_per_example",
+    "cifar_cnn24",
+    "cnn",
+    "conv",
+    "conv_general_dilated",
+    "conv_net",
+    "cross_entropy",
+    "from_functions",
+    "from_linen",
+    "from_nnx",
+    "lenet",
+    "linear",
+    "max_pool",
+    "mcmahan_cnn",
+    "mlp",
+    "pfl_cnn",
+    "random_images",
+]

@@ -9,7 +9,7 @@ from fedjax_lite.types import Array, Key, Params, PyTree
 
 
 class Model(NamedTuple):
-    """A network and its loss as pure functions; examples are dicts such as ``{"x": ..., "y": ...}``."""
+    """A network and its loss as pure functions of examples such as ``{"x": ..., "y": ...}``."""
 
     init: Callable[[Key], Params]
     """``(key) -> params``."""

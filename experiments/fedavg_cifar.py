@@ -1,0 +1,198 @@
+"""FedAvg on CIFAR-10: a federated run from the command line, start to plots.
+
+    python experiments/fedavg_cifar.py
+    python experiments/fedavg_cifar.py --partition shards --server-optimizer momentum --seed 1
+    python experiments/fedavg_cifar.py --output-dir outputs/mine --resume
+
+Writes config.json, metrics.jsonl and .csv, checkpoints/ and PNG plots to the output directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from flags import ClientFlags, DataFlags, ServerFlags, strategy, with_labels
+
+import fedjax_lite as fl
+from fedjax_lite import report
+from fedjax_lite.history import save_json_atomic, to_python
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Length of the run, model, and where results go."""
+
+    num_rounds: int = 150
+    """Rounds of communication in all."""
+    model: Literal["auto", "cnn", "2nn", "linear", "lenet", "mcmahan_cnn", "pfl_cnn"] = "auto"
+    """auto: a small GroupNorm CNN."""
+    augment: bool = False
+    """Random flips and crops in local training."""
+    strategy: str = "auto"
+    """How clients are laid on the device: auto, vmapped, sequential or chunked:L."""
+    seed: int = 0
+    """Of partition, parameters, cohorts and batches."""
+    every: int = 10
+    """Rounds between evaluations."""
+    output_dir: Path | None = None
+    """Default: a new folder outputs/fedavg-<data set>-<date>-<time>."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --output-dir."""
+    overwrite: bool = False
+    """Replace an earlier run's files in --output-dir."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+    smoke: bool = False
+    """A run of seconds: 4 rounds, few examples, small cohorts; to see that everything works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """FedAvg and its server optimizers on partitioned image data."""
+
+    data: tyro.conf.OmitArgPrefixes[DataFlags] = dataclasses.field(default_factory=DataFlags)
+    client: tyro.conf.OmitArgPrefixes[ClientFlags] = dataclasses.field(default_factory=ClientFlags)
+    server: tyro.conf.OmitArgPrefixes[ServerFlags] = dataclasses.field(default_factory=ServerFlags)
+    run: tyro.conf.OmitArgPrefixes[RunFlags] = dataclasses.field(default_factory=RunFlags)
+
+
+def load(flags: DataFlags) -> tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The data set really used, and its two splits."""
+    name = "cifar10" if flags.dataset == "auto" else flags.dataset
+    try:
+        return name, *fl.data.load(name, data_dir=flags.data_dir)
+    except fl.data.DatasetNotFoundError as error:
+        if flags.dataset != "auto":
+            raise
+        print(
+            f"\nNOTICE: CIFAR-10 is not at hand, so this run uses scikit-learn's digits.\n{error}\n"
+        )
+        return "digits", *fl.data.load("digits")
+
+
+def build_model(name: str, train: dict[str, np.ndarray], num_classes: int) -> fl.models.Model:
+    """A model by name for the images at hand."""
+    shape = train["x"].shape[1:]
+    factories: dict[str, Any] = {
+        "auto": fl.models.cnn,
+        "cnn": fl.models.cnn,
+        "linear": fl.models.linear,
+        "lenet": fl.models.lenet,
+        "mcmahan_cnn": fl.models.mcmahan_cnn,
+        "pfl_cnn": fl.models.pfl_cnn,
+        "2nn": lambda **options: fl.models.mlp((200, 200), **options),
+    }
+    return factories[name](num_classes=num_classes, input_shape=shape)
+
+
+def smoke(flags: Flags, train: dict, test: dict) -> tuple[Flags, dict, dict]:
+    """The same run in seconds: 4 rounds on 500 examples."""
+    rows = np.random.default_rng(0).permutation(len(train["y"]))[:500]
+    flags = dataclasses.replace(
+        flags,
+        data=dataclasses.replace(
+            flags.data, num_clients=min(flags.data.num_clients, 10), min_size=1
+        ),
+        client=dataclasses.replace(flags.client, cohort_size=min(flags.client.cohort_size, 4)),
+        run=dataclasses.replace(flags.run, num_rounds=4, every=2),
+    )
+    return flags, {k: v[rows] for k, v in train.items()}, {k: v[:200] for k, v in test.items()}
+
+
+def main(flags: Flags) -> dict[str, Any]:
+    """Runs the experiment and returns the last row of its history."""
+    began = time.perf_counter()
+    name, train, test = load(flags.data)
+    num_classes = int(max(train["y"].max(), test["y"].max())) + 1
+    if flags.run.smoke:
+        flags, train, test = smoke(flags, train, test)
+    run = flags.run
+    if run.resume and run.output_dir is None:
+        raise ValueError("--resume needs the --output-dir of the run to go on with")
+    output_dir = run.output_dir or Path("outputs") / time.strftime(f"fedavg-{name}-%Y%m%d-%H%M%S")
+
+    owners = fl.data.partition(train, flags.data.partitioner(run.seed))
+    data = dataclasses.replace(owners, examples=with_labels(owners.examples))
+    model = build_model(run.model, train, num_classes)
+    trained = fl.models.augmented(model) if run.augment else model
+    algo = fl.fedavg(
+        trained.loss,
+        flags.client.optimizer(run.num_rounds),
+        plan=flags.client.plan(),
+        sampler=flags.client.sampler(),
+        server_optimizer=flags.server.optimizer(run.num_rounds),
+        weighting=flags.server.weighting,
+        strategy=strategy(run.strategy),
+    )
+    key = jax.random.key(run.seed)
+    params = model.init(key)
+    state = algo.init(key, params, data)
+
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{name}: {data.num_examples} examples, {data.num_clients} clients, {size} parameters")
+    if run.strategy == "auto":
+        print(
+            fl.explain(params, data, plan=flags.client.plan(), cohort_size=flags.client.cohort_size)
+        )
+    state, history = fl.run(
+        algo,
+        key,
+        state,
+        data,
+        num_rounds=run.num_rounds,
+        evaluate=fl.evaluator(model, with_labels(test)),
+        every=run.every,
+        output_dir=output_dir,
+        resume=run.resume,
+        overwrite=run.overwrite,
+        tensorboard=run.tensorboard,
+        config={**settings(flags), "dataset_used": name, "num_parameters": size},
+    )
+    clients = fl.evaluate_clients(model, state.server.params, data)
+    summary = fl.summarize_clients(clients["accuracy"], clients["size"])
+    save_json_atomic(
+        output_dir / "clients.json",
+        {
+            "dataset": name,
+            "round": int(state.round),
+            "train_accuracy": {k: to_python(v) for k, v in summary.items()},
+        },
+    )
+    plots(output_dir, name, history, clients, fl.data.label_counts(data, num_classes))
+    last = history[-1]
+    print(
+        f"{name}: test accuracy {last['test_accuracy']:.4f} after {last['round']} rounds, "
+        f"{time.perf_counter() - began:.0f} s in all; results in {output_dir}"
+    )
+    return last
+
+
+def settings(flags: Flags) -> dict[str, Any]:
+    """The flags as a flat dict of JSON values."""
+    flat: dict[str, Any] = {}
+    for group in dataclasses.asdict(flags).values():
+        flat.update({k: str(v) if isinstance(v, Path) else v for k, v in group.items()})
+    return flat
+
+
+def plots(output_dir: Path, name: str, history: list, clients: dict, counts: np.ndarray) -> None:
+    """Curves, client accuracies and the partition, as PNG files."""
+    report.plot_curves(history, dataset=name, title="FedAvg", path=output_dir / "curves.png")
+    report.plot_client_accuracies(
+        clients["accuracy"], dataset=name, title="FedAvg", path=output_dir / "clients.png"
+    )
+    report.plot_partition(counts, dataset=name, path=output_dir / "partition.png")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Flags, description=__doc__))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

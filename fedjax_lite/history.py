@@ -1,0 +1,352 @@
+"""The record of a run: one row a round in metrics.jsonl, metrics.csv and TensorBoard files.
+
+Numbers are written by `repr`, so they read back bit for bit. JSON has no NaN and no infinity:
+both are written as `null` and read back as NaN; CSV has `nan` and `inf` as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from fedjax_lite.types import Key
+
+Row: TypeAlias = dict[str, Any]
+"""``{"round": 10, "train_loss": 0.5, "test_accuracy": 0.8, "seconds": 3.1}``."""
+
+
+class History:
+    """Rows of a run, in memory and, with a directory, on disk.
+
+    Rows are appended to ``metrics.jsonl`` and flushed at once; ``metrics.csv`` (the same rows, the
+    union of their columns) is replaced as a whole by `sync`.
+
+    Args:
+      directory: where the files go; None keeps the rows in memory only.
+      resume_round: None starts anew. A number keeps the rows of the file up to that round and
+        drops later ones and a line torn by a kill.
+      tensorboard: also write event files under ``tensorboard/``.
+
+    Raises:
+      ImportError: if `tensorboard` is asked for and tensorboardX is not installed.
+
+    Example:
+      >>> history = History(None)
+      >>> history.append([{"round": 1, "train_loss": 0.5}])
+      >>> history.rows[-1]["train_loss"]
+      0.5
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        *,
+        resume_round: int | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        self.rows: list[Row] = []
+        self._directory = None if directory is None else Path(directory)
+        self._file: io.TextIOWrapper | None = None
+        self._events: Any = None
+        if self._directory is None:
+            return
+        if tensorboard:
+            self._events = _event_writer(self._directory / "tensorboard", resume_round)
+        path = self._directory / "metrics.jsonl"
+        if resume_round is not None:
+            self.rows = [row for row in read_rows(path) if row["round"] <= resume_round]
+        save_text_atomic(path, "".join(to_line(row) for row in self.rows))
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds rows and flushes them to the file."""
+        self.rows.extend(rows)
+        if self._file is not None:
+            self._file.write("".join(to_line(row) for row in rows))
+            self._file.flush()
+        if self._events is not None:
+            for row in rows:
+                for name, value in row.items():
+                    if name != "round" and isinstance(value, int | float):
+                        self._events.add_scalar(name, value, row["round"])
+
+    def sync(self) -> None:
+        """Puts the rows on the disk itself, before a checkpoint that relies on them."""
+        if self._file is not None and self._directory is not None:
+            os.fsync(self._file.fileno())
+            save_text_atomic(self._directory / "metrics.csv", to_csv(self.rows))
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        """Syncs and closes the files; rows stay in memory."""
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def to_line(row: Mapping[str, Any]) -> str:
+    r"""One row as a line of strict JSON.
+
+    Args:
+      row: numbers, strings, booleans or lists of them.
+
+    Returns:
+      The line with its newline; NaN and infinities are null.
+
+    Example:
+      >>> to_line({"round": 1, "train_loss": float("nan")})
+      '{"round": 1, "train_loss": null}\n'
+    """
+    return json.dumps(_finite(dict(row)), allow_nan=False) + "\n"
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Reads metrics.jsonl; null becomes NaN, a torn last line is left out.
+
+    Args:
+      path: the file; no rows where it does not exist.
+
+    Returns:
+      The rows, oldest first.
+
+    Raises:
+      ValueError: if a line that is not the last one is damaged.
+
+    Example:
+      >>> read_rows("/nowhere/metrics.jsonl")
+      []
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not line.endswith("\n") or not isinstance(row, dict) or "round" not in row:
+                raise ValueError("not a complete row")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"line {number} of {path} is damaged: {line[:80]!r}") from error
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
+    return rows
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV under the union of their columns, in order of first appearance.
+
+    Args:
+      rows: as `History.rows`; a row without a column leaves its cell empty.
+
+    Returns:
+      The text, lines ended by a newline.
+
+    Example:
+      >>> print(to_csv([{"round": 0, "test_loss": 2.5}, {"round": 1, "train_loss": 0.1}]))
+      round,test_loss,train_loss
+      0,2.5,
+      1,,0.1
+      <BLANKLINE>
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_python(value: Any) -> Any:
+    """A metric as a plain number, or as nested lists where it is no scalar.
+
+    Args:
+      value: a number or an array of any dtype; bfloat16 and float16 widen exactly.
+
+    Returns:
+      bool, int, float or a list of them.
+
+    Example:
+      >>> to_python(np.float32(0.5)), to_python(np.int32(3)), to_python(np.arange(2))
+      (0.5, 3, [0, 1])
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":  # bfloat16 and other small floats have no Python twin
+        array = array.astype(np.float64)
+    return array.tolist()
+
+
+def save_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file under a temporary name in the same folder and moves it into place.
+
+    Args:
+      path: the file; its folder must exist.
+      text: what it is to hold, in UTF-8.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_text_atomic(folder + "/note.txt", "done")
+      ...     Path(folder, "note.txt").read_text()
+      'done'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes strict, indented JSON atomically; NaN and infinities are null.
+
+    Args:
+      path: the file; its folder must exist.
+      value: dicts, lists, strings, numbers, booleans, None.
+
+    Raises:
+      TypeError: if something in `value` has no JSON form; nothing is written then.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_json_atomic(folder + "/config.json", {"num_rounds": 5})
+      ...     json.loads(Path(folder, "config.json").read_text())
+      {'num_rounds': 5}
+    """
+    save_text_atomic(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides a run's numbers, and the device that it runs on.
+
+    Returns:
+      ``python, jax, jaxlib, optax, flax, numpy, fedjax_lite, platform, device, num_devices``;
+      a package that is not installed is "not installed".
+
+    Example:
+      >>> versions()["jax"] == jax.__version__
+      True
+    """
+    found = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "optax", "flax", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    from fedjax_lite import __version__  # here, because the package imports this module
+
+    devices = jax.devices()
+    return found | {
+        "fedjax_lite": __version__,
+        "platform": f"{platform.system()} {platform.machine()}, {devices[0].platform}",
+        "device": devices[0].device_kind,
+        "num_devices": str(len(devices)),
+    }
+
+
+def make_settings(config: Mapping[str, Any], key: Key) -> dict[str, Any]:
+    """What ``config.json`` holds: the caller's config, the run's key, and `versions`.
+
+    Args:
+      config: anything with a JSON form.
+      key: the typed key of the run.
+
+    Returns:
+      ``{"config": ..., "key": words of the key, "versions": ...}``.
+
+    Raises:
+      TypeError: if `config` has no JSON form.
+
+    Example:
+      >>> make_settings({"num_clients": 5}, jax.random.key(7))["key"]
+      [0, 7]
+    """
+    try:
+        plain = json.loads(json.dumps(_finite(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"config must have a JSON form (numbers, strings, lists, dicts): {error}"
+        ) from error
+    return {"config": plain, "key": jax.random.key_data(key).tolist(), "versions": versions()}
+
+
+def check_settings(
+    saved: Mapping[str, Any], new: Mapping[str, Any], *, may_change: Sequence[str] = ()
+) -> list[str]:
+    """Checks that a resumed run has the settings of the run that it resumes.
+
+    Args:
+      saved: `make_settings` of the earlier run, as read back from its file.
+      new: `make_settings` of this run.
+      may_change: top-level keys of the config that may differ.
+
+    Returns:
+      Notices: versions that changed in between, which may change last bits.
+
+    Raises:
+      ValueError: if config or key differ; the message lists what was and what is.
+
+    Example:
+      >>> old, new = ({"config": {"alpha": a}, "key": [0, 1]} for a in (0.1, 0.3))
+      >>> check_settings(old, new, may_change=["alpha"])
+      []
+    """
+    was, now = (dict(x.get("config") or {}, key=x.get("key")) for x in (saved, new))
+    missing = object()
+    differs = [
+        f"  {name}: was {was.get(name, 'absent')!r}, is {now.get(name, 'absent')!r}"
+        for name in {**was, **now}
+        if name not in may_change and was.get(name, missing) != now.get(name, missing)
+    ]
+    if differs:
+        raise ValueError(
+            "the run to resume had another config; give the same one, or another output_dir:\n"
+            + "\n".join(differs)
+        )
+    before, after = saved.get("versions") or {}, new.get("versions") or {}
+    changed = [
+        f"{n} {before[n]} -> {after[n]}" for n in after if before.get(n, after[n]) != after[n]
+    ]
+    return [f"versions changed, last bits may differ: {', '.join(changed)}"] if changed else []
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _event_writer(directory: Path, resume_round: int | None) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard=True needs tensorboardX: pip install 'fedjax_lite[tensorboard]'"
+        ) from error
+    if resume_round is None:
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        return SummaryWriter(str(directory))
+    return SummaryWriter(str(directory), purge_step=resume_round + 1)

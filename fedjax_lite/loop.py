@@ -1,0 +1,395 @@
+"""run: the only host loop. Between compiled calls of many rounds it evaluates, logs and saves."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite import checkpoint
+from fedjax_lite.checks import check_count, check_key
+from fedjax_lite.history import (
+    History,
+    Row,
+    check_settings,
+    make_settings,
+    save_json_atomic,
+    to_python,
+)
+from fedjax_lite.progress import Progress
+from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
+
+MAY_CHANGE = ("num_rounds", "progress", "resume", "overwrite", "output_dir", "tensorboard")
+"""Keys of a config that a resumed run may change without changing any result."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `run`: carries what had been reached.
+
+    Attributes:
+      state: the state after the last complete call.
+      history: its rows.
+    """
+
+    def __init__(self, message: str, state: RoundState, history: list[Row]) -> None:
+        super().__init__(message)
+        self.state, self.history = state, history
+
+
+def run(
+    algo: FederatedAlgorithm,
+    key: Key,
+    state: RoundState,
+    data: PyTree,
+    *,
+    num_rounds: int,
+    evaluate: Callable[[RoundState], Mapping[str, Any]] | None = None,
+    every: int = 10,
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    tensorboard: bool = False,
+    config: Mapping[str, Any] | None = None,
+    config_may_change: Sequence[str] = MAY_CHANGE,
+    checkpoint_every: int | None = None,
+    keep: int = 2,
+) -> tuple[RoundState, list[Row]]:
+    """Runs rounds until `num_rounds` of them are done, and records them.
+
+    One program is compiled: a loop of at most `every` rounds whose number is an argument. Every
+    round runs in the same program however rounds are grouped into calls, so ``run(100)`` and then
+    ``run(200)`` on its state, or a run killed and resumed, gives ``run(200)`` byte for byte.
+    Calls end at multiples of `every`; between them the host evaluates, logs and saves. The
+    state is donated from call to call; the caller's own is copied once and stays usable.
+
+    A first SIGINT or SIGTERM finishes the running call, saves, tells how to resume and then
+    raises; a second SIGINT ends the process at once (in IPython: raises at once). Signals are
+    seen while the device computes, but not while XLA compiles.
+
+    Args:
+      algo: what a round does; every round is given the same `key`.
+      key: a typed key; with ``state.round`` and the clients' ids it fixes all randomness.
+      state: from ``algo.init``, or the state that an earlier run returned.
+      data: arrays handed to ``algo.round``, as a rule a `FederatedDataset`.
+      num_rounds: the total to reach, counting those that ``state.round`` says are done.
+      evaluate: ``(state) -> {name: number}``, such as ``evaluator(model, test)``; called on the
+        initial state, after every multiple of `every`, and after the last round.
+      every: rounds per call.
+      output_dir: folder for ``metrics.jsonl``, ``metrics.csv``, ``config.json`` (with `config`),
+        ``checkpoints/`` and ``tensorboard/``. None writes nothing.
+      resume: go on from the newest checkpoint; `state` then gives only the structure. Starts
+        anew, with a notice, where there is none.
+      overwrite: replace an earlier run's files; files of other names are left alone.
+      progress: show a bar or plain lines.
+      tensorboard: also write TensorBoard event files.
+      config: JSON-like settings of the run, kept in ``config.json`` beside the key and the
+        versions; a resumed run must agree with them.
+      config_may_change: top-level keys of `config` that may differ on resume.
+      checkpoint_every: save at the first end of a call that reaches each multiple of this many
+        rounds; None for `every`. The last round is always saved.
+      keep: how many checkpoints stay.
+
+    Returns:
+      The state, and the history: one dict a round with ``round``, the round's metrics, the
+      evaluation's where there was one, and ``seconds``, wall-clock from the run's start to the end
+      of the call that did the round, compiling included, added up over resumes. An evaluation
+      of the initial state is row 0.
+
+    Raises:
+      TypeError, ValueError: if an argument cannot be right, before anything is compiled.
+      FileExistsError: if `output_dir` holds a run and neither `resume` nor `overwrite` is given.
+      OSError: if `output_dir` cannot be written.
+      RunInterrupted: (a KeyboardInterrupt) after SIGINT; SystemExit(143) after SIGTERM.
+
+    Example:
+      >>> def init(key, params, data):
+      ...     return RoundState(jnp.int32(0), params, (), (), (), ())
+      >>> def one_round(key, state, data, cohort=None):
+      ...     loss = jnp.mean((state.server - data) ** 2)
+      ...     server = state.server + 0.5 * (data.mean() - state.server)
+      ...     return state._replace(round=state.round + 1, server=server), {"train_loss": loss}
+      >>> algo, data = FederatedAlgorithm(init, one_round), jnp.array([1.0, 3.0])
+      >>> key = jax.random.key(0)
+      >>> state = algo.init(key, jnp.float32(0.0), data)
+      >>> state, history = run(algo, key, state, data, num_rounds=3, progress=False)
+      >>> float(state.server), history[-1]["train_loss"]
+      (1.75, 1.25)
+    """
+    began = time.perf_counter()
+    _check_arguments(algo, state, evaluate, resume, overwrite, tensorboard, output_dir)
+    check_key(key)
+    check_count(num_rounds, "num_rounds", minimum=0)
+    check_count(every, "every", minimum=1)
+    check_count(keep, "keep", minimum=1)
+    checkpoint_every = every if checkpoint_every is None else checkpoint_every
+    check_count(checkpoint_every, "checkpoint_every", minimum=1)
+    directory = None if output_dir is None else Path(output_dir).absolute()
+    settings = None if config is None else make_settings(config, key)
+
+    notices: list[str] = []
+    restored = False
+    if directory is not None:
+        saved = _check_directory(directory, settings, resume, overwrite, config_may_change, notices)
+        if saved:
+            state, restored = checkpoint.restore(directory / "checkpoints", state), True
+            notices.append(f"resuming {directory} after round {int(state.round)}")
+    state = jax.tree.map(_own, state)  # donation would destroy the caller's arrays
+    data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
+    done = int(state.round)
+    if done > num_rounds:
+        raise ValueError(
+            f"num_rounds is the total to reach, got {num_rounds}, but {done} rounds are already "
+            f"done; ask for at least {done}" + (" or start anew" if restored else "")
+        )
+    if directory is not None and not restored:
+        checkpoint.clear(directory / "checkpoints")
+    history = History(directory, resume_round=done if restored else None, tensorboard=tensorboard)
+    if directory is not None and settings is not None:
+        save_json_atomic(directory / "config.json", settings)
+    earlier = history.rows[-1].get("seconds", 0.0) if history.rows else 0.0
+
+    def seconds() -> float:
+        return earlier + time.perf_counter() - began
+
+    saved_round = done if restored else -1
+    bad_round: int | None = None
+    interrupt = _Interrupt()
+    bar = Progress(num_rounds, done, enabled=progress)
+    for text in notices:
+        bar.notice(text)
+    try:
+        with interrupt:
+            if evaluate is not None and done == 0 and not history.rows:
+                first = _evaluation(evaluate, state)
+                history.append([{"round": 0} | first | {"seconds": seconds()}])
+                bar.update(0, history.rows[-1], evaluated=True)
+            while done < num_rounds and not interrupt.number:
+                length = min(every - done % every, num_rounds - done)
+                state, metrics = _rounds(key, state, data, np.int32(length), algo.round, every)
+                _wait((state.round, metrics))
+                rows = _rows(metrics, done, length, seconds())
+                done += length
+                if int(state.round) != done:
+                    raise RuntimeError(
+                        f"algo.round must add 1 to state.round: after round {done} "
+                        f"state.round is {int(state.round)}"
+                    )
+                evaluated = evaluate is not None and (done % every == 0 or done == num_rounds)
+                if evaluate is not None and evaluated:
+                    rows[-1] = _merge(rows[-1], _evaluation(evaluate, state))
+                history.append(rows)
+                bad_round = _warn_if_not_finite(rows, bad_round)
+                bar.update(done, rows[-1], evaluated=evaluated or evaluate is None)
+                due = done // checkpoint_every > max(saved_round, 0) // checkpoint_every
+                if directory is not None and (due or done == num_rounds or interrupt.number):
+                    history.sync()
+                    checkpoint.save(directory / "checkpoints", state, step=done, keep=keep)
+                    saved_round = done
+            if directory is not None and saved_round < done:  # no round was left, or a late signal
+                history.sync()
+                checkpoint.save(directory / "checkpoints", state, step=done, keep=keep)
+    finally:
+        bar.close()
+        history.close()
+    if interrupt.number:
+        where = "nothing is on disk: give output_dir to keep checkpoints"
+        if directory is not None:
+            where = f"to go on: the same call or command with resume, output_dir={directory}"
+        message = f"stopped by {interrupt.name} after round {done} of {num_rounds}; {where}"
+        bar.notice(message)
+        if interrupt.number == signal.SIGTERM:
+            raise SystemExit(143)
+        raise RunInterrupted(message, state, history.rows)
+    return state, history.rows
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=1)
+def _rounds(
+    key: Key,
+    state: RoundState,
+    data: PyTree,
+    length: jax.Array,
+    round_fn: Callable[..., Any],
+    capacity: int,
+) -> tuple[RoundState, PyTree]:
+    """`length <= capacity` rounds; metrics `[capacity]`, zeros behind the first `length`.
+
+    The length is an argument and not a shape, because XLA compiles loops of different known
+    lengths (above all 1) to different arithmetic, and results must not depend on the grouping.
+    """
+    one_round = jax.jit(round_fn)  # traced once for both the shapes and the loop
+    _, shapes = jax.eval_shape(one_round, key, state, data)
+    table = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+
+    def body(index: Any, carry: Any) -> Any:
+        state, table = carry
+        state, metrics = one_round(key, state, data)
+        return state, jax.tree.map(lambda t, m: t.at[index].set(m), table, metrics)
+
+    return jax.lax.fori_loop(0, length, body, (state, table))
+
+
+def _own(leaf: Any) -> jax.Array:
+    """A copy that may be donated, without weak types, which would compile the loop again."""
+    leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+    return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+
+
+def _wait(tree: PyTree) -> None:
+    """Waits in Python, so that a signal is seen while the device still computes."""
+    pause = 1e-4
+    for leaf in jax.tree.leaves(tree):
+        while not leaf.is_ready():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+    jax.block_until_ready(tree)  # raises what the computation raised
+
+
+def _rows(metrics: Mapping[str, Any], done: int, length: int, seconds: float) -> list[Row]:
+    table = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
+    return [
+        {"round": done + i + 1}
+        | {name: to_python(value[i]) for name, value in table.items()}
+        | {"seconds": seconds}
+        for i in range(length)
+    ]
+
+
+def _evaluation(evaluate: Callable[[RoundState], Any], state: RoundState) -> Row:
+    result = evaluate(state)
+    if not isinstance(result, Mapping):
+        raise TypeError(f"evaluate must return a dict of numbers, got {type(result).__name__}")
+    return {str(name): to_python(value) for name, value in result.items()}
+
+
+def _merge(row: Row, evaluation: Row) -> Row:
+    clash = sorted(row.keys() & evaluation.keys())
+    if clash:
+        raise ValueError(f"evaluate returned {clash}, which a round reports too; rename them")
+    return {
+        **{n: v for n, v in row.items() if n != "seconds"},
+        **evaluation,
+        "seconds": row["seconds"],
+    }
+
+
+def _warn_if_not_finite(rows: list[Row], already: int | None) -> int | None:
+    for row in rows if already is None else ():
+        loss = row.get("train_loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            warnings.warn(
+                f"train_loss is {loss} in round {row['round']}: training diverged, most likely "
+                "because learning_rate is too large; lower it or clip updates. The run goes on.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return int(row["round"])
+    return already
+
+
+def _check_arguments(
+    algo: Any,
+    state: Any,
+    evaluate: Any,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    output_dir: Any,
+) -> None:
+    if not callable(getattr(algo, "round", None)):
+        raise TypeError(f"algo must be a FederatedAlgorithm, got {type(algo).__name__}")
+    if not isinstance(state, RoundState):
+        raise TypeError(
+            f"state must be a RoundState, got {type(state).__name__}; make it with "
+            "algo.init(key, params, data)"
+        )
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate must be callable, (state) -> dict, got {evaluate!r}")
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; choose one")
+    for package in ["tensorboardX"] * tensorboard + ["orbax"] * (output_dir is not None):
+        if importlib.util.find_spec(package) is None:
+            wheel = {"orbax": "orbax-checkpoint"}.get(package, package)
+            raise ImportError(f"{package} is not installed: pip install {wheel}")
+    if output_dir is None and (resume or overwrite or tensorboard):
+        raise ValueError("resume, overwrite and tensorboard need output_dir, got output_dir=None")
+
+
+def _check_directory(
+    directory: Path,
+    settings: dict[str, Any] | None,
+    resume: bool,
+    overwrite: bool,
+    may_change: Sequence[str],
+    notices: list[str],
+) -> bool:
+    """Checks the folder before anything is compiled; True where there is a state to resume."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):  # an OSError now, not after hours of training
+        pass
+    names = ["metrics.jsonl", "metrics.csv", "checkpoints"] + ["config.json"] * bool(settings)
+    found = [name for name in names if (directory / name).exists()]
+    if found and not (resume or overwrite):
+        raise FileExistsError(
+            f"{directory} already holds a run ({', '.join(found)}); give resume=True to go on "
+            "with it, overwrite=True to replace it, or another output_dir"
+        )
+    if not resume:
+        return False
+    if not checkpoint.steps(directory / "checkpoints"):
+        notices.append(f"nothing to resume in {directory}: starting anew")
+        return False
+    path = directory / "config.json"
+    if settings is not None and path.exists():
+        notices += check_settings(json.loads(path.read_text()), settings, may_change=may_change)
+    return True
+
+
+class _Interrupt:
+    """Notes a signal instead of dying of it, in the main thread only."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._old: dict[int, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                old = signal.getsignal(number)
+                if old is not None:  # None: installed by C code, which we could not restore
+                    self._old[number] = old
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = self.number or number
+        # A notebook's kernel must survive a second Ctrl-C, a script must not survive it.
+        again = signal.default_int_handler if "IPython" in sys.modules else signal.SIG_DFL
+        signal.signal(signal.SIGINT, again)
+        text = f"{signal.Signals(number).name}: finishing the running rounds (Ctrl-C again kills)\n"
+        os.write(2, text.encode())

@@ -1,0 +1,103 @@
+"""From raw examples to what a network reads: scaling, standardisation, shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.types import Array
+
+
+def as_floats(
+    x: Array, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Array:
+    """Turns raw inputs into floats: uint8 is divided by 255, floats pass unchanged.
+
+    Then, where given, ``(x - mean) / std`` per channel, in units of the scaled input.
+
+    Args:
+      x: `[B, ..., channels]`.
+      mean: `[channels]` or one value; None: 0.
+      std: `[channels]` or one value, positive; None: 1.
+
+    Returns:
+      The same shape, floating.
+
+    Raises:
+      TypeError: if `x` is of another integer type, whose scale is unknown.
+
+    Example:
+      >>> as_floats(jnp.array([[0, 255]], jnp.uint8)).tolist()
+      [[0.0, 1.0]]
+    """
+    if x.dtype == jnp.uint8:
+        x = x.astype(jnp.float32) / 255.0
+    elif x.dtype == jnp.bool_:
+        x = x.astype(jnp.float32)
+    elif not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"x must be uint8 (divided by 255) or floating (taken as it is), got {x.dtype}; "
+            "cast it to one of them"
+        )
+    if mean is not None:
+        x = x - jnp.asarray(mean, x.dtype)
+    if std is not None:
+        x = x / jnp.asarray(std, x.dtype)
+    return x
+
+
+def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Checks standardisation constants.
+
+    Raises:
+      ValueError: if one is not finite or a standard deviation is not positive.
+    """
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None and not np.isfinite(np.asarray(value, float)).all():
+            raise ValueError(f"{name} must be finite, got {value}")
+    if std is not None and not (np.asarray(std, float) > 0).all():
+        raise ValueError(f"std must be positive, got {std}; use 1 for channels that do not vary")
+
+
+def as_shape(x: Array, input_shape: tuple[int, ...]) -> Array:
+    """Gives inputs the network's shape: as they are, without a channel axis, or flat.
+
+    Args:
+      x: `[B, *input_shape]`, `[B, *input_shape[:-1]]` if there is one channel, or `[B, size]`.
+      input_shape: of one example.
+
+    Returns:
+      `[B, *input_shape]`.
+
+    Raises:
+      ValueError: if the shape is none of these.
+
+    Example:
+      >>> as_shape(jnp.zeros((2, 64)), (8, 8, 1)).shape
+      (2, 8, 8, 1)
+    """
+    shape = x.shape[1:]
+    if shape == input_shape:
+        return x
+    without_channel = input_shape[-1] == 1 and shape == input_shape[:-1]
+    if without_channel or shape == (math.prod(input_shape),):
+        return x.reshape(x.shape[0], *input_shape)
+    raise ValueError(
+        f"x must have shape [B, {', '.join(map(str, input_shape))}], got {x.shape}; "
+        "pass input_shape=... to the model (images are channel-last)"
+    )
+
+
+def check_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns `input_shape` as a tuple of positive ints.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    shape = tuple(input_shape)
+    if not shape or any(not isinstance(n, int | np.integer) or n < 1 for n in shape):
+        raise ValueError(f"input_shape must be positive ints, got {input_shape!r}")
+    return tuple(int(n) for n in shape)
