@@ -49,8 +49,7 @@ from fedjax_lite.types import (
     ServerUpdate,
     Transform,
 )
-
-__version__ = "0.1.0"
+from fedjax_lite.version import __version__ as __version__
 
 __all__ = [
     "Aggregator",

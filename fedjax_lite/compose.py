@@ -60,8 +60,9 @@ def federated_algorithm(
     Returns:
       A `FederatedAlgorithm`. ``round(key, state, data, cohort=None)`` is jitted and pure; it folds
       ``state.round`` into the key, so every round may be given the same key, and takes an explicit
-      `Cohort` for replays and streaming. Metrics: the client's own (means over the cohort),
-      ``num_clients`` that took part, ``num_steps`` that they did, ``uplink_bits`` they sent.
+      `Cohort` for replays and streaming (ids outside the population are empty slots). Metrics:
+      the client's own (means over the cohort), ``num_clients`` that took part, ``num_steps``
+      that they did, ``uplink_bits`` they sent.
 
     Raises:
       TypeError: if a slot has the wrong type, the key is not typed or parameters are not floats.
@@ -94,9 +95,11 @@ def federated_algorithm(
     def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
         check_key(key)
         check_data(data)
+        plan.check_population(data.num_clients)
         trees.check_floating(params, "params")
         # Copies: the state may be donated, and the caller's arrays must survive that.
-        state = server.init(jax.tree.map(jnp.array, params))
+        params = jax.tree.map(strongly_typed_copy, params)
+        state = server.init(jax.tree.map(jnp.copy, params))
         broadcast = server.broadcast(state)
         row = client.init(params)
         message, _ = message_shape(program, broadcast, row)
@@ -121,6 +124,8 @@ def federated_algorithm(
         sampler_state = state.sampler
         if cohort is None:
             sampler_state, cohort = sampler.sample(key_sample, state.sampler, data.sizes)
+        known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
+        cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known)
         work = work_list(plan, key_clients, cohort, data)
         broadcast = server.broadcast(state.server)
         table = Table(state.clients, state.uplink)
@@ -131,7 +136,9 @@ def federated_algorithm(
             program, key_clients, table, acc, broadcast, state.round, data, work
         )
         aggregator_state, value = aggregator.finish(key_aggregate, state.aggregator, acc, cohort)
-        server_state = server.update(key_server, state.server, value, cohort, metrics)
+        # Clients without data take part in nothing: a cohort of only such leaves the server as is.
+        counted = cohort._replace(mask=cohort.mask & (work.sizes > 0))
+        server_state = server.update(key_server, state.server, value, counted, metrics)
         new = RoundState(
             round=state.round + 1,
             server=server_state,
@@ -151,6 +158,8 @@ def federated_algorithm(
             raise TypeError(
                 f"state must be the RoundState that init gave, got {type(state).__name__}"
             )
+        if cohort is not None:
+            check_slot(cohort, "cohort", Cohort)
         return jitted(key, state, data, cohort)
 
     return FederatedAlgorithm(init, round)
@@ -158,7 +167,7 @@ def federated_algorithm(
 
 def work_list(plan: Plan, key: Key, cohort: Cohort, data: FederatedDataset) -> Work:
     """The cohort as a work list: a masked client has no steps, an empty one neither."""
-    ids = jnp.clip(cohort.ids.astype(jnp.int32), 0, data.num_clients - 1)
+    ids = jnp.clip(cohort.ids, 0, data.num_clients - 1)
     sizes = data.offsets[ids + 1] - data.offsets[ids]
     # Apart from the client's keys 0..3, which its training uses.
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4))(ids)
@@ -194,6 +203,11 @@ def round_metrics(metrics: dict[str, Any], work: Work) -> dict[str, Array]:
         "num_steps": work.num_steps.sum(),
         "uplink_bits": jnp.where(work.mask, metrics["uplink_bits"], 0).sum(),
     }
+
+
+def strongly_typed_copy(leaf: Any) -> Array:
+    """A copy whose dtype is its own: a weak type is lost in round one and retraces round two."""
+    return jnp.array(leaf, dtype=jnp.asarray(leaf).dtype)
 
 
 def check_slot(slot: Any, name: str, kind: type) -> None:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from fedjax_lite.types import Key
+from fedjax_lite.version import __version__
 
 Row: TypeAlias = dict[str, Any]
 """``{"round": 10, "train_loss": 0.5, "test_accuracy": 0.8, "seconds": 3.1}``."""
@@ -253,8 +254,6 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    from fedjax_lite import __version__  # here, because the package imports this module
-
     devices = jax.devices()
     return found | {
         "fedjax_lite": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ def mean_loss(loss: LossFn, params: Params, batch: Batch) -> Array:
     Args:
       loss: per-example loss, ``(params, examples, key) -> [B]``.
       params: the model.
-      batch: leaves `[B, ...]`; masked examples count nowhere, NaN included.
+      batch: leaves `[B, ...]`; masked examples count nowhere. Padding must be finite all the
+        same (the engine repeats real examples): the gradient of a NaN that is masked is NaN.
 
     Returns:
       A scalar.
@@ -111,6 +113,7 @@ def local_sgd(
       >>> float(client.finish(0.0, carry)[1].value)
       -0.5
     """
+    check_loss(loss)
     resolve = resolve_optimizer(client_optimizer)
     weight = weight_by(weighting)
     gradient = mean_grad(loss)
@@ -146,9 +149,37 @@ def resolve_optimizer(
     if isinstance(client_optimizer, optax.GradientTransformation):
         constant = optax.with_extra_args_support(client_optimizer)
         return lambda round: constant
-    if callable(client_optimizer):
-        return lambda round: optax.with_extra_args_support(client_optimizer(round))
+    if callable(client_optimizer) and not _takes_learning_rate(client_optimizer):
+
+        def at_round(round: Array) -> optax.GradientTransformationExtraArgs:
+            optimizer = client_optimizer(round)
+            if not isinstance(optimizer, optax.GradientTransformation):
+                raise TypeError(
+                    "client_optimizer, a function of the round, must return an optax optimizer, "
+                    f"got {optimizer!r}; lambda r: optax.sgd(rate(r)), not lambda r: rate(r)"
+                )
+            return optax.with_extra_args_support(optimizer)
+
+        return at_round
     raise TypeError(
         "client_optimizer must be an optax optimizer or a function (round) -> optimizer, "
-        f"got {client_optimizer!r}; optax.sgd(0.1), not 0.1"
+        f"got {client_optimizer!r}; optax.sgd(0.1), neither 0.1 nor optax.sgd"
     )
+
+
+def _takes_learning_rate(function: Callable) -> bool:
+    """Whether this is a factory such as ``optax.sgd`` that was not called."""
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return False
+    return bool(parameters) and parameters[0] == "learning_rate"
+
+
+def check_loss(loss: Any) -> None:
+    """Raises TypeError where `loss` is not a function."""
+    if not callable(loss):
+        raise TypeError(
+            f"loss must be a function (params, examples, key) -> [B], got {loss!r}; "
+            "model.loss, not model"
+        )

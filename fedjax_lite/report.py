@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -145,7 +143,7 @@ def plot_partition(
     than 20 labels). More clients: a heat map of every client's label shares, over its size.
 
     Args:
-      counts: `[N, classes]`, see `label_counts`.
+      counts: `[N, classes]`, see `fedjax_lite.data.label_counts`.
       dataset: the data set really used, for the title.
       title: what comes before it in the title.
       path: PNG file to write; None writes nothing.
@@ -204,37 +202,6 @@ def plot_partition(
     bar = figure.colorbar(picture, cax=figure.add_subplot(grid[1, 1]))
     bar.set_label("Share of the client's examples")
     return _finish(figure, heading, dataset, path)
-
-
-def label_counts(data: FederatedDataset, *, num_classes: int | None = None) -> np.ndarray:
-    """Counts every client's labels.
-
-    Args:
-      data: a population whose examples are a dict with integer ``"y"``, `[E]` or `[E, T]`;
-        negative labels (padding) do not count.
-      num_classes: number of classes; None for the largest label plus 1.
-
-    Returns:
-      int64 `[N, classes]`.
-
-    Raises:
-      ValueError: if a label is not below `num_classes`.
-
-    Example:
-      >>> from fedjax_lite.data.dataset import from_arrays
-      >>> label_counts(from_arrays({"y": np.array([0, 1, 1])}, [0, 0, 1])).tolist()
-      [[1, 1], [0, 1]]
-    """
-    labels = np.asarray(data.examples["y"]).astype(np.int64)
-    owner = np.asarray(data.client_of_example).reshape(-1, *[1] * (labels.ndim - 1))
-    owner = np.broadcast_to(owner, labels.shape)[labels >= 0]
-    labels = labels[labels >= 0]
-    largest = int(labels.max(initial=-1))
-    num_classes = largest + 1 if num_classes is None else num_classes
-    if largest >= num_classes:
-        raise ValueError(f"label {largest} is not below num_classes={num_classes}")
-    flat = np.bincount(owner * num_classes + labels, minlength=data.num_clients * num_classes)
-    return flat.reshape(data.num_clients, num_classes)
 
 
 def _figure(width: float, height: float) -> Figure:

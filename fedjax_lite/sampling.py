@@ -140,7 +140,7 @@ def poisson_capacity(num_clients: int, rate: float, *, tail: float = 1e-9) -> in
 
     Example:
       >>> poisson_capacity(1000, 0.01)
-      37
+      36
     """
     if rate <= 0:
         return 1
@@ -179,6 +179,8 @@ def dropout(sampler: Sampler, rate: float | Array) -> Sampler:
       False
     """
     check_fraction(rate, "rate")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler must be a Sampler, got {sampler!r}; was a factory not called?")
 
     def sample(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
         key_sample, key_drop = jax.random.split(key)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_non_negative, check_positive
+from fedjax_lite.checks import check_fraction, check_non_negative, check_positive
 from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate
 
 Rate = float | Array | optax.Schedule
@@ -86,6 +86,9 @@ def adagrad(
       tau: adaptivity, the constant beside the root.
       initial_accumulator: `v_0`; None for the paper's ``tau**2``.
 
+    Raises:
+      ValueError: if a rate is negative, `tau` not positive or a decay outside `[0, 1]`.
+
     Example:
       >>> tx = adagrad(0.1)
       >>> update, _ = tx.update(jnp.array(-1.0), tx.init(jnp.array(0.0)))
@@ -122,6 +125,9 @@ def adam(
       tau: adaptivity, the constant beside the root.
       initial_accumulator: `v_0`; None for the paper's ``tau**2``.
 
+    Raises:
+      ValueError: if a rate is negative, `tau` not positive or a decay outside `[0, 1]`.
+
     Example:
       >>> tx = adam(0.1)
       >>> update, _ = tx.update(jnp.array(-1.0), tx.init(jnp.array(0.0)))
@@ -130,6 +136,7 @@ def adam(
 
     Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
     """
+    check_fraction(b2, "b2")
     return _adaptive(
         lambda v, square: b2 * v + (1 - b2) * square, learning_rate, b1, tau, initial_accumulator
     )
@@ -154,6 +161,9 @@ def yogi(
       tau: adaptivity, the constant beside the root.
       initial_accumulator: `v_0`; None for the paper's ``tau**2``.
 
+    Raises:
+      ValueError: if a rate is negative, `tau` not positive or a decay outside `[0, 1]`.
+
     Example:
       >>> tx = yogi(0.1)
       >>> update, _ = tx.update(jnp.array(-1.0), tx.init(jnp.array(0.0)))
@@ -162,6 +172,7 @@ def yogi(
 
     Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
     """
+    check_fraction(b2, "b2")
     return _adaptive(
         lambda v, square: v - (1 - b2) * square * jnp.sign(v - square),
         learning_rate,
@@ -176,8 +187,10 @@ def _adaptive(
 ) -> optax.GradientTransformation:
     if not callable(learning_rate):
         check_non_negative(learning_rate, "learning_rate")
-    check_non_negative(b1, "b1")
+    check_fraction(b1, "b1")
     check_positive(tau, "tau")
+    if initial_accumulator is not None:
+        check_non_negative(initial_accumulator, "initial_accumulator")
     first = tau**2 if initial_accumulator is None else initial_accumulator
 
     def init(params: Params) -> AdaptiveState:

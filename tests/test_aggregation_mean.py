@@ -47,7 +47,7 @@ finite = st.floats(-100, 100, width=32)
 SIZE = 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     values=st.lists(finite, min_size=SIZE, max_size=SIZE),
     counts=st.lists(st.integers(0, 1000), min_size=SIZE, max_size=SIZE),

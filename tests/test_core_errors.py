@@ -221,9 +221,10 @@ def test_a_stranger_is_an_empty_slot_not_somebody_else(ready, stranger):
     algo, state, data = ready
     odd = fl.Cohort(jnp.array([0, stranger, 0], jnp.int32), jnp.array([True, True, False]))
     plain = fl.Cohort(jnp.array([0, 0, 0], jnp.int32), jnp.array([True, False, False]))
-    one, _ = algo.round(KEY, state, data, odd)
+    one, metrics = algo.round(KEY, state, data, odd)
     two, _ = algo.round(KEY, state, data, plain)
     assert float(one.server.params) == float(two.server.params) == pytest.approx(-0.1)
+    assert int(metrics["num_clients"]) == 1
 
 
 def test_a_client_twice_counts_twice(ready):

@@ -20,7 +20,7 @@ def rows_by_client(data):
     return [order[low:high].tolist() for low, high in itertools.pairwise(offsets)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=30))
 def test_every_example_has_exactly_its_owner(owners):
     owners = np.array(owners)

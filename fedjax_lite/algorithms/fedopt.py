@@ -8,6 +8,7 @@ import optax
 
 from fedjax_lite import server
 from fedjax_lite.algorithms.fedavg import fedavg
+from fedjax_lite.checks import check_non_negative
 from fedjax_lite.local import ClientOptimizer, LossFn
 from fedjax_lite.types import FederatedAlgorithm
 
@@ -38,6 +39,9 @@ def fedavgm(
     Returns:
       A `FederatedAlgorithm`.
 
+    Raises:
+      ValueError: if the rate or the momentum is negative.
+
     Example:
       >>> import fedjax_lite as fl
       >>> algo = fedavgm(lambda w, e, key: w * e["x"], optax.sgd(0.1),
@@ -46,6 +50,9 @@ def fedavgm(
     Reference: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for
     Federated Visual Classification", 2019, arXiv:1909.06335.
     """
+    if not callable(server_learning_rate):
+        check_non_negative(server_learning_rate, "server_learning_rate")
+    check_non_negative(momentum, "momentum")
     optimizer = optax.sgd(server_learning_rate, momentum=momentum, nesterov=nesterov)
     return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from fedjax_lite.algorithms.fedavg import fedavg
+from fedjax_lite.aggregation.mean import Weighting, weight_by
+from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.local import LossFn
-from fedjax_lite.types import FederatedAlgorithm, Sampler
+from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.server import optimizer_server
+from fedjax_lite.types import (
+    Batch,
+    ClientInfo,
+    ClientUpdate,
+    FederatedAlgorithm,
+    Key,
+    Mean,
+    Message,
+    Params,
+    PyTree,
+    Sampler,
+)
 
 
 def fedsgd(
@@ -18,9 +33,10 @@ def fedsgd(
     *,
     sampler: Sampler,
     batch_size: int | None = None,
+    weighting: Weighting = "examples",
     **slots: Any,
 ) -> FederatedAlgorithm:
-    r"""Distributed SGD on the cohort's data: FedAvg with one local step of rate 1.
+    r"""Distributed SGD on the cohort's data: every client sends one gradient.
 
     .. math::  x \leftarrow x - \eta \textstyle\sum_{i \in S} p_i \nabla f_i(x)
 
@@ -29,7 +45,8 @@ def fedsgd(
       server_optimizer: e.g. ``optax.sgd(0.1)``; it sees the exact weighted mean gradient.
       sampler: who takes part.
       batch_size: None for a client's whole data set, else one random batch of it.
-      **slots: `weighting`, `aggregator`, `uplink`, `strategy` as in `fedavg`.
+      weighting: "examples" (`n_i`), "uniform", or a function of `ClientInfo`.
+      **slots: `aggregator`, `uplink`, `strategy` as in `fedavg`.
 
     Returns:
       A `FederatedAlgorithm`.
@@ -45,11 +62,56 @@ def fedsgd(
 
     Reference: McMahan et al., 2017, arXiv:1602.05629.
     """
-    return fedavg(
-        loss,
-        optax.sgd(1.0),
+    return federated_algorithm(
+        local_gradient(loss, weighting=weighting),
         plan=Plan(batch_size=batch_size, steps=1),
         sampler=sampler,
-        server_optimizer=server_optimizer,
+        server=optimizer_server(server_optimizer),
         **slots,
     )
+
+
+class GradientCarry(NamedTuple):
+    """The gradient of the one step, and what is measured with it."""
+
+    gradient: Params
+    loss: Mean
+    info: ClientInfo
+
+
+def local_gradient(loss: LossFn, *, weighting: Weighting = "examples") -> ClientUpdate:
+    """A client that sends its gradient as it is.
+
+    Not as a difference of parameters after a step of rate 1: in float32 a small gradient of a large
+    parameter would be lost in ``x - (x - g)``.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      weighting: see `weight_by`.
+
+    Example:
+      >>> client = local_gradient(lambda w, e, key: 0.5 * (w - e["b"]) ** 2)
+      >>> info = ClientInfo(*map(jnp.int32, (0, 1, 1, 0)))
+      >>> carry = client.start(None, (), jnp.array(1024.0), info)
+      >>> batch = Batch({"b": jnp.array([1023.0])}, jnp.ones(1, bool), None)
+      >>> float(client.finish(None, client.step(jnp.array(1024.0), carry, batch))[1].value)
+      1.0
+    """
+    check_loss(loss)
+    weight = weight_by(weighting)
+    gradient = mean_grad(loss)
+
+    def start(key: Key, row: PyTree, broadcast: Params, info: ClientInfo) -> GradientCarry:
+        nothing = Mean(jnp.float32(0), jnp.float32(0))
+        return GradientCarry(jax.tree.map(jnp.zeros_like, broadcast), nothing, info)
+
+    def step(broadcast: Params, carry: GradientCarry, batch: Batch) -> GradientCarry:
+        value, grad = gradient(broadcast, batch)
+        count = batch.mask.sum().astype(jnp.float32)
+        return GradientCarry(grad, Mean(value.astype(jnp.float32) * count, count), carry.info)
+
+    def finish(broadcast: Params, carry: GradientCarry) -> tuple[PyTree, Message, dict[str, Any]]:
+        message = Message(carry.gradient, weight(carry.info))
+        return (), message, {"train_loss": carry.loss}
+
+    return ClientUpdate(lambda params: (), start, step, finish)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite.checks import check_count
 from fedjax_lite.types import Array, PyTree
 
 
@@ -90,7 +91,8 @@ def from_arrays(
 
     Example:
       >>> import numpy as np
-      >>> data = from_arrays({"x": np.arange(4.0), "y": np.array([0, 1, 0, 1])}, ["a", "b", "a", "a"])
+      >>> owners = ["a", "b", "a", "a"]
+      >>> data = from_arrays({"x": np.arange(4.0), "y": np.array([0, 1, 0, 1])}, owners)
       >>> data.num_clients, data.sizes.tolist()
       (2, [3, 1])
     """
@@ -101,6 +103,8 @@ def from_arrays(
             f"client_ids must have shape [{num_examples}], one owner per example, "
             f"got {list(client_ids.shape)}"
         )
+    if num_clients is not None:
+        check_count(num_clients, "num_clients", minimum=1)
     if num_clients is None:
         names, owners = np.unique(client_ids, return_inverse=True)
         num_clients = len(names)
@@ -150,12 +154,7 @@ def check_examples(examples: PyTree) -> int:
             raise TypeError(f"examples{name} must be numeric, got dtype {leaf.dtype}; encode it")
         if leaf.ndim == 0:
             raise ValueError(f"examples{name} must have a leading axis of examples, got a scalar")
-        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-            row = int(np.argwhere(~np.isfinite(leaf))[0][0])
-            raise ValueError(
-                f"examples{name} holds NaN or infinity (first in row {row}); "
-                "drop or impute such rows before building the data set"
-            )
+        _check_values(leaf, name)
         lengths[name] = leaf.shape[0]
     if len(set(lengths.values())) > 1:
         raise ValueError(f"examples must share their leading axis, got lengths {lengths}")
@@ -163,3 +162,24 @@ def check_examples(examples: PyTree) -> int:
     if num_examples == 0:
         raise ValueError("examples must not be empty: the population has no data")
     return num_examples
+
+
+def _check_values(leaf: np.ndarray, name: str) -> None:
+    """Checks values as the device will store them: floats finite, integers within range."""
+    stored = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(leaf.astype(stored))
+        if not finite.all():
+            row = int(np.argwhere(~finite)[0][0])
+            raise ValueError(
+                f"examples{name} holds NaN or infinity as {stored} (first in row {row}); "
+                "drop or impute such rows before building the data set"
+            )
+    elif leaf.dtype.kind in "iu" and stored != leaf.dtype:
+        low, high = np.iinfo(stored).min, np.iinfo(stored).max
+        if leaf.min(initial=0) < low or leaf.max(initial=0) > high:
+            raise ValueError(
+                f"examples{name} holds integers beyond {stored} ({leaf.min()}..{leaf.max()}), "
+                "which JAX would wrap; renumber them"
+            )

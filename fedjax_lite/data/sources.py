@@ -7,14 +7,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_lite.data import cifar, digits, heart, idx, shakespeare, synthetic, tfds_source
+from fedjax_lite.data import cifar, digits, heart, idx, shakespeare, tfds_source
 from fedjax_lite.data.cache import Splits, cached, default_cache_dir
 from fedjax_lite.data.locate import Provenance, Source, locate, provenance
 
+# By name, since the package exports a function that is called as its module is.
+from fedjax_lite.data.synthetic import SOURCES as SYNTHETIC
+
 SOURCES: dict[str, Source] = {
     source.name: source
-    for module in (cifar, idx, shakespeare, heart, digits, synthetic)
-    for source in module.SOURCES
+    for source in (
+        *(*cifar.SOURCES, *idx.SOURCES, *shakespeare.SOURCES),
+        *(*heart.SOURCES, *digits.SOURCES, *SYNTHETIC),
+    )
 }
 """Every data set but those of TFDS, by name."""
 

@@ -60,13 +60,25 @@ class Plan:
         _check_amount(self.epochs, "epochs")
         _check_amount(self.steps, "steps")
 
+    def check_population(self, num_clients: int) -> None:
+        """Raises ValueError where a per-client amount has another length than the population."""
+        for name, amount in (("epochs", self.epochs), ("steps", self.steps)):
+            if amount is None or callable(amount) or np.ndim(amount) == 0:
+                continue
+            length = np.shape(amount)[0]
+            if length != num_clients:
+                raise ValueError(
+                    f"{name} must have one value per client, got {length} for a population "
+                    f"of {num_clients}"
+                )
+
     def num_steps(self, key: Key, client: Array, size: Array) -> Array:
         """int32 scalar: the steps of one client; 0 where it has no data."""
         if self.steps is not None:
             steps = _amount(self.steps, key, client)
         else:
             steps = _amount(self.epochs, key, client) * self.steps_per_epoch(size)
-        return jnp.where(size > 0, steps, 0).astype(jnp.int32)
+        return jnp.maximum(jnp.where(size > 0, steps, 0), 0).astype(jnp.int32)
 
     def steps_per_epoch(self, size: Array) -> Array:
         """int32: batches in one pass over `size` examples."""

@@ -63,6 +63,12 @@ def choose(
 
     Returns:
       The `Choice`.
+
+    Example:
+      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> data = from_arrays({"x": np.zeros(40)}, np.repeat(np.arange(10), 4))
+      >>> choose({"w": np.zeros((784, 10), np.float32)}, data, 10, platform="cpu").num_lanes
+      5
     """
     platform = platform or jax.default_backend()
     leaves = jax.tree.leaves(params)
@@ -110,7 +116,21 @@ def explain(
 
     Returns:
       A few lines of text.
+
+    Raises:
+      ValueError: if the cohort is empty or larger than the population.
+
+    Example:
+      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> data = from_arrays({"x": np.zeros(40)}, np.repeat(np.arange(10), 4))
+      >>> text = explain(np.zeros(784, np.float32), data, plan=Plan(batch_size=2), cohort_size=10)
+      >>> "5 of 10 clients in lanes" in text
+      True
     """
+    if not 1 <= cohort_size <= data.num_clients:
+        raise ValueError(
+            f"cohort_size must lie in [1, {data.num_clients}], the population, got {cohort_size}"
+        )
     choice = choose(params, data, cohort_size, platform=platform)
     sizes = np.asarray(data.sizes)
     steps = planned_steps(plan, sizes)

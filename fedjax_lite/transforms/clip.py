@@ -49,19 +49,18 @@ def clip(max_norm: float | Array) -> Transform:
 
 def clip_by_global_norm(value: PyTree, max_norm: float | Array) -> PyTree:
     """The function under `clip`; for values whose squares overflow see its guarantee."""
-    # Scaled by the largest entry first: the square of 1e30 is infinite in float32.
-    leaves = jax.tree.leaves(value)
+    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), value)
+    leaves = jax.tree.leaves(wide)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]))
     finite = jnp.isfinite(largest)
-    unit = jnp.where(finite & (largest > 0), largest, 1.0)
-    scaled = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0) / unit, value)
-    norm = trees.global_norm(scaled) * unit
-    within = norm <= max_norm
+    # Scaled by a power of two: squares of 1e30 overflow, and 1 / 3e38 is flushed to zero.
+    unit = jnp.where(largest > 2.0**40, 2.0**-100, jnp.where(largest < 2.0**-40, 2.0**80, 1.0))
+    scaled = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0) * unit, wide)
+    norm = trees.global_norm(scaled)
+    within = norm <= max_norm * unit
     factor = max_norm / jnp.where(within, 1.0, norm)
-    return jax.tree.map(
-        lambda leaf, s: jnp.where(within, jnp.where(finite, leaf, 0), s * (factor * unit)).astype(
-            leaf.dtype
-        ),
-        value,
-        scaled,
-    )
+
+    def one(leaf: Array, small: Array) -> Array:
+        return jnp.where(within, jnp.where(finite, leaf, 0), (small * factor).astype(leaf.dtype))
+
+    return jax.tree.map(one, value, scaled)

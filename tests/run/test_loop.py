@@ -191,8 +191,8 @@ def test_resume_with_another_config_lists_the_differences(tmp_path):
     algo = toy()
     _, state = start(algo)
     go(algo, state, 5, output_dir=tmp_path, config={"alpha": 0.3, "num_rounds": 5})
+    config = {"alpha": 0.1, "num_rounds": 6}
     with pytest.raises(ValueError, match=r"alpha: was 0.3, is 0.1"):
-        config = {"alpha": 0.1, "num_rounds": 6}
         go(algo, state, 6, output_dir=tmp_path, resume=True, config=config)
     config = {"alpha": 0.3, "num_rounds": 6}
     with pytest.raises(ValueError, match="key: was"):

@@ -14,6 +14,7 @@ from toy_algorithm import raw
 
 from fedjax_lite import checkpoint, report
 from fedjax_lite.data.dataset import from_arrays
+from fedjax_lite.data.partition import label_counts
 from fedjax_lite.history import History, read_rows, save_json_atomic, to_csv, to_python, versions
 from fedjax_lite.progress import Progress
 
@@ -142,11 +143,11 @@ def test_label_counts_and_pictures(tmp_path):
     rng = np.random.default_rng(0)
     labels, owner = rng.integers(0, 4, 60), rng.integers(0, 5, 60)
     data = from_arrays({"y": labels}, owner, num_clients=6)
-    counts = report.label_counts(data)
+    counts = label_counts(data)
     brute = [[((owner == i) & (labels == c)).sum() for c in range(4)] for i in range(6)]
     assert counts.tolist() == np.array(brute).tolist()
     with pytest.raises(ValueError, match="num_classes"):
-        report.label_counts(data, num_classes=3)
+        label_counts(data, num_classes=3)
     figure = report.plot_partition(counts, dataset="digits", path=tmp_path / "a.png")
     heights = [patch.get_height() for patch in figure.axes[0].patches]
     assert sum(heights) == 60
