@@ -192,7 +192,7 @@ def test_population_without_data():
 
 def test_nan_data():
     with pytest.raises(
-        ValueError, match=r"examples\['b'\] holds NaN or infinity \(first in row 1\)"
+        ValueError, match=r"examples\['b'\] holds NaN or infinity as float32 \(first in row 1\)"
     ):
         fl.data.from_arrays({"b": np.array([1.0, np.nan])}, [0, 1])
 

@@ -105,7 +105,8 @@ def test_guarantee_for_every_input(entries, bound):
     assert norm64(jax.jit(clipped)(value, bound)) <= bound * (1 + 1e-5)
     again = clipped(out, bound)
     for one, two in zip(jax.tree.leaves(out), jax.tree.leaves(again)):
-        np.testing.assert_allclose(one, two, rtol=1e-5)
+        # Entries far below the norm may be flushed to zero: a rounding of the norm's size.
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7 * bound)
 
 
 def test_bound_may_be_traced_and_result_matches_optax():

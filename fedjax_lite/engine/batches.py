@@ -65,7 +65,7 @@ class Plan:
         for name, amount in (("epochs", self.epochs), ("steps", self.steps)):
             if amount is None or callable(amount) or np.ndim(amount) == 0:
                 continue
-            length = np.shape(amount)[0]
+            length = np.size(amount)
             if length != num_clients:
                 raise ValueError(
                     f"{name} must have one value per client, got {length} for a population "
