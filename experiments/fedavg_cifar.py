@@ -29,7 +29,7 @@ from fedjax_lite.history import save_json_atomic, to_python
 class RunFlags:
     """Length of the run, model, and where results go."""
 
-    num_rounds: int = 150
+    num_rounds: int = 200
     """Rounds of communication in all."""
     model: Literal["auto", "cnn", "2nn", "linear", "lenet", "mcmahan_cnn", "pfl_cnn"] = "auto"
     """auto: a small GroupNorm CNN."""

@@ -77,9 +77,9 @@ class ClientFlags:
     """L2 penalty on the weights, in the local steps."""
     client_clip: float = 0.0
     """Clips each local gradient to this global norm; 0 for none."""
-    client_schedule: Schedule = "constant"
+    client_schedule: Schedule = "cosine"
     """Local learning rate over the rounds."""
-    client_decay: float = 0.99
+    client_decay: float = 0.05
     """Factor a round for `exponential`; share that is left at the end for `cosine`."""
     dropout_rate: float = 0.0
     """Probability that a sampled client drops out of the round."""

@@ -193,17 +193,27 @@ def rounds_to(curve: np.ndarray, every: int, target: float) -> float:
     return every * (i - 1 + (target - low) / (high - low))
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Cells of an earlier run; JSON has no infinity, so null stands for a target not reached."""
+    cells = json.loads(path.read_text())["cells"]
+    for row in cells.values():
+        row["ours"] = math.inf if row["ours"] is None else row["ours"]
+        row["rounds_by_learning_rate"] = {
+            rate: [math.inf if r is None else r for r in rounds]
+            for rate, rounds in row["rounds_by_learning_rate"].items()
+        }
+    return cells
+
+
 def print_table(results: dict[str, Any]) -> None:
     """Ours beside the published rounds, and the ratio that local steps buy."""
     print(f"\n{'cell':22s} {'published':>10s} {'ours':>8s} {'bar':>6s}  best rate  all seeds")
     for name, row in results.items():
-        bar = CELLS[name].bar
-        seeds = ", ".join(
-            f"{r:.0f}" for r in row["rounds_by_learning_rate"][str(row["best_learning_rate"])]
-        )
+        bar, best = CELLS[name].bar, row["best_learning_rate"]
+        seeds = ", ".join(f"{r:.0f}" for r in row["rounds_by_learning_rate"][str(best)])
+        limit = "" if math.isinf(bar) else f"{bar:.0f}"
         print(
-            f"{name:22s} {row['published']:10d} {row['ours']:8.1f} "
-            f"{'' if math.isinf(bar) else f'{bar:.0f}':>6s}  {row['best_learning_rate']:<9g}  {seeds}"
+            f"{name:22s} {row['published']:10d} {row['ours']:8.1f} {limit:>6s}  {best:<9g}  {seeds}"
         )
     many, one = results.get("2nn-iid-b10-e1"), results.get("2nn-iid-binf-e1")
     if many and one:
@@ -253,7 +263,7 @@ def main(flags: Flags) -> dict[str, Any]:
         names = names[:1]
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     path = flags.output_dir / "results.json"
-    results = json.loads(path.read_text())["cells"] if path.exists() else {}
+    results = read_results(path) if path.exists() else {}
     train, test = fl.data.load("mnist", data_dir=flags.data_dir)
     train, test = ({k: split[k] for k in ("x", "y")} for split in (train, test))
     for name in names:

@@ -89,21 +89,13 @@ def test_files_are_small():
     assert statistics.median(real) <= 200
 
 
+FOLDERS = ("aggregation", "algorithms", "data", "engine", "models", "server", "transforms")
+
+
 def test_every_public_function_has_an_example():
     """A docstring with a runnable example, for all that the package exports."""
     lacking = []
-    modules = [fedjax_lite] + [
-        getattr(fedjax_lite, name)
-        for name in [
-            "aggregation",
-            "algorithms",
-            "data",
-            "engine",
-            "models",
-            "server",
-            "transforms",
-        ]
-    ]
+    modules = [fedjax_lite, *(getattr(fedjax_lite, name) for name in FOLDERS)]
     for module, name in itertools.chain.from_iterable(
         ((m, n) for n in getattr(m, "__all__", [])) for m in modules
     ):
