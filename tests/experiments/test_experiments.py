@@ -82,7 +82,7 @@ def test_nothing_is_overwritten_unasked(finished):
 
 
 def test_resumed_run_equals_a_straight_one(finished, tmp_path):
-    folder, flags, _ = finished
+    _, flags, _ = finished
     half = (*flags[:2], "--num-rounds", "2", *flags[4:], "--cohort-size", "4")
     # A schedule depends on the length of the run, so a run that is to be prolonged has none.
     constant = ("--client-schedule", "constant")
