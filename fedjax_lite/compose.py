@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,22 @@ from fedjax_lite.types import (
 ROUND_STREAM = 0x726F756E
 
 
+class Prologue(NamedTuple):
+    """A pass over the same cohort before local training (Mime's gradient at the server's model)."""
+
+    client: ClientUpdate
+    """Without persistent rows."""
+    plan: Plan
+    aggregator: Aggregator
+
+
+class Prefaced(NamedTuple):
+    """Something with a prologue's aggregate beside it."""
+
+    value: Any
+    preface: Any
+
+
 def federated_algorithm(
     client: ClientUpdate,
     *,
@@ -42,6 +58,7 @@ def federated_algorithm(
     aggregator: Aggregator | None = None,
     uplink: Transform | None = None,
     strategy: Strategy | None = None,
+    prologue: Prologue | None = None,
 ) -> FederatedAlgorithm:
     """Wires one synchronous round from its slots.
 
@@ -56,6 +73,9 @@ def federated_algorithm(
       aggregator: default `mean()`, with the weights that the messages carry.
       uplink: what happens to a message on the wire; default `identity()`.
       strategy: how the cohort is executed; default `auto()`. It does not change the results.
+      prologue: a first pass over the cohort, for methods of two phases: clients then download
+        ``Prefaced(broadcast, aggregate of the prologue)``, and the server gets
+        ``Prefaced(aggregate, aggregate of the prologue)``.
 
     Returns:
       A `FederatedAlgorithm`. ``round(key, state, data, cohort=None)`` is jitted and pure; it folds
@@ -90,6 +110,8 @@ def federated_algorithm(
     check_slot(aggregator, "aggregator", Aggregator)
     check_slot(uplink, "uplink", Transform)
     check_slot(strategy, "strategy", Strategy)
+    if prologue is not None:
+        check_slot(prologue, "prologue", Prologue)
     program = Program(client, plan, uplink, aggregator)
 
     def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
@@ -102,6 +124,10 @@ def federated_algorithm(
         state = server.init(jax.tree.map(jnp.copy, params))
         broadcast = server.broadcast(state)
         row = client.init(params)
+        if prologue is not None:
+            first = Program(prologue.client, prologue.plan, identity(), prologue.aggregator)
+            preface, _ = message_shape(first, broadcast, ())
+            broadcast = Prefaced(broadcast, trees.zeros(preface.value))
         message, _ = message_shape(program, broadcast, row)
         uplink_row = uplink.init(trees.zeros(message.value))
         return RoundState(
@@ -120,22 +146,40 @@ def federated_algorithm(
         # A stream apart: split(key)[i] equals fold_in(key, i), and the caller may have used the
         # same key to initialise the model.
         key = jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), state.round)
-        key_sample, key_clients, key_aggregate, key_server = jax.random.split(key, 4)
+        key_sample, key_clients, key_server, key_prologue = jax.random.split(key, 4)
         sampler_state = state.sampler
         if cohort is None:
             sampler_state, cohort = sampler.sample(key_sample, state.sampler, data.sizes)
         known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
         cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known)
-        work = work_list(plan, key_clients, cohort, data)
         broadcast = server.broadcast(state.server)
-        table = Table(state.clients, state.uplink)
-        row = jax.tree.map(lambda leaf: leaf[0], table)
-        message, _ = message_shape(program, broadcast, row.clients, row.uplink)
-        acc = aggregator.init(message, cohort.ids.shape[0])
-        table, acc, metrics = strategy.execute(
-            program, key_clients, table, acc, broadcast, state.round, data, work
+        preface = None
+        if prologue is not None:
+            first = Program(prologue.client, prologue.plan, identity(), prologue.aggregator)
+            preface = one_pass(
+                first,
+                strategy,
+                key_prologue,
+                Table((), ()),
+                (),
+                broadcast,
+                cohort,
+                state.round,
+                data,
+            ).value
+            broadcast = Prefaced(broadcast, preface)
+        table, aggregator_state, value, metrics, work = one_pass(
+            program,
+            strategy,
+            key_clients,
+            Table(state.clients, state.uplink),
+            state.aggregator,
+            broadcast,
+            cohort,
+            state.round,
+            data,
         )
-        aggregator_state, value = aggregator.finish(key_aggregate, state.aggregator, acc, cohort)
+        value = value if prologue is None else Prefaced(value, preface)
         # Clients without data take part in nothing: a cohort of only such leaves the server as is.
         counted = cohort._replace(mask=cohort.mask & (work.sizes > 0))
         server_state = server.update(key_server, state.server, value, counted, metrics)
@@ -163,6 +207,42 @@ def federated_algorithm(
         return jitted(key, state, data, cohort)
 
     return FederatedAlgorithm(init, round)
+
+
+class Pass(NamedTuple):
+    """What one pass over a cohort gives."""
+
+    table: Table
+    aggregator: Any
+    value: Any
+    metrics: dict[str, Any]
+    work: Work
+
+
+def one_pass(
+    program: Program,
+    strategy: Strategy,
+    key: Key,
+    table: Table,
+    aggregator_state: Any,
+    broadcast: Any,
+    cohort: Cohort,
+    round: Array,
+    data: FederatedDataset,
+) -> Pass:
+    """Runs a program over the cohort and finishes its aggregate."""
+    key_clients, key_aggregate = jax.random.split(key)
+    work = work_list(program.plan, key_clients, cohort, data)
+    row = jax.tree.map(lambda leaf: leaf[0], table)
+    message, _ = message_shape(program, broadcast, row.clients, row.uplink)
+    acc = program.aggregator.init(message, cohort.ids.shape[0])
+    table, acc, metrics = strategy.execute(
+        program, key_clients, table, acc, broadcast, round, data, work
+    )
+    aggregator_state, value = program.aggregator.finish(
+        key_aggregate, aggregator_state, acc, cohort
+    )
+    return Pass(table, aggregator_state, value, metrics, work)
 
 
 def work_list(plan: Plan, key: Key, cohort: Cohort, data: FederatedDataset) -> Work:

@@ -81,6 +81,7 @@ def test_structure(smoke_run):
     assert smoke_run["num_cores"] == os.cpu_count()
     assert smoke_run["cpu"]
     assert smoke_run["date"].endswith("+00:00")
+    assert smoke_run["sgemm"]["gflops"] == smoke_run["sgemm"]["calls"]["max"] > 0
     assert list(smoke_run["workloads"]) == ["logreg"]
     rows = rows_of(smoke_run)
     assert tuple(rows) == STRATEGIES
