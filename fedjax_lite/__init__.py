@@ -16,9 +16,35 @@ its clients included, is one compiled program; the state of a run is one immutab
 ['num_clients', 'num_steps', 'round']
 """
 
-from fedjax_lite import aggregation, algorithms, data, engine, models, server, transforms
-from fedjax_lite.aggregation import mean
-from fedjax_lite.algorithms import fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
+from fedjax_lite import (
+    aggregation,
+    algorithms,
+    data,
+    drift,
+    engine,
+    models,
+    server,
+    transforms,
+    verify,
+)
+from fedjax_lite.aggregation import diagnosed, mean
+from fedjax_lite.algorithms import (
+    centralised,
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedavgm,
+    feddyn,
+    fednova,
+    fedprox,
+    fedsgd,
+    fedyogi,
+    local_only,
+    mime,
+    mimelite,
+    pooled,
+    scaffold,
+)
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine import (
     Plan,
@@ -32,6 +58,7 @@ from fedjax_lite.engine import (
 from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
 from fedjax_lite.loop import RunInterrupted, run
+from fedjax_lite.proximal import proximal
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.transforms import chain, clip, identity
@@ -69,10 +96,13 @@ __all__ = [
     "aggregation",
     "algorithms",
     "auto",
+    "centralised",
     "chain",
     "chunked",
     "clip",
     "data",
+    "diagnosed",
+    "drift",
     "dropout",
     "engine",
     "evaluate_clients",
@@ -83,24 +113,34 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "feddyn",
     "federated_algorithm",
+    "fednova",
+    "fedprox",
     "fedsgd",
     "fedyogi",
     "identity",
+    "local_only",
     "local_sgd",
     "mean",
     "mean_grad",
     "mean_loss",
+    "mime",
+    "mimelite",
     "models",
     "optimizer_server",
     "poisson",
+    "pooled",
+    "proximal",
     "run",
+    "scaffold",
     "sequential",
     "server",
     "shuffle_index",
     "summarize_clients",
     "transforms",
     "uniform",
+    "verify",
     "vmapped",
     "weighted",
 ]

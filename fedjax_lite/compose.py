@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.aggregation.diagnosed import Diagnosed
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_key
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto
+from fedjax_lite.engine.memory import check_table
 from fedjax_lite.engine.program import Program, Strategy, Table, Work, message_shape
 from fedjax_lite.transforms.chain import identity
 from fedjax_lite.types import (
@@ -86,7 +88,8 @@ def federated_algorithm(
 
     Raises:
       TypeError: if a slot has the wrong type, the key is not typed or parameters are not floats.
-      ValueError: if the cohort is larger than the population.
+      ValueError: if the cohort is larger than the population, or the table of client rows does
+        not fit into memory.
 
     Example:
       >>> import optax, fedjax_lite as fl
@@ -130,6 +133,7 @@ def federated_algorithm(
             broadcast = Prefaced(broadcast, trees.zeros(preface.value))
         message, _ = message_shape(program, broadcast, row)
         uplink_row = uplink.init(trees.zeros(message.value))
+        check_table((row, uplink_row), data.num_clients)
         return RoundState(
             round=jnp.int32(0),
             server=state,
@@ -191,7 +195,8 @@ def federated_algorithm(
             aggregator=aggregator_state,
             sampler=sampler_state,
         )
-        return new, round_metrics(metrics, work)
+        drift = aggregator_state.metrics if isinstance(aggregator_state, Diagnosed) else {}
+        return new, {**round_metrics(metrics, work), **drift}
 
     def round(
         key: Key, state: RoundState, data: FederatedDataset, cohort: Cohort | None = None

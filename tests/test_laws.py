@@ -9,8 +9,15 @@ from fedjax_lite import testing
 from fedjax_lite.types import Aggregator, Message, Transform
 
 
+FAST = {"fedsgd", "fedavg", "fedadam", "fedprox", "fednova", "scaffold", "feddyn", "mime"}
+"""One of each family; the variants are for the full run."""
+
+
 @pytest.mark.parametrize("law", testing.ALGORITHM_LAWS)
-@pytest.mark.parametrize("name", testing.ALGORITHMS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in testing.ALGORITHMS],
+)
 def test_algorithm(name, law):
     testing.check_algorithm(testing.ALGORITHMS[name], laws=[law])
 

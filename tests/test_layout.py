@@ -23,12 +23,14 @@ LAYERS = {
     "aggregation": 2,
     "checkpoint": 2,
     "data": 2,
+    "drift": 2,
     "engine": 2,
     "evaluate": 2,
     "history": 2,
     "local": 2,
     "models": 2,
     "progress": 2,
+    "proximal": 2,
     "report": 2,
     "sampling": 2,
     "server": 2,
@@ -37,6 +39,7 @@ LAYERS = {
     "loop": 3,
     "algorithms": 4,
     "testing": 5,
+    "verify": 5,
     "__init__": 6,
 }
 

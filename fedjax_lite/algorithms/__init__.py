@@ -1,7 +1,37 @@
 """Algorithms, one file a method."""
 
+from fedjax_lite.algorithms.baselines import (
+    centralised,
+    client_models,
+    gap_to_baseline,
+    local_only,
+    pooled,
+)
 from fedjax_lite.algorithms.fedavg import fedavg
+from fedjax_lite.algorithms.feddyn import feddyn
+from fedjax_lite.algorithms.fednova import fednova
 from fedjax_lite.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
+from fedjax_lite.algorithms.fedprox import fedprox
 from fedjax_lite.algorithms.fedsgd import fedsgd
+from fedjax_lite.algorithms.mime import mime, mimelite
+from fedjax_lite.algorithms.scaffold import scaffold
 
-__all__ = ["fedadagrad", "fedadam", "fedavg", "fedavgm", "fedsgd", "fedyogi"]
+__all__ = [
+    "centralised",
+    "client_models",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "feddyn",
+    "fednova",
+    "fedprox",
+    "fedsgd",
+    "fedyogi",
+    "gap_to_baseline",
+    "local_only",
+    "mime",
+    "mimelite",
+    "pooled",
+    "scaffold",
+]

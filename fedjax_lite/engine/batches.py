@@ -119,6 +119,8 @@ def take_batch(
     rows = low + index
     if data.order is not None:
         rows = jnp.take(data.order, rows, mode="clip")
+    # Computed once: XLA would fuse the permutation anew into the gather of every leaf.
+    rows = jax.lax.optimization_barrier(rows)
     # clip: an empty client's rows may lie one past the end; it has no steps, so nothing is read.
     examples = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data.examples)
     return Batch(examples, mask, jax.random.fold_in(key, step))

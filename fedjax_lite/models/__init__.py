@@ -7,7 +7,13 @@ from fedjax_lite.models.conv_nets import cifar_cnn24, conv_net, lenet, mcmahan_c
 from fedjax_lite.models.dense_nets import linear, mlp
 from fedjax_lite.models.flax_adapters import from_linen, from_nnx
 from fedjax_lite.models.functions import from_functions
-from fedjax_lite.models.losses import accuracy, check_per_example, cross_entropy
+from fedjax_lite.models.losses import (
+    accuracy,
+    check_per_example,
+    cross_entropy,
+    focal_loss,
+    sigmoid_focal_loss,
+)
 from fedjax_lite.models.model import Model
 from fedjax_lite.models.pooling import avg_pool, max_pool
 from fedjax_lite.models.recurrent import char_lstm
@@ -25,6 +31,7 @@ __all__ = [
     "conv_general_dilated",
     "conv_net",
     "cross_entropy",
+    "focal_loss",
     "from_functions",
     "from_linen",
     "from_nnx",
@@ -35,4 +42,5 @@ __all__ = [
     "mlp",
     "pfl_cnn",
     "random_images",
+    "sigmoid_focal_loss",
 ]

@@ -123,6 +123,47 @@ def group_norm(params: Params, x: Array, *, num_groups: int, epsilon: float = 1e
     return normal * params["scale"] + params["bias"]
 
 
+def instance_norm(params: Params | None, x: Array, *, epsilon: float = 1e-5) -> Array:
+    r"""Standardises each channel of each example over its positions.
+
+    .. math::  \frac{x - \mu_{bc}}{\sqrt{\sigma^2_{bc} + \epsilon}} \cdot \mathrm{scale}_c
+               + \mathrm{bias}_c
+
+    with the mean and the population variance of one image and channel. It removes what differs
+    between scanners or cameras, ``x -> c x + d`` with ``c > 0``, up to `epsilon`, and has neither
+    batch statistics nor a running state. It is `group_norm` with as many groups as channels.
+
+    Args:
+      params: ``{"scale": [C], "bias": [C]}`` as `init_group_norm` makes them; None for none.
+      x: `[B, ..., C]` with at least one axis of positions, e.g. `[B, H, W, C]`.
+      epsilon: added to the variance.
+
+    Returns:
+      The same shape; a constant channel becomes its bias.
+
+    Raises:
+      ValueError: if `x` has no axis of positions.
+
+    Example:
+      >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
+      >>> instance_norm(None, x).round(3).tolist()
+      [[[-1.0, -1.0], [1.0, 1.0]]]
+
+    Reference: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for
+    Fast Stylization", 2016, arXiv:1607.08022.
+    """
+    if x.ndim < 3:
+        raise ValueError(
+            f"x must be [B, ..., C] with an axis of positions, e.g. [B, H, W, C], got shape "
+            f"{list(x.shape)}"
+        )
+    positions = tuple(range(1, x.ndim - 1))
+    centred = x - jnp.mean(x, axis=positions, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=positions, keepdims=True)
+    normal = centred * jax.lax.rsqrt(variance + epsilon)
+    return normal if params is None else normal * params["scale"] + params["bias"]
+
+
 def dropout(key: Key | None, x: Array, *, rate: float) -> Array:
     """Zeroes entries with probability `rate` and scales the others by ``1 / (1 - rate)``.
 

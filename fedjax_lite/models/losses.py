@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from fedjax_lite.checks import check_fraction, check_non_negative
 from fedjax_lite.types import Array
 
 
@@ -32,12 +34,131 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     """
     check_labels(logits, y)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    num_classes = logits.shape[-1]
+    return mean_of_valid(_cross_entropies(logits, y), y)
+
+
+def _cross_entropies(logits: Array, y: Array) -> Array:
+    """One loss a label, of the shape of `y`; NaN beyond the last class."""
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(
+        jnp.where(_chosen(logits, y), logits, 0.0), axis=-1
+    )
+    return jnp.where(y < logits.shape[-1], losses, jnp.nan)
+
+
+def _chosen(logits: Array, y: Array) -> Array:
     # A comparison instead of a gather: its gradient is a product, not a scatter.
-    chosen = jnp.arange(num_classes) == y[..., None]
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
-    losses = jnp.where(y < num_classes, losses, jnp.nan)
+    return jnp.arange(logits.shape[-1]) == y[..., None]
+
+
+def focal_loss(
+    logits: Array,
+    y: Array,
+    *,
+    gamma: float | Array = 2.0,
+    alpha: Array | None = None,
+) -> Array:
+    r"""Softmax focal loss of every example: cross-entropy with the easy examples turned down.
+
+    .. math::  -\alpha_y\, (1 - p_y)^\gamma \ln p_y, \qquad p = \mathrm{softmax}(z)
+
+    in float32 or wider, with ``ln(1 - p_y)`` from the other logits, so that loss and gradient are
+    finite for any finite logits. ``gamma = 0`` without `alpha` is `cross_entropy`. Labels are
+    treated as there: negative ones do not count, one beyond the last class gives NaN.
+
+    Args:
+      logits: `[B, classes]`, or `[B, T, classes]` for sequences; at least 2 classes.
+      y: integers `[B]` or `[B, T]` in ``[0, classes)``; -1 is ignored.
+      gamma: focus, at least 0 (the paper's 2).
+      alpha: `[classes]`, a factor for each class, or None for none.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if shapes do not fit or `gamma` or `alpha` is negative.
+      TypeError: if labels are not integers.
+
+    Example:
+      >>> even = focal_loss(jnp.zeros((1, 2)), jnp.array([0]))  # 0.5**2 * ln 2
+      >>> round(float(even[0]), 4)
+      0.1733
+
+    Reference: Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", 2017,
+    arXiv:1708.02002.
+    """
+    check_labels(logits, y)
+    check_non_negative(gamma, "gamma")
+    num_classes = logits.shape[-1]
+    if num_classes < 2:
+        raise ValueError(
+            f"logits must have at least 2 classes, got {num_classes}; for one logit an example "
+            "use sigmoid_focal_loss"
+        )
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    chosen = _chosen(logits, y)
+    others = jnp.where(chosen, -jnp.inf, logits)
+    log_miss = jax.nn.logsumexp(others, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    losses = jnp.exp(gamma * log_miss) * _cross_entropies(logits, y)
+    if alpha is not None:
+        if jnp.shape(alpha) != (num_classes,):
+            raise ValueError(
+                f"alpha must have one factor a class, shape ({num_classes},), got "
+                f"{jnp.shape(alpha)}; the scalar form is that of sigmoid_focal_loss"
+            )
+        check_non_negative(alpha, "alpha")
+        losses = losses * jnp.sum(jnp.where(chosen, jnp.asarray(alpha), 0.0), axis=-1)
     return mean_of_valid(losses, y)
+
+
+def sigmoid_focal_loss(
+    logits: Array,
+    y: Array,
+    *,
+    gamma: float | Array = 2.0,
+    alpha: float | Array | None = 0.25,
+) -> Array:
+    r"""Binary focal loss of every example, over one or several independent logits.
+
+    .. math::  -\alpha_t\, (1 - p_t)^\gamma \ln p_t, \qquad
+               (p_t, \alpha_t) = \begin{cases} (p, \alpha) & y = 1 \\
+               (1 - p, 1 - \alpha) & y = 0 \end{cases}, \qquad p = \mathrm{sigmoid}(z)
+
+    It is ``optax.sigmoid_focal_loss`` in float32 or wider, averaged over all axes but the first;
+    note that the default `alpha` here is the paper's. Negative labels do not count; labels
+    between 0 and 1 are soft targets.
+
+    Args:
+      logits: `[B]`, or `[B, ...]` for several labels an example.
+      y: of the same shape, 0 or 1 (integers, booleans or floats); -1 is ignored.
+      gamma: focus, at least 0 (the paper's 2).
+      alpha: factor of the positive labels, in `[0, 1]` (the paper's .25); None for no factors.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: if shapes differ, `gamma` is negative or `alpha` outside `[0, 1]`.
+
+    Example:
+      >>> logit = jnp.log(jnp.array([9.0]))  # p = 0.9: 0.25 * 0.1**2 * -ln 0.9
+      >>> round(1e4 * float(sigmoid_focal_loss(logit, jnp.array([1]))[0]), 3)
+      2.634
+
+    Reference: Lin et al., 2017, arXiv:1708.02002.
+    """
+    if logits.ndim < 1 or y.shape != logits.shape:
+        raise ValueError(
+            f"y must have the shape of the logits, {logits.shape}, got {y.shape}; one logit an "
+            "example is [B], logits[..., 0]; for classes use focal_loss"
+        )
+    check_non_negative(gamma, "gamma")
+    if alpha is not None:
+        check_fraction(alpha, "alpha")
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # Ignored labels are replaced before the loss: the gradient of what a mask hides must be finite.
+    labels = jnp.where(y < 0, 0, y).astype(logits.dtype)
+    losses = optax.sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
+    return mean_of_valid(jnp.where(y <= 1, losses, jnp.nan), y)
 
 
 def accuracy(logits: Array, y: Array) -> Array:

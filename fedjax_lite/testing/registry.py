@@ -6,10 +6,24 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from fedjax_lite.aggregation import mean
-from fedjax_lite.algorithms import fedadagrad, fedadam, fedavg, fedavgm, fedsgd, fedyogi
+from fedjax_lite.aggregation import diagnosed, inverse_variance, mean
+from fedjax_lite.algorithms import (
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedavgm,
+    feddyn,
+    fednova,
+    fedprox,
+    fedsgd,
+    fedyogi,
+    mime,
+    mimelite,
+    scaffold,
+)
 from fedjax_lite.engine import Plan
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.server import optimizer_server
@@ -19,6 +33,7 @@ from fedjax_lite.transforms import chain, clip, identity
 from fedjax_lite.types import Aggregator, FederatedAlgorithm, Sampler, Transform
 
 PLAN = Plan(batch_size=2, epochs=2)
+VARIABLE = Plan(batch_size=2, steps=np.array([1, 4, 2, 3, 0, 5, 1]))
 
 
 def _made(factory, *, client=optax.sgd, plan: Plan = PLAN, **options) -> Make:
@@ -28,6 +43,11 @@ def _made(factory, *, client=optax.sgd, plan: Plan = PLAN, **options) -> Make:
         )
 
     return make
+
+
+def _rate(learning_rate):
+    """For methods that take a rate instead of an optimizer."""
+    return learning_rate
 
 
 def _fedsgd(learning_rate, sampler, strategy) -> FederatedAlgorithm:
@@ -52,9 +72,7 @@ ALGORITHMS: dict[str, Make] = {
     "fedavg clipped": _made(fedavg, uplink=clip(0.5)),
     "fedavg momentum clients": _made(fedavg, client=partial(optax.sgd, momentum=0.9)),
     "fedavg adam clients": _made(fedavg, client=optax.adam),
-    "fedavg variable work": _made(
-        fedavg, plan=Plan(batch_size=2, steps=jnp.array([1, 4, 2, 3, 0, 5, 1]))
-    ),
+    "fedavg variable work": _made(fedavg, plan=VARIABLE),
     "fedavg stragglers": _made(
         fedavg,
         plan=Plan(batch_size=2, epochs=lambda key, client: jax.random.randint(key, (), 0, 4)),
@@ -65,9 +83,24 @@ ALGORITHMS: dict[str, Make] = {
     "fedadagrad": _made(fedadagrad, server_learning_rate=0.1),
     "fedadam": _made(fedadam, server_learning_rate=0.1),
     "fedyogi": _made(fedyogi, server_learning_rate=0.1),
+    "fedavg inverse variance": _made(fedavg, weighting=inverse_variance(np.arange(7.0), floor=0.5)),
+    "fedavg diagnosed": _made(fedavg, aggregator=diagnosed(mean())),
+    "fedprox": _made(fedprox, mu=0.1),
+    "fedprox adaptive": _made(fedprox, mu=0.1, adaptive=True),
+    "fednova": _made(fednova, client=_rate),
+    "fednova momentum proximal": _made(fednova, client=_rate, momentum=0.9, mu=0.1, plan=VARIABLE),
+    "scaffold": _made(scaffold, client=_rate),
+    "scaffold option 1": _made(scaffold, client=_rate, option=1),
+    "scaffold weighted": _made(scaffold, client=_rate, weighting="examples"),
+    "scaffold bfloat16": _made(scaffold, client=_rate, table_dtype=jnp.bfloat16),
+    "scaffold variable work": _made(scaffold, client=_rate, plan=VARIABLE),
+    "feddyn": _made(feddyn, alpha=0.1),
+    "feddyn weighted": _made(feddyn, alpha=0.1, weighting="examples"),
+    "mime": _made(mime, client=_rate),
+    "mimelite": _made(mimelite, client=_rate),
 }
 
-AGGREGATORS: dict[str, Aggregator] = {"mean": mean()}
+AGGREGATORS: dict[str, Aggregator] = {"mean": mean(), "diagnosed": diagnosed(mean())}
 
 TRANSFORMS: dict[str, Transform] = {
     "identity": identity(),

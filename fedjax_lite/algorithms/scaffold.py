@@ -1,0 +1,361 @@
+"""SCAFFOLD: control variates that take the clients' drift out of local SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_lite import trees
+from fedjax_lite.aggregation.mean import Weighting, weight_by
+from fedjax_lite.aggregation.population import Population, empty_population, measure_population
+from fedjax_lite.checks import check_non_negative, check_positive
+from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.batches import Plan
+from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.server import Rate
+from fedjax_lite.types import (
+    Array,
+    Batch,
+    ClientInfo,
+    ClientUpdate,
+    Cohort,
+    FederatedAlgorithm,
+    Key,
+    Mean,
+    Message,
+    Params,
+    PyTree,
+    RoundState,
+    Sampler,
+    ServerUpdate,
+)
+
+
+def scaffold(
+    loss: LossFn,
+    learning_rate: Rate,
+    *,
+    plan: Plan,
+    sampler: Sampler,
+    option: int = 2,
+    server_learning_rate: Rate = 1.0,
+    weighting: Weighting = "uniform",
+    table_dtype: Any = None,
+    **slots: Any,
+) -> FederatedAlgorithm:
+    r"""Local SGD whose gradients are corrected by control variates.
+
+    .. math::
+        y_i &\leftarrow y_i - \eta\,(g_i(y_i) - c_i + c) \quad (K_i \text{ times from } x), \\
+        \text{option 1: } c_i^+ &= \nabla f_i(x), \qquad
+        \text{option 2: } c_i^+ = c_i - c + \frac{x - y_i}{K_i \eta}, \\
+        x &\leftarrow x - \eta_g \frac{\sum_{i \in S} w_i (x - y_i)}{\sum_{i \in S} w_i}, \qquad
+        c \leftarrow c + \frac1W \sum_{i \in S} w_i (c_i^+ - c_i) .
+
+    `W` sums the weights of ALL clients that have data (uniform: their number `N`), so that
+    ``c = sum_i w_i c_i / W`` after every round, whoever took part. All controls start at zero.
+    `K_i` counts the steps that were done; a client without steps, or one that dropped out,
+    changes nothing and keeps its `c_i`. An `uplink` that alters messages, or an `aggregator` other
+    than the mean, takes the invariant away.
+
+    Option 1 sums the gradient at `x` over the batches of the client's first epoch: exact for a
+    plan of at least one whole epoch, else the mean over the batches visited. It costs a second
+    gradient for each of these steps (with several clients in lanes for every step), and nothing
+    where the plan takes the whole data set at once.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``, one loss per example.
+      learning_rate: `eta`, or a function of the round; constant within a round, since the control
+        variates presume plain SGD.
+      plan: local work.
+      sampler: who takes part.
+      option: 1 or 2.
+      server_learning_rate: `eta_g`, or a schedule over rounds.
+      weighting: "uniform" (the paper), "examples" or a function of `ClientInfo` that depends
+        on neither round nor steps.
+      table_dtype: dtype of the rows `c_i` `[N, ...]`; default: that of the parameters. bfloat16
+        halves what is stored; XLA's CPU compiler still makes a copy of such a table in a round.
+        ``jnp.bfloat16`` halves the table; `c` remains the mean of what is stored.
+      **slots: `aggregator`, `uplink`, `strategy` as in `fedavg`.
+
+    Returns:
+      A `FederatedAlgorithm`: rows ``state.clients`` are `c_i`, ``state.server.control`` is `c`. Its
+      metrics have ``weight``, the mean weight in the cohort.
+
+    Raises:
+      TypeError: if the rate is an optimizer, or `table_dtype` not floating.
+      ValueError: if a rate is not positive or the option unknown.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 3.0])}, [0, 1])
+      >>> algo = scaffold(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, 0.5,
+      ...                 plan=fl.Plan(batch_size=1), sampler=fl.everyone())
+      >>> state = algo.init(jax.random.key(0), jnp.array(0.0), data)
+      >>> state, _ = algo.round(jax.random.key(0), state, data)
+      >>> float(state.server.params), float(state.server.control), state.clients.tolist()
+      (0.5, -1.0, [1.0, -3.0])
+
+    Reference: Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled
+    Averaging for Federated Learning", 2020, arXiv:1910.06378.
+    """
+    algo = federated_algorithm(
+        scaffold_client(
+            loss,
+            learning_rate,
+            plan=plan,
+            option=option,
+            weighting=weighting,
+            table_dtype=table_dtype,
+        ),
+        plan=plan,
+        sampler=sampler,
+        server=scaffold_server(server_learning_rate),
+        **slots,
+    )
+    return knowing_the_population(algo, weighting)
+
+
+def knowing_the_population(algo: FederatedAlgorithm, weighting: Weighting) -> FederatedAlgorithm:
+    """Lets `init` write into ``state.server.population`` what the data say of all clients."""
+
+    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
+        state = algo.init(key, params, data)
+        population = measure_population(data, weighting)
+        return state._replace(server=state.server._replace(population=population))
+
+    return algo._replace(init=init)
+
+
+class Controlled(NamedTuple):
+    """What clients download: the model and the server's control variate."""
+
+    params: Params
+    control: Params
+
+
+class ScaffoldCarry(NamedTuple):
+    """What a client carries from step to step."""
+
+    params: Params
+    row: Params
+    """`c_i`, as it is stored."""
+    correction: Params
+    """``c - c_i``."""
+    anchor_sum: PyTree
+    """Option 1: sum of the gradients at `x` over the examples seen; else ``()``."""
+    anchor_count: Array
+    num_done: Array
+    loss: Mean
+    info: ClientInfo
+
+
+def scaffold_client(
+    loss: LossFn,
+    learning_rate: Rate,
+    *,
+    plan: Plan,
+    option: int = 2,
+    weighting: Weighting = "uniform",
+    table_dtype: Any = None,
+) -> ClientUpdate:
+    """The client's side of `scaffold`; sends ``{"params": x - y_i, "control": c_i+ - c_i}``.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      learning_rate: see `scaffold`.
+      plan: local work; says where an epoch ends.
+      option: 1 or 2.
+      weighting: see `scaffold`.
+      table_dtype: see `scaffold`.
+
+    Example:
+      >>> client = scaffold_client(lambda w, e, key: w * e["g"], 0.5, plan=Plan(batch_size=1))
+      >>> client.init(jnp.ones(2)).tolist()
+      [0.0, 0.0]
+    """
+    check_loss(loss)
+    rate_at = rate_of_round(learning_rate)
+    weight = weight_by(weighting)
+    gradient = mean_grad(loss)
+    if option not in (1, 2):
+        raise ValueError(
+            f"option must be 1 (gradient at the server's model) or 2 (from the update), "
+            f"got {option!r}"
+        )
+    if table_dtype is not None and not jnp.issubdtype(jnp.dtype(table_dtype), jnp.floating):
+        raise TypeError(f"table_dtype must be a floating dtype, got {table_dtype!r}")
+
+    def init(params: Params) -> Params:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, table_dtype or x.dtype), params)
+
+    def start(key: Key, row: Params, broadcast: Controlled, info: ClientInfo) -> ScaffoldCarry:
+        correction = jax.tree.map(lambda c, r: c - r.astype(c.dtype), broadcast.control, row)
+        sums = jax.tree.map(_wide_zeros, broadcast.params) if option == 1 else ()
+        zero = jnp.float32(0)
+        return ScaffoldCarry(
+            broadcast.params, row, correction, sums, zero, jnp.int32(0), Mean(zero, zero), info
+        )
+
+    def see_anchor(
+        broadcast: Controlled, carry: ScaffoldCarry, batch: Batch, grad: Params, count: Array
+    ) -> tuple[PyTree, Array]:
+        """Adds the gradient at `x` on this batch while the first epoch lasts."""
+        # The same randomness at both points; clone says that the reuse is meant.
+        again = batch._replace(key=jax.random.clone(batch.key))
+
+        def add(_: None) -> tuple[PyTree, Array]:
+            at_anchor = grad
+            if plan.batch_size is not None:
+                _, at_anchor = gradient(broadcast.params, again)
+            sums = jax.tree.map(
+                lambda s, g: s + (count * g).astype(s.dtype), carry.anchor_sum, at_anchor
+            )
+            return sums, carry.anchor_count + count
+
+        def keep(_: None) -> tuple[PyTree, Array]:
+            return carry.anchor_sum, carry.anchor_count
+
+        in_first_epoch = carry.num_done < plan.steps_per_epoch(carry.info.size)
+        return jax.lax.cond(in_first_epoch, add, keep, None)
+
+    def step(broadcast: Controlled, carry: ScaffoldCarry, batch: Batch) -> ScaffoldCarry:
+        rate = rate_at(carry.info.round)
+        value, grad = gradient(carry.params, batch)
+        count = batch.mask.sum().astype(jnp.float32)
+        if option == 1:
+            sums, total = see_anchor(broadcast, carry, batch, grad, count)
+            carry = carry._replace(anchor_sum=sums, anchor_count=total)
+        params = jax.tree.map(
+            lambda y, g, d: (y - rate * (g + d)).astype(y.dtype),
+            carry.params,
+            grad,
+            carry.correction,
+        )
+        seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
+        return carry._replace(params=params, num_done=carry.num_done + 1, loss=seen)
+
+    def finish(
+        broadcast: Controlled, carry: ScaffoldCarry
+    ) -> tuple[Params, Message, dict[str, Any]]:
+        update = trees.subtract(broadcast.params, carry.params)
+        # A rate of 0 (the end of a schedule) says nothing of the gradient.
+        work = rate_at(carry.info.round) * carry.info.num_steps
+        learned = carry.info.num_steps > 0
+        if option == 2:
+            learned = learned & (work > 0)
+            work = jnp.where(learned, work, 1)
+
+        def renew(old: Array, update: Array, d: Array, c: Array, total: Any) -> tuple[Array, Array]:
+            if option == 2 and old.dtype == update.dtype:
+                # c_i cancels in the change. Not reading the row again after its new value is
+                # made is what lets XLA write the table in place, without a copy a client.
+                change = jnp.where(learned, update / work - c, 0)
+                return old + change, change
+            new = update / work - d if option == 2 else total / jnp.maximum(carry.anchor_count, 1)
+            # The difference of what is stored, so that c stays the mean of the rows in any dtype.
+            new = jnp.where(learned, new.astype(old.dtype), old)
+            return new, new.astype(update.dtype) - old.astype(update.dtype)
+
+        totals = carry.anchor_sum if option == 1 else update
+        pairs = jax.tree.map(renew, carry.row, update, carry.correction, broadcast.control, totals)
+        row, change = jax.tree.transpose(
+            jax.tree.structure(update), jax.tree.structure((0, 0)), pairs
+        )
+        weighs = weight(carry.info)
+        message = Message({"params": update, "control": change}, weighs)
+        return row, message, {"train_loss": carry.loss, "weight": weighs}
+
+    return ClientUpdate(init, start, step, finish)
+
+
+class ScaffoldState(NamedTuple):
+    """The server: model, control variate, and what it knows of all clients."""
+
+    params: Params
+    control: Params
+    opt_state: PyTree
+    population: Population
+
+
+def scaffold_server(server_learning_rate: Rate = 1.0) -> ServerUpdate:
+    """The server's side of `scaffold`: ``c`` moves by the share of the population that took part.
+
+    Args:
+      server_learning_rate: `eta_g`, or a schedule over rounds.
+
+    Raises:
+      ValueError: if the rate is negative.
+
+    Example:
+      >>> server = scaffold_server()
+      >>> state = server.init(jnp.array(0.0))._replace(
+      ...     population=Population(jnp.float32(4), jnp.float32(4)))
+      >>> value = {"params": jnp.array(1.0), "control": jnp.array(2.0)}
+      >>> cohort = Cohort(jnp.arange(1), jnp.ones(1, bool))
+      >>> new = server.update(None, state, value, cohort, {"weight": jnp.ones(1)})
+      >>> float(new.params), float(new.control)
+      (-1.0, 0.5)
+    """
+    if not callable(server_learning_rate):
+        check_non_negative(server_learning_rate, "server_learning_rate")
+    optimizer = optax.sgd(server_learning_rate)
+
+    def init(params: Params) -> ScaffoldState:
+        params = jax.tree.map(jnp.array, params)
+        control = jax.tree.map(jnp.zeros_like, params)
+        return ScaffoldState(params, control, optimizer.init(params), empty_population())
+
+    def update(
+        key: Key, server: ScaffoldState, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
+    ) -> ScaffoldState:
+        update = trees.cast_like(value["params"], server.params)
+        updates, opt_state = optimizer.update(update, server.opt_state, server.params)
+        # Only those who did something weigh, so this is the share of clients that arrived.
+        arrived = metrics["weight"].sum()
+
+        def move(c: Array, change: Array) -> Array:
+            # Sums of weights are divided in the model's precision: 1/3 in float32 is not 1/3.
+            share = arrived.astype(c.dtype) / server.population.total_weight.astype(c.dtype)
+            return c + share * change.astype(c.dtype)
+
+        new = ScaffoldState(
+            optax.apply_updates(server.params, updates),
+            jax.tree.map(move, server.control, value["control"]),
+            opt_state,
+            server.population,
+        )
+        return trees.where(cohort.mask.any(), new, server)
+
+    return ServerUpdate(init, lambda server: Controlled(server.params, server.control), update)
+
+
+def rate_of_round(learning_rate: Rate) -> Callable[[Array], Any]:
+    """Turns a rate, or a function of the round that gives one, into the latter.
+
+    Raises:
+      TypeError: if it is an optimizer.
+      ValueError: if a concrete rate is not positive.
+
+    Example:
+      >>> rate_of_round(0.1)(3), round(rate_of_round(lambda r: 0.1 * 0.5**r)(2), 3)
+      (0.1, 0.025)
+    """
+    if isinstance(learning_rate, optax.GradientTransformation):
+        raise TypeError(
+            "learning_rate must be a number or a function (round) -> number, got an optax "
+            "optimizer; this method's local steps are plain SGD: give its rate"
+        )
+    if callable(learning_rate):
+        return learning_rate
+    check_positive(learning_rate, "learning_rate")
+    return lambda round: learning_rate
+
+
+def _wide_zeros(leaf: Array) -> Array:
+    return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))

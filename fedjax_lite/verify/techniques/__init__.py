@@ -1,0 +1,1 @@
+"""The known answers, one file a technique: each has ``checks() -> list[Check]``."""
