@@ -8,7 +8,6 @@ import fedjax_lite as fl
 from fedjax_lite import testing
 from fedjax_lite.types import Aggregator, Message, Transform
 
-
 FAST = {"fedsgd", "fedavg", "fedadam", "fedprox", "fednova", "scaffold", "feddyn", "mime"}
 """One of each family; the variants are for the full run."""
 
