@@ -4,7 +4,7 @@
 
 Clients ``f_i(x) = a_i/2 (x - 1 - s d_i)^2`` with ``sum a_i d_i = 0``: the optimum is 1 for every
 spread `s` of the clients' own optima. FedAvg ends in a bias that grows with `s`; SCAFFOLD and
-FedDyn go to the optimum for every `s`, with full and with partial participation; Mime with full (its
+FedDyn go to the optimum for every `s`, with full and partial participation; Mime with full (its
 control is the cohort's, so a partial cohort leaves a small error). Prints ``|x - 1|`` and writes
 results.json and curves.png.
 """
