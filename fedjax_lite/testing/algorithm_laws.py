@@ -81,10 +81,11 @@ def rounds(
     state: RoundState,
     data: FederatedDataset,
     num_rounds: int = NUM_ROUNDS,
+    cohort: Cohort | None = None,
 ) -> RoundState:
     """Several rounds, one call each."""
     for _ in range(num_rounds):
-        state, _ = algo.round(key, state, data)
+        state, _ = algo.round(key, state, data, cohort)
     return state
 
 
@@ -149,10 +150,11 @@ def vmap_equals_loop(make: Make) -> None:
 
 def strategies_agree(make: Make) -> None:
     """Every execution strategy gives the same rounds."""
+    cohort = Cohort(jnp.array([5, 2, 1, 6], jnp.int32), jnp.array([True, True, True, True]))
     results = []
     for strategy in (LANES, CHUNKS, SINGLE):
         algo, key, state, data = start(make, strategy=strategy)
-        results.append(rounds(algo, key, state, data))
+        results.append(rounds(algo, key, state, data, cohort=cohort))
     same(results[0], results[1], message="between vmapped and chunked(3)")
     same(results[0], results[2], message="between vmapped and sequential")
 
