@@ -51,11 +51,17 @@ def permute(seed: Array, epoch: Array | int, index: Array, size: Array | int) ->
     shifts = mix(mix(counter ^ seed[0]) + base) % size
     coins = mix(mix((counter + jnp.uint32(1)) ^ seed[0]) + base)
     x = jnp.asarray(index).astype(jnp.uint32)
-    for r in range(NUM_ROUNDS):
+
+    def swap(r: Array, x: Array) -> Array:
         # k - x mod n without overflow: both are below n < 2**31.
-        partner = shifts[r] + jnp.where(x > shifts[r], size, jnp.uint32(0)) - x
+        shift = shifts[r]
+        partner = shift + jnp.where(x > shift, size, jnp.uint32(0)) - x
         coin = mix(jnp.maximum(x, partner) ^ coins[r]) >> 31
-        x = jnp.where(coin == 1, partner, x)
+        return jnp.where(coin == 1, partner, x)
+
+    # A loop, not 28 rounds in a row: XLA fuses a long chain into one kernel, and where several
+    # users of it fuse it again, compiling takes minutes (seen with jaxlib 0.12).
+    x = jax.lax.fori_loop(0, NUM_ROUNDS, swap, x, unroll=4)
     return x.astype(jnp.int32)
 
 
