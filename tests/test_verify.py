@@ -14,7 +14,6 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import verify
-from fedjax_lite.algorithms import fedprox as fedprox_module
 from fedjax_lite.verify import command, own, records, table, testbeds
 from fedjax_lite.verify.techniques import (
     fedavg,
@@ -130,7 +129,7 @@ def test_fedadam_with_bias_correction(monkeypatch):
 
 
 def test_fedprox_without_the_half(monkeypatch):
-    original = fedprox_module.fedprox
+    original = fl.fedprox
     monkeypatch.setattr(
         sys.modules[original.__module__],
         "fedprox",

@@ -26,9 +26,9 @@ from fedjax_lite.verify.testbeds import (
 
 def mimed(momentum: float, *, lite: bool = False, steps: int = STEPS, **options: Any) -> Any:
     """Mime or MimeLite on Q2 with everyone."""
-    from fedjax_lite.algorithms import mime as module
+    from fedjax_lite.algorithms.mime import mime, mimelite
 
-    factory = module.mimelite if lite else module.mime
+    factory = mimelite if lite else mime
     options = {"weighting": "examples", **options}
     return factory(
         quadratic, ETA, plan=whole(steps), sampler=everyone(), momentum=momentum, **options
