@@ -33,6 +33,8 @@ class RunFlags:
     """Rounds of communication in all."""
     model: Literal["auto", "cnn", "2nn", "linear", "lenet", "mcmahan_cnn", "pfl_cnn"] = "auto"
     """auto: a small GroupNorm CNN."""
+    centralised: bool = False
+    """Also train on the union of the clients' data, with as many steps, and report the gap."""
     augment: bool = False
     """Random flips and crops in local training."""
     strategy: str = "auto"
@@ -166,12 +168,54 @@ def main(flags: Flags) -> dict[str, Any]:
         },
     )
     plots(output_dir, name, history, clients, fl.data.label_counts(data, num_classes))
+    if run.centralised:
+        print(centralised_gap(flags, trained.loss, model, data, test, history, output_dir))
     last = history[-1]
     print(
         f"{name}: test accuracy {last['test_accuracy']:.4f} after {last['round']} rounds, "
         f"{time.perf_counter() - began:.0f} s in all; results in {output_dir}"
     )
     return last
+
+
+def centralised_gap(
+    flags: Flags,
+    loss: Any,
+    model: fl.models.Model,
+    data: Any,
+    test: dict[str, np.ndarray],
+    history: list,
+    output_dir: Path,
+) -> str:
+    """Trains on the pooled data through the same code, writes gap.json, and says the last gap."""
+    run, client = flags.run, flags.client
+    batch_size = client.batch_size or data.num_examples
+    share = client.cohort_size * client.epochs / data.num_clients
+    steps = max(round(share * data.num_examples / batch_size), 1)
+    algo = fl.centralised(
+        loss,
+        client.optimizer(run.num_rounds),
+        plan=fl.Plan(batch_size=client.batch_size or None, steps=steps),
+    )
+    key = jax.random.key(run.seed)
+    _, baseline = fl.run(
+        algo,
+        key,
+        algo.init(key, model.init(key), data),
+        data,
+        num_rounds=run.num_rounds,
+        evaluate=fl.evaluator(model, with_labels(test)),
+        every=run.every,
+        output_dir=output_dir / "centralised",
+        resume=run.resume,
+        overwrite=run.overwrite,
+    )
+    gaps = fl.algorithms.gap_to_baseline(history, baseline)
+    save_json_atomic(output_dir / "gap.json", {"steps_per_round": steps, "gaps": gaps})
+    return (
+        f"centralised, {steps} steps a round: test accuracy {baseline[-1]['test_accuracy']:.4f}; "
+        f"gap of the federated run {gaps[-1]['test_accuracy_gap']:+.4f}"
+    )
 
 
 def settings(flags: Flags) -> dict[str, Any]:

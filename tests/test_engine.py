@@ -463,7 +463,7 @@ def stub(sizes):
         ((2048, 2048), [10] * 20, "cpu", 10, 1),
         ((100, 10), [10] * 20, "cpu", 10, 5),
         ((100, 10), [10] * 20, "cpu", 3, 3),
-        ((100, 10), [1] * 19 + [100], "cpu", 10, 2),
+        ((100, 10), [1] * 19 + [100], "cpu", 10, 1),
         ((100, 10), [10] * 20, "gpu", 10, 10),
         ((100, 10), [1] * 19 + [100], "gpu", 16, 2),
         ((100, 10), [1] * 19 + [100], "tpu", 4, 1),
@@ -485,7 +485,7 @@ def test_explain_says_what_and_why():
     assert "5 of 10 clients in lanes" in even
     assert "padded over real steps: 1.000" in even
     uneven = explain(
-        params, stub([1] * 19 + [100]), plan=fl.Plan(batch_size=1), cohort_size=20, platform="cpu"
+        params, stub([1] * 19 + [100]), plan=fl.Plan(batch_size=1), cohort_size=20, platform="gpu"
     )
     # Everyone takes part: (100 + 1) * 2 in the first chunk's two lanes ... = 2 * 100 + 9 * 2.
     assert f"padded over real steps: {218 / 119:.3f}" in uneven

@@ -30,8 +30,8 @@ class Choice(NamedTuple):
 def auto() -> Strategy:
     """Chooses the number of lanes by platform, model and size distribution, when it is traced.
 
-    The rules are those of DESIGN section 3, measured on 2 CPU cores: one lane for convolutional or
-    large models, two for uneven sizes, five for even small dense ones. On an accelerator the
+    The rules were measured on 2 CPU cores (experiments/benchmarks/round.py): one lane for
+    convolutional or large models and for uneven sizes, five for even small dense ones. On an accelerator the
     whole cohort in lanes where sizes are even, sorted chunks where they are not (nothing measured
     there yet). All that it looks at is static: shapes, and the largest client's share.
 
@@ -83,7 +83,7 @@ def choose(
         elif num_bytes > LARGE_MODEL_BYTES:
             lanes, reason = 1, f"{num_bytes / 2**20:.1f} MiB of weights fill the caches alone"
         elif uneven:
-            lanes, reason = 2, f"the largest client is {unevenness:.1f} times the mean"
+            lanes, reason = 1, f"the largest client is {unevenness:.1f} times the mean"
         else:
             lanes, reason = 5, "small dense model, even sizes"
     elif uneven:

@@ -171,6 +171,8 @@ def conv_general_dilated(
         dtype = preferred_element_type or jnp.result_type(x, kernel)
         out = lax.full((x.shape[0], *out_shape, kernel.shape[-1]), 0, dtype)
     else:
+        # Otherwise XLA:CPU fuses what made x (a relu, the padding) into each of the slices.
+        x = lax.optimization_barrier(x)
         out = _contract(
             _window_slices(x, out_shape, window, strides, taps),
             kernel,

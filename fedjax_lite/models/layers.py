@@ -167,6 +167,9 @@ def instance_norm(params: Params | None, x: Array, *, epsilon: float = 1e-5) -> 
 def dropout(key: Key | None, x: Array, *, rate: float) -> Array:
     """Zeroes entries with probability `rate` and scales the others by ``1 / (1 - rate)``.
 
+    An entry costs 16 random bits, so `rate` is rounded to a multiple of 2**-16; the scale is that
+    of the rounded rate, and the mean is kept exactly.
+
     Args:
       key: consumed; None: the identity.
       x: any shape.
@@ -181,8 +184,9 @@ def dropout(key: Key | None, x: Array, *, rate: float) -> Array:
     """
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0.0)
+    num_kept = max(round((1.0 - rate) * 2**16), 1)  # of the 2**16 values of 16 bits
+    keep = jax.random.bits(key, x.shape, jnp.uint16) <= num_kept - 1
+    return jnp.where(keep, x * (2**16 / num_kept), 0.0)
 
 
 def check_rate(name: str, rate: float) -> None:

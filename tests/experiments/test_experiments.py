@@ -100,6 +100,21 @@ def test_resumed_run_equals_a_straight_one(finished, tmp_path):
     assert timeless(tmp_path / "out") == timeless(tmp_path / "straight")
 
 
+def test_gap_to_centralised(tmp_path):
+    folder = tmp_path / "out"
+    flags = ("--dataset", "digits", "--smoke", "--centralised", "--output-dir", str(folder))
+    done = run_script("fedavg_cifar.py", *flags)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((folder / "gap.json").read_text())
+    # 500 examples on 10 clients, cohorts of 4, batches of 20: 10 steps over the union.
+    assert saved["steps_per_round"] == 10
+    mine, pooled = rows(folder)[-1], rows(folder / "centralised")[-1]
+    last = saved["gaps"][-1]
+    assert last["round"] == 4
+    assert last["test_accuracy_gap"] == mine["test_accuracy"] - pooled["test_accuracy"]
+    assert "gap of the federated run" in done.stdout
+
+
 def test_missing_cifar_is_said_aloud(tmp_path):
     """auto falls back with the reason; an explicit request fails with the same message."""
     places = {
