@@ -281,3 +281,51 @@ def test_smoke_from_the_command_line(tmp_path):
     assert rows_of(report, "2nn")["vmapped"]["padded_over_real"] == 1.0  # even sizes
     assert "of sgemm" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith("----")]) == 5
+
+
+# -- algorithms against FedAvg ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def priced(benchmark):
+    workload = benchmark.WORKLOADS["2nn"].smoke()
+    return workload, benchmark.price(workload, ("scaffold", "fedprox"), repeats=3)
+
+
+def test_prices_are_paired_by_turn_and_fedavg_is_the_unit(priced):
+    _, rows = priced
+    assert [row["algorithm"] for row in rows] == ["fedavg", "scaffold", "fedprox"]
+    base = rows[0]["seconds"]["all"]
+    for row in rows:
+        pairs = zip(row["seconds"]["all"], base, strict=True)
+        ratios = sorted(mine / theirs for mine, theirs in pairs)
+        assert len(ratios) == 3
+        assert row["ratio"]["median"] == pytest.approx(ratios[1])
+    assert rows[0]["ratio"]["median"] == 1
+
+
+def test_a_client_table_is_in_the_state_that_is_counted(priced):
+    workload, rows = priced
+    model = 4 * (784 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10)
+    table = {row["algorithm"]: row["state_bytes"] for row in rows}
+    assert model <= table["fedavg"] < 1.01 * model
+    # SCAFFOLD: the model, c, and one c_i a client.
+    expected = (2 + workload.num_clients) * model
+    assert expected <= table["scaffold"] < 1.01 * expected
+
+
+def test_an_unknown_algorithm_or_unequal_clients_are_errors(benchmark):
+    with pytest.raises(ValueError, match="fedsprox"):
+        benchmark.price(benchmark.WORKLOADS["2nn"].smoke(), ("fedsprox",), repeats=1)
+    with pytest.raises(ValueError, match="equal size"):
+        benchmark.price(benchmark.WORKLOADS["lognormal"].smoke(), ("fedprox",), repeats=1)
+
+
+def test_algorithm_targets_are_judged_at_their_bound(benchmark):
+    prices = [
+        {"algorithm": "fedprox", "ratio": {"median": 1.3}},
+        {"algorithm": "scaffold", "ratio": {"median": 1.31}},
+    ]
+    found = {target["name"]: target["passed"] for target in benchmark.targets({}, prices)}
+    assert found["pfl-cnn, fedprox: over FedAvg"] is True
+    assert found["pfl-cnn, scaffold: over FedAvg"] is False

@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/round.py
     python experiments/benchmarks/round.py --workloads logreg lognormal --repeats 9
+    python experiments/benchmarks/round.py --workloads pfl-cnn --strategies auto --algorithms all
     python experiments/benchmarks/round.py --smoke
 
 Each program is one jitted lax.scan of k rounds (sampling, local training, aggregation and server
@@ -11,6 +12,7 @@ strategy. One call warms up, then the strategies take turns. Cold = trace + comp
 this process with JAX's caches emptied; importing JAX, making data and parameters are not in it.
 GFLOP/s count real examples by the analytic cost of the model's matrix products; their share is of
 the best float32 matrix product (2048^3) that this machine reached in the same run.
+With --algorithms, rounds of FedProx, SCAFFOLD and others on pfl's CNN are timed against FedAvg's.
 Writes round.json (round_smoke.json) to the output directory.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +31,7 @@ import numpy as np
 import tyro
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # flags.py lies with the experiments
+from algorithms import PRICED, price, print_prices
 from flags import strategy as strategy_of
 from measure import Yardstick, alternate, check_no_compilation_cache, compile_cold, machine, spread
 from workloads import WORKLOADS, Workload
@@ -55,6 +59,10 @@ class Flags:
     """Federated settings; vmapped pfl-cnn needs about 2 GB."""
     strategies: tuple[str, ...] = ()
     """vmapped, sequential, chunked:L, auto; by default a sensible set for each workload."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms whose rounds on pfl's CNN are timed against FedAvg's: all, or among fedprox,
+    scaffold, fednova, feddyn and mimelite. Those with a client table (scaffold, feddyn) take 7 GB
+    each."""
     repeats: int = 5
     """Measured calls of each program, in turns."""
     output_dir: Path = Path("outputs/benchmarks")
@@ -172,11 +180,14 @@ def add_rates(row: Row, sgemm_gflops: float) -> None:
     row["share_of_sgemm"] = row["gflops"] / sgemm_gflops
 
 
-def targets(results: dict[str, Any], *, judge: bool = True) -> list[Row]:
+def targets(
+    results: dict[str, Any], algorithms: Sequence[Row] = (), *, judge: bool = True
+) -> list[Row]:
     """The speed targets, measured values and whether they are met.
 
     Args:
       results: workloads by name, each with "rows".
+      algorithms: rows of `price`.
       judge: False leaves `passed` None, where sizes were shrunk.
 
     Returns:
@@ -213,6 +224,10 @@ def targets(results: dict[str, Any], *, judge: bool = True) -> list[Row]:
         pairs = zip(vmapped["seconds"]["all"], skewed["seconds"]["all"], strict=True)
         faster = float(np.median([slow / fast for slow, fast in pairs]))
     add("log-normal, auto: times faster than vmapped", faster, ">=", 5.0)
+    prices = {row["algorithm"]: row["ratio"]["median"] for row in algorithms}
+    for algorithm in ("fedprox", "scaffold"):
+        if algorithm in prices:
+            add(f"pfl-cnn, {algorithm}: over FedAvg", prices[algorithm], "<=", 1.3)
     return found
 
 
@@ -303,7 +318,16 @@ def main(flags: Flags) -> dict[str, Any]:
             "targets": targets(results, judge=not flags.smoke),
         }
         save_json_atomic(path, report)
+    if flags.algorithms:
+        cnn = WORKLOADS["pfl-cnn"].smoke() if flags.smoke else WORKLOADS["pfl-cnn"]
+        print(f"algorithms on pfl-cnn: {cnn.summary}", flush=True)
+        names = PRICED if "all" in flags.algorithms else flags.algorithms
+        report["algorithms"] = price(cnn, names, repeats=flags.repeats)
+        report["targets"] = targets(results, report["algorithms"], judge=not flags.smoke)
+        save_json_atomic(path, report)
     print_table(results, report["sgemm"])
+    if flags.algorithms:
+        print_prices(report["algorithms"])
     print_targets(report["targets"], flags.smoke)
     print(f"\nwritten to {path}")
     return report
