@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_lite.types import Array, PyTree
 
@@ -188,6 +189,8 @@ def _describe(leaf: Array) -> str:
 def _like(leaf: Array, words: Array | None) -> Array:
     if words is None:  # no elements: the shape is all there is
         return leaf
+    if not leaf.committed:  # free to move: a strategy on many devices may want it elsewhere
+        words = jnp.asarray(np.asarray(words))
     return (
         jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else words
     )

@@ -31,9 +31,9 @@ def auto() -> Strategy:
     """Chooses the number of lanes by platform, model and size distribution, when it is traced.
 
     The rules were measured on 2 CPU cores (experiments/benchmarks/round.py): one lane for
-    convolutional or large models and for uneven sizes, five for even small dense ones. On an accelerator the
-    whole cohort in lanes where sizes are even, sorted chunks where they are not (nothing measured
-    there yet). All that it looks at is static: shapes, and the largest client's share.
+    convolutional or large models and for uneven sizes, five for even small dense ones. On an
+    accelerator the whole cohort in lanes where sizes are even, sorted chunks where they are not
+    (nothing measured there yet). All that it looks at is static: shapes, and the largest client's share.
 
     Example:
       >>> auto().name
