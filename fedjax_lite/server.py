@@ -10,6 +10,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_fraction, check_non_negative, check_positive
+from fedjax_lite.models.batch_norm import check_no_local_statistics
 from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate
 
 Rate = float | Array | optax.Schedule
@@ -47,6 +48,7 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
         raise TypeError(f"server_optimizer must be an optax optimizer, got {optimizer!r}")
 
     def init(params: Params) -> ServerState:
+        check_no_local_statistics(params)
         params = jax.tree.map(jnp.array, params)
         return ServerState(params, optimizer.init(params))
 

@@ -13,25 +13,35 @@ from fedjax_lite.algorithms.fednova import fednova
 from fedjax_lite.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_lite.algorithms.fedprox import fedprox
 from fedjax_lite.algorithms.fedsgd import fedsgd
+from fedjax_lite.algorithms.local_leaves import (
+    evaluate_personal,
+    fedbn,
+    local_leaves,
+    personal_models,
+)
 from fedjax_lite.algorithms.mime import mime, mimelite
 from fedjax_lite.algorithms.scaffold import scaffold
 
 __all__ = [
     "centralised",
     "client_models",
+    "evaluate_personal",
     "fedadagrad",
     "fedadam",
     "fedavg",
     "fedavgm",
+    "fedbn",
     "feddyn",
     "fednova",
     "fedprox",
     "fedsgd",
     "fedyogi",
     "gap_to_baseline",
+    "local_leaves",
     "local_only",
     "mime",
     "mimelite",
+    "personal_models",
     "pooled",
     "scaffold",
 ]

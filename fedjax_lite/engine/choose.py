@@ -33,7 +33,8 @@ def auto() -> Strategy:
     The rules were measured on 2 CPU cores (experiments/benchmarks/round.py): one lane for
     convolutional or large models and for uneven sizes, five for even small dense ones. On an
     accelerator the whole cohort in lanes where sizes are even, sorted chunks where they are not
-    (nothing measured there yet). All that it looks at is static: shapes, and the largest client's share.
+    (nothing measured there yet). All that it looks at is static: shapes, and the largest client's
+    share.
 
     Example:
       >>> auto().name

@@ -1,6 +1,15 @@
 """Models as pure functions: reference networks, adapters, and the layers they are made of."""
 
 from fedjax_lite.models.augment import augmented, random_images
+from fedjax_lite.models.batch_norm import (
+    batch_norm,
+    batch_norm_mask,
+    init_batch_norm,
+    record_statistics,
+    statistics_mask,
+    with_averaged_statistics,
+    with_statistics,
+)
 from fedjax_lite.models.cnn import cnn
 from fedjax_lite.models.conv import conv, conv_general_dilated
 from fedjax_lite.models.conv_nets import cifar_cnn24, conv_net, lenet, mcmahan_cnn, pfl_cnn
@@ -23,6 +32,8 @@ __all__ = [
     "accuracy",
     "augmented",
     "avg_pool",
+    "batch_norm",
+    "batch_norm_mask",
     "char_lstm",
     "check_per_example",
     "cifar_cnn24",
@@ -35,6 +46,7 @@ __all__ = [
     "from_functions",
     "from_linen",
     "from_nnx",
+    "init_batch_norm",
     "lenet",
     "linear",
     "max_pool",
@@ -42,5 +54,9 @@ __all__ = [
     "mlp",
     "pfl_cnn",
     "random_images",
+    "record_statistics",
     "sigmoid_focal_loss",
+    "statistics_mask",
+    "with_averaged_statistics",
+    "with_statistics",
 ]

@@ -20,11 +20,13 @@ from fedjax_lite.algorithms import (
     fedprox,
     fedsgd,
     fedyogi,
+    local_leaves,
     mime,
     mimelite,
     scaffold,
 )
 from fedjax_lite.engine import Plan
+from fedjax_lite.local import local_sgd
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.testing.algorithm_laws import Make
@@ -64,6 +66,17 @@ def _scheduled(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     )
 
 
+def _personal_bias(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+    return local_leaves(
+        local_sgd(loss, optax.sgd(learning_rate)),
+        is_local=lambda params: {"w": False, "b": True},
+        plan=PLAN,
+        sampler=sampler,
+        server=optimizer_server(optax.sgd(1.0)),
+        strategy=strategy,
+    )
+
+
 ALGORITHMS: dict[str, Make] = {
     "fedsgd": _fedsgd,
     "fedavg": _made(fedavg),
@@ -98,6 +111,7 @@ ALGORITHMS: dict[str, Make] = {
     "feddyn weighted": _made(feddyn, alpha=0.1, weighting="examples"),
     "mime": _made(mime, client=_rate),
     "mimelite": _made(mimelite, client=_rate),
+    "local leaves": _personal_bias,
 }
 
 AGGREGATORS: dict[str, Aggregator] = {"mean": mean(), "diagnosed": diagnosed(mean())}

@@ -1,0 +1,370 @@
+"""Leaves of the model that never leave the client (FedBN, FedPer), and their evaluation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_lite import trees
+from fedjax_lite.aggregation.mean import Weighting
+from fedjax_lite.checks import check_count
+from fedjax_lite.compose import check_data, check_slot, federated_algorithm
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.batches import Plan
+from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
+from fedjax_lite.models.batch_norm import (
+    batch_norm_mask,
+    check_no_local_statistics,
+    statistics_mask,
+    with_statistics,
+)
+from fedjax_lite.models.model import Model
+from fedjax_lite.server import optimizer_server
+from fedjax_lite.types import (
+    Array,
+    ClientInfo,
+    ClientUpdate,
+    FederatedAlgorithm,
+    Key,
+    Message,
+    Params,
+    PyTree,
+    RoundState,
+    Sampler,
+    ServerUpdate,
+)
+
+
+def fedbn(
+    loss: LossFn,
+    client_optimizer: ClientOptimizer,
+    *,
+    plan: Plan,
+    sampler: Sampler,
+    scale_and_bias: bool = True,
+    server_optimizer: optax.GradientTransformation | None = None,
+    weighting: Weighting = "examples",
+    **slots: Any,
+) -> FederatedAlgorithm:
+    r"""FedAvg in which batch normalisation stays on the client.
+
+    .. math::
+        (y_i, b_i) \leftarrow \text{local SGD from } (x, b_i), \qquad
+        x \leftarrow \textstyle\sum_i p_i\, y_i, \qquad b_i \text{ is kept by client } i .
+
+    `b_i` are running statistics, scale and bias of every batch normalisation in a model declared
+    with statistics="local". A model without any makes this `fedavg`.
+
+    Args:
+      loss: ``(params, examples, key) -> [B]``.
+      client_optimizer: an optax optimizer, or ``(round) -> optimizer``; `with_statistics` is put
+        around it here.
+      plan: local work.
+      sampler: who takes part.
+      scale_and_bias: whether scale and bias stay too, as in the paper; False: statistics only
+        (as in SiloBN, Andreux et al., 2020).
+      server_optimizer: default ``optax.sgd(1.0)``.
+      weighting: see `fedavg`.
+      **slots: `aggregator`, `uplink`, `strategy`; they see the shared leaves only.
+
+    Returns:
+      A `FederatedAlgorithm`; see `local_leaves` for its state.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: from `init`, if statistics were declared averaged.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> from fedjax_lite.models.batch_norm import batch_norm, init_batch_norm
+      >>> data = fl.data.from_arrays({"x": jnp.array([[0.0], [10.0]] * 2)}, [0, 0, 1, 1])
+      >>> loss = lambda w, e, key: batch_norm(w, e["x"], training=True)[:, 0] ** 2
+      >>> algo = fedbn(loss, optax.sgd(0.1), plan=fl.Plan(batch_size=2), sampler=fl.everyone())
+      >>> w = init_batch_norm(1, statistics="local")
+      >>> state, _ = algo.round(jax.random.key(0), algo.init(jax.random.key(0), w, data), data)
+      >>> state.server.params["local_stats"], personal_models(state)["local_stats"]["mean"].tolist()
+      ({'mean': None, 'square': None}, [[0.5], [0.5]])
+
+    Reference: Li, Jiang, Zhang, Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local
+    Batch Normalization", 2021, arXiv:2102.07623.
+    """
+    mask = batch_norm_mask if scale_and_bias else statistics_mask
+    algo = local_leaves(
+        local_sgd(loss, with_statistics(client_optimizer), weighting=weighting),
+        is_local=mask,
+        plan=plan,
+        sampler=sampler,
+        server=optimizer_server(optax.sgd(1.0) if server_optimizer is None else server_optimizer),
+        **slots,
+    )
+
+    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
+        names = jax.tree_util.tree_leaves_with_path(params)
+        averaged = [p for p, _ in names if any(getattr(k, "key", "") == "batch_stats" for k in p)]
+        if averaged:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(averaged[0])} was declared averaged, but fedbn keeps "
+                "statistics on the client; declare statistics='local', or use fedavg"
+            )
+        return algo.init(key, params, data)
+
+    return algo._replace(init=init)
+
+
+class LocalRow(NamedTuple):
+    """A client's row: what its training keeps, and its own leaves."""
+
+    inner: PyTree
+    leaves: Params
+    """The model with None in place of every shared leaf."""
+
+
+def local_leaves(
+    client: ClientUpdate,
+    *,
+    is_local: Callable[[Params], PyTree],
+    plan: Plan,
+    sampler: Sampler,
+    server: ServerUpdate,
+    **slots: Any,
+) -> FederatedAlgorithm:
+    """`federated_algorithm` in which chosen leaves of the model stay in the client's row.
+
+    The server neither holds, sends nor receives them: ``state.server.params`` has None in their
+    place, and uplinks, aggregators and the count of bits see shared leaves only. Every client
+    starts with the initial value; a client that never trained still has it. Both kinds of leaves
+    are trained together by the client update, as in FedPer. Memory O(N x local leaves).
+
+    Args:
+      client: local training that downloads the model itself and sends ``server minus client``,
+        such as `local_sgd`; also with rows of its own. For a model with running statistics put
+        `with_statistics` around its optimizer.
+      is_local: ``(params) -> bools``, a prefix of the parameters: `batch_norm_mask`,
+        `statistics_mask`, or e.g. ``lambda params: {"body": False, "head": True}``.
+      plan: local work.
+      sampler: who takes part.
+      server: e.g. ``optimizer_server(optax.sgd(1.0))``.
+      **slots: as in `federated_algorithm`.
+
+    Returns:
+      A `FederatedAlgorithm`. The clients' whole models are ``personal_models(state)``.
+
+    Raises:
+      TypeError: if a slot has the wrong type.
+      ValueError: from `init`, if statistics declared local are not among the local leaves; when
+        traced, if the client update does not download and send the model itself (SCAFFOLD, Mime).
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> data = fl.data.from_arrays({"c": jnp.array([2.0, 4.0])}, [0, 1])
+      >>> algo = local_leaves(
+      ...     fl.local_sgd(lambda w, e, key: w["body"] + w["head"] * e["c"], optax.sgd(0.5)),
+      ...     is_local=lambda params: {"body": False, "head": True}, plan=fl.Plan(batch_size=1),
+      ...     sampler=fl.everyone(), server=fl.optimizer_server(optax.sgd(1.0)))
+      >>> params = {"body": jnp.array(0.0), "head": jnp.array(0.0)}
+      >>> state = algo.init(jax.random.key(0), params, data)
+      >>> state, _ = algo.round(jax.random.key(0), state, data)
+      >>> float(state.server.params["body"]), personal_models(state)["head"].tolist()
+      (-0.5, [-1.0, -2.0])
+
+    Reference: Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with Personalization
+    Layers", 2019, arXiv:1912.00818; Li et al., 2021, arXiv:2102.07623.
+    """
+    check_slot(client, "client", ClientUpdate)
+    if not callable(is_local):
+        raise TypeError(f"is_local must be a function (params) -> bools, got {is_local!r}")
+
+    def algorithm(initial: Callable[[Params], LocalRow]) -> FederatedAlgorithm:
+        client_update = ClientUpdate(initial, start, step, finish)
+        return federated_algorithm(
+            client_update, plan=plan, sampler=sampler, server=server, **slots
+        )
+
+    def start(key: Key, row: LocalRow, broadcast: Params, info: ClientInfo) -> Any:
+        own = _merge(broadcast, row.leaves)
+        return _Carry(client.start(key, row.inner, own, info), row.leaves)
+
+    def step(broadcast: Params, carry: _Carry, batch: Any) -> _Carry:
+        own = _merge(broadcast, carry.leaves)
+        return carry._replace(inner=client.step(own, carry.inner, batch))
+
+    def finish(broadcast: Params, carry: _Carry) -> tuple[LocalRow, Message, dict[str, Any]]:
+        own = _merge(broadcast, carry.leaves)
+        inner, message, metrics = client.finish(own, carry.inner)
+        if jax.tree.structure(message.value) != jax.tree.structure(own):
+            raise ValueError(
+                "client must send one value per parameter, server minus client, got a message of "
+                f"structure {jax.tree.structure(message.value)}"
+            )
+        is_own = jax.tree.map(lambda leaf: leaf is not None, carry.leaves, is_leaf=_is_none)
+        moved = trees.subtract(own, message.value)
+        moved = trees.cast_like(moved, own)
+        row = LocalRow(inner, _keep(is_own, moved))
+        return row, Message(_drop(is_own, message.value), message.weight), metrics
+
+    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
+        mask = trees.broadcast_prefix(is_local(params), params)
+        shared = _drop(mask, params)
+        check_no_local_statistics(shared)
+        leaves = jax.tree.map(jnp.asarray, _keep(mask, params))
+        whole = algorithm(lambda shared: LocalRow(client.init(_merge(shared, leaves)), leaves))
+        return whole.init(key, shared, data)
+
+    def no_init(params: Params) -> LocalRow:
+        raise AssertionError("rows are made by init")
+
+    return FederatedAlgorithm(init, algorithm(no_init).round)
+
+
+class _Carry(NamedTuple):
+    inner: PyTree
+    leaves: Params
+    """As they were at the start of the round."""
+
+
+def personal_models(state: RoundState) -> Params:
+    """Every client's whole model: the shared leaves of the server and its own.
+
+    Args:
+      state: of an algorithm made by `local_leaves` or `fedbn`.
+
+    Returns:
+      The models, leaves `[N, ...]`.
+
+    Raises:
+      TypeError: if the state is of another algorithm.
+      ValueError: if no leaf is local.
+
+    Example:
+      >>> from fedjax_lite.server import ServerState
+      >>> rows = LocalRow((), {"body": None, "head": jnp.arange(2.0)})
+      >>> server = ServerState({"body": jnp.array(5.0), "head": None}, ())
+      >>> state = RoundState(None, server, rows, (), (), ())
+      >>> {name: leaf.tolist() for name, leaf in personal_models(state).items()}
+      {'body': [5.0, 5.0], 'head': [0.0, 1.0]}
+    """
+    if not isinstance(state, RoundState) or not isinstance(state.clients, LocalRow):
+        raise TypeError("state must come from local_leaves or fedbn: no other has local leaves")
+    own = jax.tree.leaves(state.clients.leaves)
+    if not own:
+        raise ValueError("state has no local leaves: all clients share state.server.params")
+    num_clients = own[0].shape[0]
+    shared = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (num_clients, *leaf.shape)), state.server.params
+    )
+    return _merge(shared, state.clients.leaves)
+
+
+def evaluate_personal(
+    model: Model, models: Params | RoundState, data: FederatedDataset, *, batch_size: int = 100
+) -> dict[str, np.ndarray]:
+    """Scores every client's own model on that client's data.
+
+    Args:
+      model: its `loss` is called with key None.
+      models: leaves `[N, ...]`, such as ``client_models(state)`` of `local_only`; or the state of a
+        run with local leaves.
+      data: the population, `N` clients, in the order of the rows; a dict with ``"y"``.
+      batch_size: examples at a time.
+
+    Returns:
+      ``loss`` `[N]`, ``accuracy`` `[N]` (where labels are integers; those below 0 do not count)
+      and ``size`` int64 `[N]`, as `evaluate_clients`; NaN for a client without data.
+
+    Raises:
+      TypeError: if `data` is not a `FederatedDataset` of examples with ``"y"``.
+      ValueError: if there is not one model per client.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> model = Model(init=lambda key: None, loss=lambda w, b, key: (w - b["y"]) ** 2,
+      ...               predict=lambda w, b: b["y"])
+      >>> data = fl.data.from_arrays({"y": jnp.array([1.0, 2.0, 4.0])}, [0, 1, 1])
+      >>> evaluate_personal(model, jnp.array([1.0, 3.0]), data)["loss"].tolist()
+      [0.0, 1.0]
+    """
+    check_data(data)
+    check_count(batch_size, "batch_size", minimum=1)
+    if not isinstance(data.examples, dict) or "y" not in data.examples:
+        raise TypeError('examples must be a dict with labels under "y"')
+    if isinstance(models, RoundState):
+        models = personal_models(models)
+    lengths = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(models)}
+    if lengths != {data.num_clients}:
+        raise ValueError(
+            f"models must have leaves [N={data.num_clients}, ...], one model per client, "
+            f"got leading sizes {sorted(lengths)}"
+        )
+    loss, hits, counted = (
+        np.asarray(s, np.float64) for s in _own_scores(models, data, model, batch_size)
+    )
+    size = np.asarray(data.sizes, np.int64)
+
+    def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+    result = {"loss": ratio(loss, size)}
+    if not jnp.issubdtype(data.examples["y"].dtype, jnp.floating):
+        result["accuracy"] = ratio(hits, counted)
+    return result | {"size": size}
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _own_scores(
+    models: Params, data: FederatedDataset, model: Model, batch_size: int
+) -> tuple[Array, Array, Array]:
+    """Sums `[N]` of losses, hits and labels that count; each client in its own batches."""
+
+    def one_client(client: Array) -> tuple[Array, Array, Array]:
+        params = jax.tree.map(lambda leaf: leaf[client], models)
+        low, size = data.offsets[client], data.offsets[client + 1] - data.offsets[client]
+
+        def one_batch(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            position = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+            inside = position < size
+            rows = low + position % jnp.maximum(size, 1)
+            rows = rows if data.order is None else data.order[rows]
+            batch = jax.tree.map(lambda leaf: leaf[rows], data.examples)
+            loss = jnp.where(inside, model.loss(params, batch, None), 0).sum()
+            labels = batch["y"]
+            if jnp.issubdtype(labels.dtype, jnp.floating):
+                return sums[0] + loss, sums[1], sums[2]
+            counts = (labels.astype(jnp.int32) >= 0) & inside.reshape(-1, *(1,) * (labels.ndim - 1))
+            hits = counts & (jnp.argmax(model.predict(params, batch), axis=-1) == labels)
+            return sums[0] + loss, sums[1] + hits.sum(), sums[2] + counts.sum()
+
+        zero = jnp.zeros((), int)
+        sums = (jnp.zeros(()), zero, zero)
+        return jax.lax.fori_loop(0, (size + batch_size - 1) // batch_size, one_batch, sums)
+
+    return jax.lax.map(one_client, jnp.arange(data.num_clients, dtype=jnp.int32))
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _drop(mask: PyTree, tree: PyTree) -> PyTree:
+    """None in place of the leaves where the mask holds."""
+    return jax.tree.map(lambda out, leaf: None if out else leaf, mask, tree)
+
+
+def _keep(mask: PyTree, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda kept, leaf: leaf if kept else None, mask, tree)
+
+
+def _merge(shared: Params, own: Params) -> Params:
+    """The whole model out of two halves, each with None where the other has a leaf."""
+    structures = [jax.tree.structure(half, is_leaf=_is_none) for half in (shared, own)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "local_leaves needs a server that broadcasts the model itself, as optimizer_server "
+            f"does, got {structures[0]} for a model {structures[1]}"
+        )
+    return jax.tree.map(lambda s, o: o if s is None else s, shared, own, is_leaf=_is_none)
