@@ -1,21 +1,33 @@
 """FedProx on synthetic(1, 1) with stragglers: Figure 1 of Li et al. 2020, on a pinned draw.
 
     python experiments/fedprox_synthetic.py
-    python experiments/fedprox_synthetic.py --num-rounds 50 --mu 0.1
+    python experiments/fedprox_synthetic.py --num-rounds 50 --mu 0.1 --num-seeds 1
 
-30 clients, 10 a round, 20 epochs, batches of 10, rate 0.01, softmax regression from zero. A
-straggler does 1 to 19 epochs. FedAvg drops stragglers, so its cohort is what is left of it: exactly
-10, 5 or 1 clients. FedProx keeps them: each sampled client is one with the given probability.
-Prints mean and standard deviation over the last rounds beside the reference of the pinned draw,
-and writes results.json and curves.png.
+30 clients, 10 a round, 20 epochs, batches of 10, rate 0.01, softmax regression from zero, weights
+by examples. Of each cohort exactly the given share are stragglers: FedAvg drops them, FedProx
+takes the 1 to 19 epochs that they do. All methods see the same cohorts and the same stragglers.
+
+Seed 0 has the cohorts of the authors' code, which seeds numpy with the round's number, and is what
+the reference is compared with; the other seeds draw cohorts of their own. That matters where
+FedAvg is left with one client of ten: its last model is that client's, so its loss is mostly a
+matter of who came last. Prints the last rounds' means of seed 0 beside the reference and
+the mean over all seeds, and writes results.json and curves.png.
+
+Cohorts, penalty and seed are arguments of one compiled program a method. Runs share nothing,
+so they go side by side in threads, one a core; a run is bound by the latency of its small steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,134 +38,298 @@ import tyro
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
 
+
+class Reference(NamedTuple):
+    """An independent numpy run on the same draw: mean and deviation over the last 20 rounds."""
+
+    train_loss: float
+    train_loss_std: float
+    test_accuracy: float
+
+
 REFERENCE = {
-    ("fedavg", 0.0): (0.509, 0.902),
-    ("fedprox mu", 0.0): (0.2201, 0.9245),
-    ("fedavg", 0.9): (0.450, 0.878),
-    ("fedprox 0", 0.9): (0.361, 0.906),
-    ("fedprox mu", 0.9): (0.2215, 0.9255),
+    ("fedavg", 0.0): Reference(0.509, 0.015, 0.902),
+    ("fedprox mu", 0.0): Reference(0.2201, 0.0015, 0.9245),
+    ("fedavg", 0.9): Reference(0.450, 0.059, 0.878),
+    ("fedprox 0", 0.9): Reference(0.361, 0.011, 0.906),
+    ("fedprox mu", 0.9): Reference(0.2215, 0.0016, 0.9255),
 }
-"""Training loss and test accuracy of an independent run on the same draw, mu = 1, 200 rounds."""
+"""At the default settings."""
+METHODS = ("fedavg", "fedprox 0", "fedprox mu")
+TOLERANCE, RATIO = 0.01, 1.6
+"""Bars: FedProx's loss within this of its reference, FedAvg's at least this many times as much."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Stragglers and penalty."""
+    """Stragglers, penalty and size of the runs."""
 
     stragglers: tuple[float, ...] = (0.0, 0.5, 0.9)
-    """Shares of a cohort that do less than 20 epochs."""
+    """Shares of a cohort that do less than all epochs."""
     mu: float = 1.0
     """FedProx's penalty."""
     num_rounds: int = 200
     """Rounds."""
+    cohort_size: int = 10
+    """Clients that are asked in a round."""
+    epochs: int = 20
+    """Local epochs of a client that is no straggler."""
     last: int = 20
     """Rounds at the end over which figures are averaged."""
-    seed: int = 0
-    """Of cohorts, batches and stragglers; the data are pinned."""
+    num_seeds: int = 5
+    """Seeds 0, 1 .. of cohorts, stragglers and batches; the data are pinned."""
+    num_threads: int = os.cpu_count() or 1
+    """Runs side by side."""
     output_dir: Path = Path("outputs/fedprox_synthetic")
     """Where results.json and curves.png go."""
+    overwrite: bool = False
+    """Replace the results of an earlier run."""
 
 
-def stragglers(share: float) -> Any:
-    """20 epochs, or with probability `share` 1 to 19 of them."""
-
-    def epochs(key: jax.Array, client: jax.Array) -> jax.Array:
-        key_who, key_work = jax.random.split(key)
-        slow = jax.random.bernoulli(key_who, share)
-        return jnp.where(slow, jax.random.randint(key_work, (), 1, 20), 20)
-
-    return epochs
+SIZES = ("mu", "num_rounds", "cohort_size", "epochs", "last")
 
 
-def curves(algo: fl.FederatedAlgorithm, model: Any, data: Any, test: dict, flags: Flags) -> Any:
-    """Training loss and test accuracy after every round, as one compiled program."""
-    key = jax.random.key(flags.seed)
-    state = algo.init(key, model.init(key), data)
+class Problem(NamedTuple):
+    """What all runs share."""
+
+    model: fl.models.Model
+    data: fl.data.FederatedDataset
+    test: dict[str, jax.Array]
+
+
+def load() -> Problem:
+    """The pinned draw and softmax regression."""
+    train, test = fl.data.load("synthetic", alpha=1.0, beta=1.0)
+    data = fl.data.from_arrays({k: train[k] for k in ("x", "y")}, train["client"])
+    held_out = {k: jnp.asarray(test[k]) for k in ("x", "y")}
+    return Problem(fl.models.linear(10, input_shape=(60,)), data, held_out)
+
+
+class Rounds(NamedTuple):
+    """Who takes part in each round and does how much, leaves `[R, C]`."""
+
+    ids: np.ndarray
+    epochs: np.ndarray
+    slow: np.ndarray
+
+
+def draw(seed: int, share: float, num_clients: int, flags: Flags) -> Rounds:
+    """Cohorts and stragglers, in the order of the authors' code.
+
+    It seeds numpy with the round's number before it chooses the cohort, and again before it
+    chooses those of the cohort that are no stragglers. Seed 0 does the same; how many epochs a
+    straggler does comes after them (there, other draws lie between).
+    """
+    drawn = []
+    for round_number in range(flags.num_rounds):
+        entropy: Any = [seed, round_number] if seed else round_number
+        ids = np.random.RandomState(entropy).choice(num_clients, flags.cohort_size, replace=False)
+        rng = np.random.RandomState(entropy)
+        fast = rng.choice(ids, kept(share, flags.cohort_size), replace=False)
+        slow = ~np.isin(ids, fast)
+        some = rng.randint(1, max(flags.epochs, 2), len(ids))
+        drawn.append(Rounds(ids, np.where(slow, some, flags.epochs), slow))
+    return Rounds(*map(np.stack, zip(*drawn, strict=True)))
+
+
+def compiled(method: str, problem: Problem, flags: Flags) -> Callable[..., Any]:
+    """``(seed, mu, rounds) -> (training losses, test accuracies)``, one program.
+
+    Curves are of the global model after each round; the loss is the mean over all training
+    examples, without the penalty.
+    """
+    model, sampler = problem.model, fl.uniform(flags.cohort_size)
+
+    def build(plan: fl.Plan, mu: Any) -> fl.FederatedAlgorithm:
+        optimizer = optax.sgd(0.01)
+        if method == "fedavg":
+            return fl.fedavg(model.loss, optimizer, plan=plan, sampler=sampler)
+        return fl.fedprox(model.loss, optimizer, mu=mu, plan=plan, sampler=sampler)
 
     @jax.jit
-    def run(key, state, data, test):
-        def one(state, _):
-            state, _ = algo.round(key, state, data)
+    def run(seed: Any, mu: Any, rounds: Rounds, data: Any, test: Any) -> tuple[Any, Any]:
+        key = jax.random.key(seed)
+        state = build(fl.Plan(batch_size=10), mu).init(key, model.init(key), data)
+
+        def one(state: fl.RoundState, now: Rounds) -> tuple[fl.RoundState, tuple[Any, Any]]:
+            mask = ~now.slow if method == "fedavg" else jnp.ones_like(now.slow)
+            epochs = jnp.zeros(data.num_clients, jnp.int32).at[now.ids].set(now.epochs)
+            plan = fl.Plan(batch_size=10, epochs=lambda key, client: epochs[client])
+            cohort = fl.Cohort(now.ids, mask)
+            state, _ = build(plan, mu).round(key, state, data, cohort)
             params = state.server.params
             right = model.predict(params, test).argmax(-1) == test["y"]
             return state, (model.loss(params, data.examples, None).mean(), right.mean())
 
-        return jax.lax.scan(one, state, None, length=flags.num_rounds)[1]
+        return jax.lax.scan(one, state, rounds)[1]
 
-    return tuple(np.asarray(curve) for curve in run(key, state, data, test))
+    def arguments(seed: int, mu: float, rounds: Rounds) -> tuple[Any, ...]:
+        ids, epochs = (jnp.asarray(leaf, jnp.int32) for leaf in rounds[:2])
+        rounds_ = Rounds(ids, epochs, jnp.asarray(rounds.slow))  # pyright: ignore[reportArgumentType]
+        return jnp.int32(seed), jnp.float32(mu), rounds_, problem.data, problem.test
+
+    # Ahead of time: threads that meet an uncompiled function each compile it.
+    example = draw(0, 0.0, problem.data.num_clients, flags)
+    program = run.lower(*arguments(0, 0.0, example)).compile()
+
+    def call(seed: int, mu: float, rounds: Rounds) -> tuple[np.ndarray, np.ndarray]:
+        loss, accuracy = program(*arguments(seed, mu, rounds))
+        return np.asarray(loss), np.asarray(accuracy)
+
+    return call
 
 
 def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs every method at every share of stragglers and prints the table."""
-    train, test = fl.data.load("synthetic", alpha=1.0, beta=1.0)
-    data = fl.data.from_arrays({k: train[k] for k in ("x", "y")}, train["client"])
-    held_out = {k: jnp.asarray(test[k]) for k in ("x", "y")}
-    model = fl.models.linear(10, input_shape=(60,))
-    optimizer = optax.sgd(0.01)
-    rows, lines = [], {}
-    print(f"{'method':12s} {'stragglers':>10s} {'train loss':>18s} {'test acc.':>10s}  reference")
-    for share in flags.stragglers:
-        kept = max(1, round(10 * (1 - share)))
-        plan = fl.Plan(batch_size=10, epochs=stragglers(share))
-        methods = {
-            "fedavg": fl.fedavg(
-                model.loss,
-                optimizer,
-                plan=fl.Plan(batch_size=10, epochs=20),
-                sampler=fl.uniform(kept),
-            ),
-            "fedprox 0": fl.fedprox(
-                model.loss, optimizer, mu=0.0, plan=plan, sampler=fl.uniform(10)
-            ),
-            "fedprox mu": fl.fedprox(
-                model.loss, optimizer, mu=flags.mu, plan=plan, sampler=fl.uniform(10)
-            ),
-        }
-        for name, algo in methods.items():
-            loss, accuracy = curves(algo, model, data, held_out, flags)
-            row = {
-                "method": name,
-                "mu": flags.mu if name == "fedprox mu" else 0.0,
-                "stragglers": share,
-                "train_loss": float(loss[-flags.last :].mean()),
-                "train_loss_std": float(loss[-flags.last :].std()),
-                "test_accuracy": float(accuracy[-flags.last :].mean()),
-                "reference": REFERENCE.get((name, share)),
-            }
-            rows.append(row)
-            lines[f"{name}, {share:.0%} stragglers"] = loss
-            print(
-                f"{name:12s} {share:10.0%} {row['train_loss']:9.4f} +- {row['train_loss_std']:.4f} "
-                f"{row['test_accuracy']:10.4f}  {row['reference'] or ''}",
-                flush=True,
-            )
+    check(flags)
+    began = time.perf_counter()
+    problem = load()
+    programs = {name: compiled(name, problem, flags) for name in ("fedavg", "fedprox")}
+    settings = list(itertools.product(flags.stragglers, METHODS))
+    jobs = [(share, name, seed) for share, name in settings for seed in range(flags.num_seeds)]
+
+    def train(job: tuple[float, str, int]) -> tuple[np.ndarray, np.ndarray]:
+        share, name, seed = job
+        mu = flags.mu if name == "fedprox mu" else 0.0
+        rounds = draw(seed, share, problem.data.num_clients, flags)
+        return programs[name.split()[0]](seed, mu, rounds)
+
+    rows: list[dict[str, Any]] = []
+    print(HEADER)
+    with ThreadPoolExecutor(max(1, flags.num_threads)) as pool:
+        results = pool.map(train, jobs)
+        for share, name in settings:
+            curves = [next(results) for _ in range(flags.num_seeds)]
+            loss, accuracy = (np.stack(kind) for kind in zip(*curves, strict=True))
+            rows.append(summary(name, share, loss, accuracy, flags))
+            print(line(rows[-1]), flush=True)
+    bars = verdicts(rows)
+    for text in bars:
+        print(text)
     flags.output_dir.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in dataclasses.asdict(flags).items() if k != "output_dir"}
-    save_json_atomic(
-        flags.output_dir / "results.json",
-        {"versions": versions(), "settings": settings, "rows": rows},
-    )
-    plot(lines, flags.output_dir / "curves.png")
+    record = {
+        "versions": versions(),
+        "settings": {k: v for k, v in dataclasses.asdict(flags).items() if k not in NOT_SETTINGS},
+        "seconds": round(time.perf_counter() - began, 1),
+        "bars": bars,
+        "rows": rows,
+    }
+    save_json_atomic(flags.output_dir / "results.json", record)
+    plot(rows, flags.output_dir / "curves.png")
     return rows
 
 
-def plot(lines: dict[str, np.ndarray], path: Path) -> None:
-    """Training loss by round."""
+HEADER = (
+    f"{'method':12s}{'stragglers':>11s}{'train loss, seed 0':>20s}{'test acc.':>11s}"
+    f"{'reference':>18s}{'test acc.':>11s}{'all seeds: loss':>18s}{'test acc.':>11s}"
+)
+NOT_SETTINGS = ("output_dir", "overwrite", "num_threads")
+
+
+def check(flags: Flags) -> None:
+    """Raises before anything runs where flags do not fit or results would be lost."""
+    for name in ("num_rounds", "cohort_size", "epochs", "last", "num_seeds", "num_threads"):
+        if getattr(flags, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {flags}")
+    if not flags.stragglers or not all(0 <= share <= 1 for share in flags.stragglers):
+        raise ValueError(f"--stragglers must be shares in [0, 1], got {flags.stragglers}")
+    path = flags.output_dir / "results.json"
+    if path.exists() and not flags.overwrite:
+        raise FileExistsError(
+            f"{path} holds the results of an earlier run; --overwrite replaces them, or give "
+            "another --output-dir"
+        )
+
+
+def kept(share: float, cohort_size: int) -> int:
+    """Clients of a cohort that do all epochs, as the authors round; FedAvg needs one of them."""
+    return max(1, round(cohort_size * (1 - share)))
+
+
+def summary(
+    name: str, share: float, loss: np.ndarray, accuracy: np.ndarray, flags: Flags
+) -> dict[str, Any]:
+    """A row of the table from curves `[seeds, rounds]`."""
+    default = {f.name: f.default for f in dataclasses.fields(Flags)}
+    known = all(getattr(flags, size) == default[size] for size in SIZES)
+    reference = REFERENCE.get((name, share)) if known else None
+    losses, accuracies = loss[:, -flags.last :], accuracy[:, -flags.last :].mean(axis=1)
+    ends = losses.mean(axis=1)
+    return {
+        "method": name,
+        "mu": flags.mu if name == "fedprox mu" else 0.0,
+        "stragglers": share,
+        "train_loss": float(ends[0]),
+        "train_loss_std_over_rounds": float(losses[0].std()),
+        "test_accuracy": float(accuracies[0]),
+        "reference": reference and reference._asdict(),
+        "train_loss_mean_of_seeds": float(ends.mean()),
+        "train_loss_std_of_seeds": float(ends.std()),
+        "test_accuracy_mean_of_seeds": float(accuracies.mean()),
+        "train_loss_by_seed": [round(float(x), 5) for x in ends],
+        "test_accuracy_by_seed": [round(float(x), 5) for x in accuracies],
+        "train_loss_curve": [round(float(x), 5) for x in loss[0]],
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table; +- is over the last rounds as in the reference, or over seeds."""
+    known = Reference(**row["reference"]) if row["reference"] else None
+    reference = (
+        f"{known.train_loss:9.4f} +-{known.train_loss_std:.4f}{known.test_accuracy:11.4f}"
+        if known
+        else f"{'-':>18s}{'-':>11s}"
+    )
+    return (
+        f"{row['method']:12s}{row['stragglers']:11.0%}"
+        f"{row['train_loss']:11.4f} +-{row['train_loss_std_over_rounds']:.4f}"
+        f"{row['test_accuracy']:11.4f}{reference}"
+        f"{row['train_loss_mean_of_seeds']:9.4f} +-{row['train_loss_std_of_seeds']:.4f}"
+        f"{row['test_accuracy_mean_of_seeds']:11.4f}"
+    )
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """The bars, a line each with PASS or FAIL; none where the settings have no reference."""
+    found = {(row["method"], row["stragglers"]): row for row in rows if row["reference"]}
+    texts = []
+    for share in sorted({share for _, share in found}):
+        prox, average = found.get(("fedprox mu", share)), found.get(("fedavg", share))
+        if not prox or not average:
+            continue
+        ours, known = prox["train_loss"], prox["reference"]["train_loss"]
+        near, ratio = abs(ours - known) <= TOLERANCE, average["train_loss"] / ours
+        texts += [
+            f"{'PASS' if near else 'FAIL'}  {share:.0%} stragglers: FedProx's loss {ours:.4f} "
+            f"within {TOLERANCE} of {known}",
+            f"{'PASS' if ratio >= RATIO else 'FAIL'}  {share:.0%} stragglers: FedAvg's is "
+            f"{ratio:.2f} times as much, at least {RATIO}",
+        ]
+    return texts
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Training loss of seed 0 by round; a panel a share of stragglers."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    shares = sorted({row["stragglers"] for row in rows})
+    figure = Figure(figsize=(1 + 4 * len(shares), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     styles = {
         "fedavg": ("#D55E00", "-"),
         "fedprox 0": ("#009E73", "--"),
         "fedprox mu": ("#0072B2", "-"),
     }
-    widths = iter(np.repeat(np.linspace(1.0, 2.5, max(1, len(lines) // 3)), 3))
-    for label, loss in lines.items():
-        colour, dash = styles[label.split(",")[0]]
-        axes.plot(loss, dash, color=colour, label=label, linewidth=next(widths))
-    axes.set(xlabel="round", ylabel="training loss", yscale="log", title="synthetic(1, 1)")
-    axes.legend(fontsize=8)
+    for axes, share in zip(panels, shares, strict=True):
+        for row in rows:
+            if row["stragglers"] == share:
+                colour, dash = styles[row["method"]]
+                label = row["method"].replace("mu", f"mu={row['mu']:g}").replace(" 0", " mu=0")
+                loss = row["train_loss_curve"]
+                axes.plot(range(1, len(loss) + 1), loss, dash, color=colour, label=label)
+        axes.set(xlabel="round", yscale="log", title=f"{share:.0%} stragglers")
+        axes.legend(fontsize=8)
+    panels[0].set_ylabel("training loss")
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)

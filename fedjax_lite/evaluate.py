@@ -54,7 +54,7 @@ def evaluator(
     batch_size = min(batch_size, num_examples)
 
     def evaluate(state: RoundState | Params) -> dict[str, float]:
-        params = state.server.params if isinstance(state, RoundState) else state
+        params = _global_model(state)
         scores = jax.device_get(_scores(params, examples, model, batch_size))
         loss, correct, counted = (np.asarray(s, np.float64) for s in scores)
         result = {f"{name}_loss": float(loss.mean())}
@@ -98,7 +98,7 @@ def evaluate_clients(
     """
     check_count(batch_size, "batch_size", minimum=1)
     _check_labelled(data.examples)
-    params = params.server.params if isinstance(params, RoundState) else params
+    params = _global_model(params)
     scores = _scores(params, data.examples, model, min(batch_size, data.num_examples))
     loss, correct, counted, owner = (np.asarray(leaf) for leaf in (*scores, data.client_of_example))
 
@@ -110,6 +110,19 @@ def evaluate_clients(
     if _has_classes(data.examples):
         result["accuracy"] = _ratio(per_client(correct), per_client(counted))
     return result | {"size": size}
+
+
+def _global_model(state: RoundState | Params) -> Params:
+    """The model of a state; TypeError where parts of it are personal, and no one model exists."""
+    if not isinstance(state, RoundState):
+        return state
+    params = state.server.params
+    if any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)):
+        raise TypeError(
+            "state must hold a whole model, but parts of it stay with the clients (fedbn, "
+            "local_leaves); use evaluate_personal(model, state, data)"
+        )
+    return params
 
 
 def summarize_clients(

@@ -39,10 +39,15 @@ def corrected(steps: Any = STEPS, **options: Any) -> Any:
 
 
 def loop(
-    cohorts: Sequence[Sequence[int]], *, option: int = 2, weights: Any = UNIFORM, steps: Any = STEPS
+    cohorts: Sequence[Sequence[int]],
+    *,
+    option: int = 2,
+    weights: Any = UNIFORM,
+    steps: Any = STEPS,
+    start: float = 0.0,
 ) -> np.ndarray:
     """``(x, c)`` after each round, `[R, 2]`, as the paper writes it; all controls start at zero."""
-    x, c, own, path = 0.0, 0.0, np.zeros(2), []
+    x, c, own, path = start, 0.0, np.zeros(2), []
     steps = np.broadcast_to(steps, 2)
     for cohort in cohorts:
         members = list(cohort)
@@ -73,6 +78,11 @@ def checks() -> list[Check]:
     def path(num_rounds: int, **options: Any) -> np.ndarray:
         return np.stack(run(**options)[:2], axis=1)[:num_rounds]
 
+    def from_three() -> np.ndarray:
+        """Controls start at zero, not at the weights: only a start elsewhere can tell."""
+        read = lambda state: (state.server.params, state.server.control)  # noqa: E731
+        return np.stack(trajectory(corrected(), 3, start=3.0, read=read), axis=1)
+
     def gap() -> np.ndarray:
         """``c - mean of all c_i`` after every round of one client each."""
         _, c, own = run(partial=True)
@@ -84,6 +94,7 @@ def checks() -> list[Check]:
     return [
         Check("round 1 = FedAvg, uniform", averaging(1, weights=UNIFORM), lambda: path(1)[:, 0]),
         Check("option II: x and c", loop(full), lambda: path(3)),
+        Check("from x=3: x and c", loop(full, start=3.0), from_three),
         Check("option I: x and c", loop(full, option=1), lambda: path(3, option=1)),
         Check("p weights: x and c", loop(full, weights=P), lambda: path(3, weighting="examples")),
         Check("K=(7,2): steps done count", loop(full, steps=(7, 2)), lambda: path(3, steps=(7, 2))),
