@@ -315,9 +315,7 @@ def test_bad_arguments():
 def test_one_model_for_all_is_refused_where_there_is_none():
     algo = per()
     state = algo.init(KEY, {"w": jnp.array(1.0), "h": jnp.array(0.0)}, two())
-    model = from_functions(
-        lambda key: None, lambda w, b, key: b["x"], lambda w, b: jnp.zeros((2, 2))
-    )
+    model = from_functions(lambda key: None, lambda w, x, key: jnp.zeros((len(x), 2)))
     score = fl.evaluator(model, {"x": np.zeros(2), "y": np.zeros(2, np.int32)})
     with pytest.raises(TypeError, match="evaluate_personal"):
         score(state)
