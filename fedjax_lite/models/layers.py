@@ -185,7 +185,10 @@ def dropout(key: Key | None, x: Array, *, rate: float) -> Array:
     if key is None or rate == 0.0:
         return x
     num_kept = max(round((1.0 - rate) * 2**16), 1)  # of the 2**16 values of 16 bits
-    keep = jax.random.bits(key, x.shape, jnp.uint16) <= num_kept - 1
+    # Two entries a word: asked for 16 bits, JAX draws 32 for each and throws half away.
+    words = jax.random.bits(key, ((x.size + 1) // 2,), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[: x.size]
+    keep = halves.reshape(x.shape) <= num_kept - 1
     return jnp.where(keep, x * (2**16 / num_kept), 0.0)
 
 

@@ -29,7 +29,13 @@ CASES = [
     ((1, 4, 5, 6, 2), (2, 3, 2, 2, 3), 1, "SAME", 1, 1),
     ((2, 2, 2, 1), (2, 2, 1, 3), 3, "VALID", 1, 1),
     ((2, 2, 4, 1), (3, 3, 1, 3), 1, "VALID", 1, 1),
+    # Enough channels and columns for the form that adds shifted columns.
+    ((2, 7, 12, 16), (3, 3, 16, 4), 1, "SAME", 1, 1),
+    ((2, 9, 16, 17), (5, 2, 17, 3), (2, 1), "VALID", 1, 1),
+    ((2, 9, 16, 16), (2, 2, 16, 3), (1, 1), [(1, 0), (2, 0)], (3, 2), 1),
+    ((1, 4, 5, 14, 16), (2, 3, 3, 16, 2), (1, 2, 1), "SAME", 1, 1),
 ]
+ROWS = [case for case in CASES if case[0][-1] >= 16]
 
 
 def numpy_arrays(*shapes, seed=0):
@@ -73,6 +79,20 @@ def test_matmul_form_is_lax_in_float64_values_and_gradients(case):
         cotangent = jnp.asarray(numpy_arrays(out.shape, seed=1)[0])
         for got, want in zip(pull(cotangent), expected_pull(cotangent)):
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_wide_inputs_take_patches_of_all_axes_but_the_last(case):
+    """The patches, the largest array of a convolution, are smaller by the kernel's width."""
+    x_shape, kernel_shape, strides, padding, dilation, groups = case
+    x, kernel = map(jnp.asarray, numpy_arrays(x_shape, kernel_shape))
+    options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
+    jaxpr = jax.make_jaxpr(functools.partial(conv, form="matmul", **options))(x, kernel)
+    dots = [str(eqn) for eqn in jaxpr.jaxpr.eqns if "dot_general" in str(eqn)]
+    assert len(dots) == 1
+    *window, width, cin, cout = kernel_shape
+    rows, columns = int(np.prod(window)) * cin, width * cout
+    assert f"{rows},{columns}]" in str(jaxpr)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
