@@ -68,6 +68,7 @@ from fedjax_lite.loop import RunInterrupted, run
 from fedjax_lite.proximal import proximal
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.server import optimizer_server
+from fedjax_lite.sweep import Sweep, sweep
 from fedjax_lite.transforms import chain, clip, identity
 from fedjax_lite.types import (
     Aggregator,
@@ -99,6 +100,7 @@ __all__ = [
     "RunInterrupted",
     "Sampler",
     "ServerUpdate",
+    "Sweep",
     "Transform",
     "aggregation",
     "algorithms",
@@ -152,6 +154,7 @@ __all__ = [
     "sharded",
     "shuffle_index",
     "summarize_clients",
+    "sweep",
     "transforms",
     "uniform",
     "verify",

@@ -75,6 +75,62 @@ def plot_curves(
     return _finish(figure, title or "Training", dataset, path)
 
 
+def plot_sweep(
+    table: Sequence[Mapping[str, Any]],
+    *,
+    x: str,
+    metric: str,
+    dataset: str,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Draws a metric against one hyper-parameter of a sweep, a line for each setting of the others.
+
+    Args:
+      table: rows of ``Sweep.table(metric)``; bars show the standard deviation over seeds.
+      x: the hyper-parameter; its axis is logarithmic where all its values are positive and span a
+        factor of ten.
+      metric: what `table` holds, for the label.
+      dataset: the data set really used, for the title.
+      path: PNG file to write; None writes nothing.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if `x` is no hyper-parameter of the table.
+
+    Example:
+      >>> rows = [{"mu": m, "mean": 1 - m, "std": 0.1, "num_seeds": 3} for m in (0.01, 0.1, 0.5)]
+      >>> plot_sweep(rows, x="mu", metric="test_accuracy", dataset="digits").axes[0].get_xscale()
+      'log'
+    """
+    figures = {"mean", "std", "num_seeds"}
+    names = [name for name in table[0] if name not in figures]
+    if x not in names:
+        raise ValueError(f"x must be a hyper-parameter of the sweep, among {names}, got {x!r}")
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in table:
+        label = ", ".join(f"{name} = {row[name]:g}" for name in names if name != x)
+        lines.setdefault(label, []).append(row)
+    figure = _figure(5.4, 3.8)
+    axes = figure.add_subplot(1, 1, 1)
+    colours = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
+    for position, (label, rows) in enumerate(lines.items()):
+        rows = sorted(rows, key=lambda row: row[x])
+        values, mean, std = (np.array([row[k] for row in rows], float) for k in (x, "mean", "std"))
+        style = {"color": colours[position % 7], "marker": "os^vDP*"[position % 7], "label": label}
+        axes.errorbar(values, mean, np.nan_to_num(std), capsize=2.5, lw=1.4, markersize=4, **style)
+    values = np.array([row[x] for row in table], float)
+    if values.min() > 0 and values.max() >= 10 * values.min():
+        axes.set_xscale("log")
+    seeds = max(row["num_seeds"] for row in table)
+    axes.set(xlabel=x.replace("_", " "), ylabel=f"{metric} (mean and s.d. of {seeds} seeds)")
+    if list(lines) != [""]:
+        axes.legend(frameon=False, fontsize="small")
+    _plain(axes)
+    return _finish(figure, "Sweep", dataset, path)
+
+
 def plot_client_accuracies(
     values: Any,
     *,

@@ -37,6 +37,7 @@ LAYERS = {
     "transforms": 2,
     "compose": 3,
     "loop": 3,
+    "sweep": 3,
     "algorithms": 4,
     "testing": 5,
     "verify": 5,

@@ -1,0 +1,257 @@
+"""sweep(): a grid of hyper-parameters and seeds as one compiled program."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from fedjax_lite import trees
+from fedjax_lite.checks import check_count
+from fedjax_lite.engine.memory import available_bytes
+from fedjax_lite.engine.sharded import AXIS
+from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree, RoundState
+
+Row = dict[str, Any]
+COPIES = 6
+"""States that a member is taken to need: its own, the new one, a lane's weights and gradient."""
+
+
+class Sweep(NamedTuple):
+    """What a sweep gives."""
+
+    rows: list[Row]
+    """One a member and evaluated round: the member's settings, ``round``, metrics, evaluation."""
+    states: PyTree
+    """The final `RoundState`s, leaves `[M, ...]`, members in the order of `points`."""
+    points: list[Row]
+    """The settings of each member, ``seed`` included."""
+
+    def best(self, metric: str, *, largest: bool = True) -> Row:
+        """The settings with the best last value of a metric, in the mean over seeds.
+
+        Args:
+          metric: a column of `rows`.
+          largest: whether more is better; False for losses.
+
+        Returns:
+          The settings without the seed, and the metric's ``mean`` and ``std`` over seeds. A
+          setting of which a seed ended in NaN is never the best.
+
+        Raises:
+          ValueError: if no row has the metric, or every setting has a NaN.
+        """
+        table = [row for row in self.table(metric) if np.isfinite(row["mean"])]
+        if not table:
+            raise ValueError(f"metric {metric!r} is finite for no setting, so none is best")
+        return (max if largest else min)(table, key=lambda row: row["mean"])
+
+    def table(self, metric: str) -> list[Row]:
+        """Last value of a metric by setting: mean and standard deviation over seeds.
+
+        Args:
+          metric: a column of `rows`.
+
+        Returns:
+          One row a setting: its hyper-parameters, ``mean``, ``std`` (n - 1; NaN for one seed) and
+          ``num_seeds``.
+
+        Raises:
+          ValueError: if no row has the metric.
+        """
+        last: dict[tuple, float] = {}
+        names = list(self.points[0])
+        for row in self.rows:
+            if metric in row:
+                last[tuple(row[name] for name in names)] = row[metric]
+        if not last:
+            raise ValueError(f"metric must be a column of the rows, got {metric!r}")
+        groups: dict[tuple, list[float]] = {}
+        for settings, value in last.items():
+            groups.setdefault(settings[:-1], []).append(value)  # the seed comes last
+        return [
+            {
+                **dict(zip(names[:-1], settings, strict=True)),
+                "mean": float(np.mean(values)),
+                "std": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+                "num_seeds": len(values),
+            }
+            for settings, values in groups.items()
+        ]
+
+
+def sweep(
+    make: Callable[..., FederatedAlgorithm],
+    grid: Mapping[str, Sequence[float]],
+    *,
+    init: Callable[[Key], Params],
+    data: PyTree,
+    num_rounds: int,
+    seeds: Sequence[int] = (0,),
+    evaluate: Callable[[RoundState], Mapping[str, Any]] | None = None,
+    every: int | None = None,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Sweep:
+    """Runs every combination of a grid and every seed, side by side under `vmap`.
+
+    Hyper-parameters are traced, so all members share one compiled program. A member is the run
+    that ``run(make(**point), jax.random.key(seed), ...)`` would be with parameters
+    ``init(jax.random.key(seed))``, up to rounding: a batched matrix product adds in another order.
+
+    Args:
+      make: ``(**point) -> algorithm``, e.g. ``lambda learning_rate, mu: fl.fedprox(...)``. The
+        values that it gets are traced scalars: hand them on, never ``float()`` them.
+      grid: values by name of the argument, numbers only; members are their product. A choice
+        that changes shapes or code (a model, a batch size) belongs into a Python loop around.
+      init: ``(key) -> params``, e.g. ``model.init``.
+      data: the population, shared by all members.
+      num_rounds: rounds of each member.
+      seeds: of parameters, cohorts and batches.
+      evaluate: as in `run`, e.g. ``evaluator(model, test)``; called member by member.
+      every: rounds between evaluations; default `num_rounds`.
+      chunk_size: members at a time; default what half of the device's free memory should hold.
+      mesh: with an axis ``clients`` (`client_mesh`): members are dealt to its devices, which never
+        wait for each other; `chunk_size` is rounded up to a multiple of them.
+
+    Returns:
+      A `Sweep`.
+
+    Raises:
+      TypeError: if `make` does not return an algorithm, or a value is not a number.
+      ValueError: if the grid or the seeds are empty, or a count is below 1.
+
+    Example:
+      >>> import optax, fedjax_lite as fl
+      >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 3.0])}, [0, 1])
+      >>> def make(learning_rate):
+      ...     return fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(learning_rate),
+      ...                      plan=fl.Plan(batch_size=1), sampler=fl.everyone())
+      >>> result = sweep(make, {"learning_rate": [0.5, 1.0]}, init=lambda key: jnp.float32(0),
+      ...                data=data, num_rounds=1)
+      >>> result.states.server.params.tolist()
+      [0.5, 1.0]
+    """
+    points = _product(grid, seeds)
+    every = num_rounds if every is None else every
+    check_count(num_rounds, "num_rounds", minimum=1)
+    check_count(every, "every", minimum=1)
+    num_devices = 1 if mesh is None else mesh.shape[AXIS]
+    table = {name: jnp.asarray([point[name] for point in points]) for name in points[0]}
+    one = _Member(make, init)
+    shapes = jax.eval_shape(one.start, {name: leaf[0] for name, leaf in table.items()}, data)
+    if chunk_size is None:
+        chunk_size = fitting(shapes, available_bytes(jax.local_devices()[0])) * num_devices
+    check_count(chunk_size, "chunk_size", minimum=1)
+    chunk_size = -(-min(chunk_size, len(points)) // num_devices) * num_devices
+
+    start, advance = _programs(one, mesh)
+    rows: list[Row] = []
+    states = []
+    for first in range(0, len(points), chunk_size):
+        # The last chunk is filled up with its last member, so that nothing is compiled again.
+        ids = np.minimum(np.arange(first, first + chunk_size), len(points) - 1)
+        chunk = {name: leaf[ids] for name, leaf in table.items()}
+        here = points[first : first + chunk_size]
+        state, done = start(chunk, data), 0
+        while done < num_rounds:
+            length = min(every, num_rounds - done)
+            state, metrics = advance(chunk, state, data, np.int32(length))
+            done += length
+            host = jax.device_get(metrics)
+            for index, point in enumerate(here):
+                row = {**point, "round": done, **{k: v[index].item() for k, v in host.items()}}
+                if evaluate is not None:
+                    row |= evaluate(jax.tree.map(lambda leaf, i=index: leaf[i], state))
+                rows.append(row)
+        count = len(here)
+        states.append(jax.tree.map(lambda leaf, n=count: leaf[:n], state))
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+    return Sweep(rows, joined, points)
+
+
+def fitting(state: PyTree, available: int | None) -> int:
+    """How many members half of the memory should hold, at least one.
+
+    Example:
+      >>> fitting(jax.ShapeDtypeStruct((1000,), jnp.float32), 480_000)
+      10
+    """
+    if available is None:
+        return 1
+    arrays = [leaf for leaf in jax.tree.leaves(state) if not _is_key(leaf)]
+    return max(available // 2 // max(COPIES * trees.num_bits(arrays) // 8, 1), 1)
+
+
+class _Member(NamedTuple):
+    """One run, as functions of its traced settings."""
+
+    make: Callable[..., FederatedAlgorithm]
+    init: Callable[[Key], Params]
+
+    def algorithm(self, point: Row) -> tuple[FederatedAlgorithm, Key]:
+        settings = dict(point)
+        key = jax.random.key(settings.pop("seed"))
+        algo = self.make(**settings)
+        if not isinstance(algo, FederatedAlgorithm):
+            raise TypeError(
+                f"make must return a FederatedAlgorithm, got {algo!r}; was a factory not called?"
+            )
+        return algo, key
+
+    def start(self, point: Row, data: PyTree) -> RoundState:
+        algo, key = self.algorithm(point)
+        return algo.init(key, self.init(key), data)
+
+    def advance(
+        self, point: Row, state: RoundState, data: PyTree, length: Any
+    ) -> tuple[RoundState, PyTree]:
+        """`length` rounds, and the metrics of the last of them."""
+        algo, key = self.algorithm(point)
+        one_round = lambda state: algo.round(key, state, data)  # noqa: E731
+        _, shapes = jax.eval_shape(one_round, state)
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, length, lambda _, carry: one_round(carry[0]), (state, empty))
+
+
+def _programs(one: _Member, mesh: Mesh | None) -> tuple[Callable, Callable]:
+    """``start(points, data)`` and ``advance(points, states, data, length)`` of a chunk."""
+    start = jax.vmap(one.start, (0, None))
+    advance = jax.vmap(one.advance, (0, 0, None, None))
+    if mesh is not None:
+        whole, part = PartitionSpec(), PartitionSpec(AXIS)
+        over = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+        start = over(start, in_specs=(part, whole), out_specs=part)
+        advance = over(advance, in_specs=(part, part, whole, whole), out_specs=part)
+    return jax.jit(start), jax.jit(advance, donate_argnums=1)
+
+
+def _product(grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Row]:
+    """Every combination, the seed last and fastest."""
+    if "seed" in grid:
+        raise ValueError("grid must not hold 'seed'; hand seeds=[0, 1, ...] to sweep")
+    axes = {**{name: list(values) for name, values in grid.items()}, "seed": list(seeds)}
+    for name, values in axes.items():
+        if not values:
+            raise ValueError(
+                f"{'seeds' if name == 'seed' else f'grid[{name!r}]'} must not be empty"
+            )
+        wrong = [
+            v for v in values if isinstance(v, bool) or not np.isscalar(v) or isinstance(v, str)
+        ]
+        if wrong:
+            raise TypeError(
+                f"grid[{name!r}] must hold numbers, got {wrong[0]!r}; a choice of code or shape "
+                "belongs into a Python loop around sweep"
+            )
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,212 @@
+"""sweep(): each member is its separate run; chunks, devices and order change nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_lite as fl
+from fedjax_lite import report
+from fedjax_lite.sweep import fitting
+
+four = pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; see the last test")
+GRID = {"learning_rate": [0.02, 0.1], "mu": [0.0, 1.0]}
+
+
+def population():
+    rng = np.random.default_rng(0)
+    owners = np.repeat(np.arange(6), [4, 9, 2, 7, 5, 3])
+    x = rng.normal(size=(30, 3)).astype(np.float32)
+    return fl.data.from_arrays({"x": x, "y": (x.sum(1) + owners).astype(np.float32)}, owners)
+
+
+def loss(w, e, key):
+    return 0.5 * (e["x"] @ w - e["y"]) ** 2
+
+
+def fedprox(learning_rate, mu):
+    return fl.fedprox(
+        loss, optax.sgd(learning_rate), mu=mu, plan=fl.Plan(batch_size=2), sampler=fl.uniform(3)
+    )
+
+
+def scaffold(learning_rate):
+    return fl.scaffold(loss, learning_rate, plan=fl.Plan(batch_size=2), sampler=fl.uniform(3))
+
+
+def init(key):
+    return jax.random.normal(key, (3,))
+
+
+def norm(state):
+    return {"norm": float(jnp.linalg.norm(state.server.params))}
+
+
+def alone(algo, seed, data, num_rounds):
+    key = jax.random.key(seed)
+    state = algo.init(key, init(key), data)
+    return fl.run(
+        algo, key, state, data, num_rounds=num_rounds, every=2, evaluate=norm, progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def swept():
+    data = population()
+    options = {"init": init, "data": data, "num_rounds": 5, "every": 2, "evaluate": norm}
+    return data, options, fl.sweep(fedprox, GRID, seeds=[3, 4], **options)
+
+
+def test_members_are_the_product_and_equal_their_own_runs(swept):
+    data, _, result = swept
+    assert [tuple(point.values()) for point in result.points] == [
+        (rate, mu, seed) for rate in (0.02, 0.1) for mu in (0.0, 1.0) for seed in (3, 4)
+    ]
+    for index, point in enumerate(result.points):
+        seed = point["seed"]
+        state, history = alone(fedprox(point["learning_rate"], point["mu"]), seed, data, 5)
+        got = result.states.server.params[index]
+        np.testing.assert_allclose(got, state.server.params, rtol=2e-5, atol=2e-6)
+        rows = [row for row in result.rows if all(row[k] == v for k, v in point.items())]
+        assert [row["round"] for row in rows] == [2, 4, 5]
+        for row in rows:
+            same = history[row["round"]]
+            for name in ("norm", "train_loss", "num_steps", "uplink_bits"):
+                assert row[name] == pytest.approx(same[name], rel=2e-5), name
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_chunks_change_nothing(swept, chunk_size):
+    _, options, whole = swept
+    parts = fl.sweep(fedprox, GRID, seeds=[3, 4], chunk_size=chunk_size, **options)
+    assert parts.points == whole.points
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
+        parts.states.server,
+        whole.states.server,
+    )
+
+
+def test_client_tables_are_per_member(swept):
+    data, options, _ = swept
+    result = fl.sweep(scaffold, {"learning_rate": [0.02, 0.05]}, **options)
+    for index, rate in enumerate((0.02, 0.05)):
+        state, _ = alone(scaffold(rate), 0, data, 5)
+        np.testing.assert_allclose(result.states.clients[index], state.clients, atol=1e-5)
+
+
+def test_one_compilation_for_all_chunks(swept):
+    _, options, _ = swept
+    traced = []
+
+    def make(learning_rate):
+        traced.append(learning_rate)
+        return scaffold(learning_rate)
+
+    rates = {"learning_rate": [0.01, 0.02, 0.03, 0.04, 0.05]}
+    fl.sweep(make, rates, chunk_size=2, **options)
+    assert len(traced) == 3  # the shapes, the start, the rounds
+    assert all(isinstance(rate, jax.core.Tracer) for rate in traced)
+
+
+def test_table_and_best_are_over_seeds(swept):
+    _, _, result = swept
+    table = result.table("norm")
+    assert len(table) == 4
+    for row in table:
+        last = [
+            r["norm"]
+            for r in result.rows
+            if r["round"] == 5
+            and (r["learning_rate"], r["mu"]) == (row["learning_rate"], row["mu"])
+        ]
+        assert row["mean"] == pytest.approx(np.mean(last))
+        assert row["std"] == pytest.approx(abs(last[0] - last[1]) / np.sqrt(2))
+        assert row["num_seeds"] == 2
+    assert result.best("norm")["mean"] == max(row["mean"] for row in table)
+    assert result.best("norm", largest=False)["mean"] == min(row["mean"] for row in table)
+    with pytest.raises(ValueError, match="accuracy"):
+        result.table("accuracy")
+
+
+def test_a_diverged_setting_is_never_the_best():
+    rows = [
+        {"learning_rate": r, "seed": 0, "round": 1, "loss": v} for r, v in ((1, np.nan), (2, 5.0))
+    ]
+    points = [{"learning_rate": r, "seed": 0} for r in (1, 2)]
+    assert fl.Sweep(rows, None, points).best("loss", largest=False)["learning_rate"] == 2
+
+
+def test_plot(swept, tmp_path):
+    _, _, result = swept
+    table = result.table("norm")
+    path = tmp_path / "sweep.png"
+    figure = report.plot_sweep(table, x="learning_rate", metric="norm", dataset="toy", path=path)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["mu = 0", "mu = 1"]
+    with pytest.raises(ValueError, match="learning_rate"):
+        report.plot_sweep(table, x="rate", metric="norm", dataset="toy")
+
+
+def test_members_that_fit():
+    state = {"w": jax.ShapeDtypeStruct((100,), jnp.float32)}
+    assert fitting(state, 2 * 6 * 400 * 7) == 7
+    assert fitting(state, 10) == 1
+    assert fitting(state, None) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "more", "error", "match"),
+    [
+        ({"learning_rate": []}, {}, ValueError, "learning_rate"),
+        ({"learning_rate": [0.1]}, {"seeds": []}, ValueError, "seeds"),
+        ({"learning_rate": ["0.1"]}, {}, TypeError, "Python loop"),
+        ({"seed": [1]}, {}, ValueError, "seeds="),
+        ({"learning_rate": [0.1]}, {"num_rounds": 0}, ValueError, "num_rounds"),
+        ({"learning_rate": [0.1]}, {"chunk_size": 0}, ValueError, "chunk_size"),
+    ],
+)
+def test_errors(swept, grid, more, error, match):
+    _, options, _ = swept
+    with pytest.raises(error, match=match):
+        fl.sweep(scaffold, grid, **{**options, **more})
+
+
+def test_a_maker_of_something_else_is_named(swept):
+    _, options, _ = swept
+    with pytest.raises(TypeError, match="FederatedAlgorithm"):
+        fl.sweep(lambda learning_rate: scaffold, {"learning_rate": [0.1]}, **options)
+
+
+@four
+def test_members_are_dealt_to_devices(swept):
+    _, options, whole = swept
+    mesh = fl.client_mesh(jax.devices()[:3])  # eight members on three devices
+    dealt = fl.sweep(fedprox, GRID, seeds=[3, 4], mesh=mesh, **options)
+    np.testing.assert_allclose(
+        dealt.states.server.params, whole.states.server.params, rtol=2e-5, atol=2e-6
+    )
+    assert [row["round"] for row in dealt.rows] == [row["round"] for row in whole.rows]
+
+
+@pytest.mark.skipif(jax.device_count() >= 4, reason="this is that process")
+def test_with_four_devices():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "dealt"],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "1 passed" in done.stdout
