@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +184,8 @@ def test_errors(swept, grid, more, error, match):
 def test_a_maker_of_something_else_is_named(swept):
     _, options, _ = swept
     with pytest.raises(TypeError, match="FederatedAlgorithm"):
-        fl.sweep(lambda learning_rate: scaffold, {"learning_rate": [0.1]}, **options)
+        make: Any = lambda learning_rate: scaffold  # noqa: E731
+        fl.sweep(make, {"learning_rate": [0.1]}, **options)
 
 
 @four
