@@ -183,8 +183,8 @@ def test_errors(swept, grid, more, error, match):
 
 def test_a_maker_of_something_else_is_named(swept):
     _, options, _ = swept
+    make: Any = lambda learning_rate: scaffold  # noqa: E731
     with pytest.raises(TypeError, match="FederatedAlgorithm"):
-        make: Any = lambda learning_rate: scaffold  # noqa: E731
         fl.sweep(make, {"learning_rate": [0.1]}, **options)
 
 
