@@ -12,6 +12,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
+from fedjax_lite.models.statistics_checks import check_takes_statistics
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -135,7 +136,11 @@ def local_sgd(
         update = trees.subtract(broadcast, carry.params)
         return (), Message(update, weight(carry.info)), {"train_loss": carry.loss}
 
-    return ClientUpdate(lambda params: (), start, step, finish)
+    def init(params: Params) -> PyTree:
+        check_takes_statistics(resolve(jnp.int32(0)), params)
+        return ()
+
+    return ClientUpdate(init, start, step, finish)
 
 
 def resolve_optimizer(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count
 from fedjax_lite.engine.memory import available_bytes
-from fedjax_lite.engine.sharded import AXIS
+from fedjax_lite.engine.sharded import AXIS, sharded
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree, RoundState
 
 Row = dict[str, Any]
@@ -29,7 +29,8 @@ class Sweep(NamedTuple):
     rows: list[Row]
     """One a member and evaluated round: the member's settings, ``round``, metrics, evaluation."""
     states: PyTree
-    """The final `RoundState`s, leaves `[M, ...]`, members in the order of `points`."""
+    """The final `RoundState`s, leaves `[M, ...]`, members in the order of `points`; in host memory
+    where they ran in chunks."""
     points: list[Row]
     """The settings of each member, ``seed`` included."""
 
@@ -107,7 +108,9 @@ def sweep(
 
     Args:
       make: ``(**point) -> algorithm``, e.g. ``lambda learning_rate, mu: fl.fedprox(...)``. The
-        values that it gets are traced scalars: hand them on, never ``float()`` them.
+        values that it gets are traced scalars: hand them on, never ``float()`` them. It is also
+        called once a setting with plain numbers, so that bad ones are named. Traced scalars have
+        a dtype of their own (float32; float64 under x64), so parameters should have it too.
       grid: values by name of the argument, numbers only; members are their product. A choice
         that changes shapes or code (a model, a batch size) belongs into a Python loop around.
       init: ``(key) -> params``, e.g. ``model.init``.
@@ -116,7 +119,8 @@ def sweep(
       seeds: of parameters, cohorts and batches.
       evaluate: as in `run`, e.g. ``evaluator(model, test)``; called member by member.
       every: rounds between evaluations; default `num_rounds`.
-      chunk_size: members at a time; default what half of the device's free memory should hold.
+      chunk_size: members at a time; default as many as half of the device's free memory holds at
+        six states each. Lanes and activations are not counted: with `vmapped` cohorts choose it.
       mesh: with an axis ``clients`` (`client_mesh`): members are dealt to its devices, which never
         wait for each other; `chunk_size` is rounded up to a multiple of them.
 
@@ -139,12 +143,17 @@ def sweep(
       [0.5, 1.0]
     """
     points = _product(grid, seeds)
+    if mesh is not None:
+        sharded(mesh)  # refuses a mesh without the axis
     every = num_rounds if every is None else every
     check_count(num_rounds, "num_rounds", minimum=1)
     check_count(every, "every", minimum=1)
     num_devices = 1 if mesh is None else mesh.shape[AXIS]
     table = {name: jnp.asarray([point[name] for point in points]) for name in points[0]}
     one = _Member(make, init)
+    for point in points:  # once with real numbers: the checks of factories cannot see traced ones
+        if point["seed"] == points[0]["seed"]:
+            one.algorithm(point)
     shapes = jax.eval_shape(one.start, {name: leaf[0] for name, leaf in table.items()}, data)
     if chunk_size is None:
         chunk_size = fitting(shapes, available_bytes(jax.local_devices()[0])) * num_devices
@@ -166,14 +175,35 @@ def sweep(
             done += length
             host = jax.device_get(metrics)
             for index, point in enumerate(here):
-                row = {**point, "round": done, **{k: v[index].item() for k, v in host.items()}}
+                row = _merge(
+                    {**point, "round": done}, {k: v[index].item() for k, v in host.items()}
+                )
                 if evaluate is not None:
-                    row |= evaluate(jax.tree.map(lambda leaf, i=index: leaf[i], state))
+                    member = jax.tree.map(lambda leaf, i=index: leaf[i], state)
+                    row = _merge(row, evaluate(member))
                 rows.append(row)
         count = len(here)
-        states.append(jax.tree.map(lambda leaf, n=count: leaf[:n], state))
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
-    return Sweep(rows, joined, points)
+        kept = jax.tree.map(lambda leaf, n=count: leaf[:n], state)
+        # On the host, or the chunks would pile up on the device that they were made for.
+        states.append(kept if count == len(points) else jax.device_get(kept))
+    if len(states) == 1:
+        return Sweep(rows, states[0], points)
+    return Sweep(rows, jax.tree.map(_concatenate, *states), points)
+
+
+def _concatenate(*parts: Any) -> Any:
+    return (jnp if _is_key(parts[0]) else np).concatenate(parts)
+
+
+def _merge(row: Row, more: Mapping[str, Any]) -> Row:
+    """Both; a metric must not stand in a setting's place."""
+    clash = sorted(set(row) & set(more))
+    if clash:
+        raise ValueError(
+            f"names of the grid, of the round's metrics and of evaluate must differ, got {clash} "
+            "twice; name the argument of make otherwise"
+        )
+    return {**row, **more}
 
 
 def fitting(state: PyTree, available: int | None) -> int:
@@ -234,23 +264,31 @@ def _programs(one: _Member, mesh: Mesh | None) -> tuple[Callable, Callable]:
 
 def _product(grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Row]:
     """Every combination, the seed last and fastest."""
-    if "seed" in grid:
-        raise ValueError("grid must not hold 'seed'; hand seeds=[0, 1, ...] to sweep")
-    axes = {**{name: list(values) for name, values in grid.items()}, "seed": list(seeds)}
-    for name, values in axes.items():
-        if not values:
-            raise ValueError(
-                f"{'seeds' if name == 'seed' else f'grid[{name!r}]'} must not be empty"
-            )
-        wrong = [
-            v for v in values if isinstance(v, bool) or not np.isscalar(v) or isinstance(v, str)
-        ]
-        if wrong:
-            raise TypeError(
-                f"grid[{name!r}] must hold numbers, got {wrong[0]!r}; a choice of code or shape "
-                "belongs into a Python loop around sweep"
-            )
+    for name in ("seed", "round"):
+        if name in grid:
+            raise ValueError(f"grid must not hold {name!r}; hand seeds and num_rounds to sweep")
+    axes = {name: _numbers(name, values) for name, values in {**grid, "seed": seeds}.items()}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _numbers(name: str, values: Any) -> list[float]:
+    """The values of one axis as Python numbers, all different."""
+    shown = "seeds" if name == "seed" else f"grid[{name!r}]"
+    if np.ndim(values) != 1 or not len(values):
+        raise ValueError(f"{shown} must be a list of numbers, not empty, got {values!r}")
+    array = np.asarray(values)
+    wanted = np.integer if name == "seed" else np.number
+    if not np.issubdtype(array.dtype, wanted) or np.issubdtype(array.dtype, np.complexfloating):
+        raise TypeError(
+            f"{shown} must hold {'integers' if name == 'seed' else 'numbers'}, got {values!r}; a "
+            "choice of code or shape belongs into a Python loop around sweep"
+        )
+    numbers = array.tolist()
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{shown} must hold each value once, got {values!r}")
+    if name == "seed" and not -(2**31) <= min(numbers) <= max(numbers) < 2**31:
+        raise ValueError(f"seeds must lie in [-2**31, 2**31), got {values!r}")
+    return numbers
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,5 +1,6 @@
 """The round benchmark runs to its end, and all of its figures that are no times are right."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -141,6 +142,12 @@ def test_strategies_reach_the_same_parameters(smoke_run):
 def test_flop_accounting_agrees_with_the_compilers(benchmark, name):
     """XLA counts elementwise work too, so its figure lies a little above."""
     workload = benchmark.WORKLOADS[name]
+    done = workload.flop_per_example
+    if name == "pfl-cnn":  # conv2 computes 30 columns of products for 28 of its output
+        first, second, *dense = workload.layer_macs
+        done = dataclasses.replace(
+            workload, layer_macs=(first, second * 30 // 28, *dense)
+        ).flop_per_example
     model, size = workload.model(), workload.batch_size
     params = jax.eval_shape(model.init, jax.random.key(0))
     examples = {
@@ -149,7 +156,7 @@ def test_flop_accounting_agrees_with_the_compilers(benchmark, name):
     }
     gradient = jax.grad(lambda params, examples: model.loss(params, examples, None).sum())
     counted = jax.jit(gradient).lower(params, examples).cost_analysis()["flops"] / size
-    assert 1.0 < counted / workload.flop_per_example < 1.07
+    assert 1.0 < counted / done < 1.07
     assert benchmark.WORKLOADS["lognormal"].layer_macs == benchmark.WORKLOADS["2nn"].layer_macs
 
 

@@ -18,7 +18,7 @@ OF_VARIANTS = (
     "empty_cohort_changes_nothing",
 )
 CASES = [
-    pytest.param(name, law, marks=() if name in FULL else pytest.mark.slow)
+    pytest.param(name, law, marks=() if name in FULL and law in OF_VARIANTS else pytest.mark.slow)
     for name in testing.ALGORITHMS
     for law in (testing.ALGORITHM_LAWS if name in FULL else OF_VARIANTS)
 ]

@@ -22,7 +22,6 @@ from fedjax_lite.models.batch_norm import (
     batch_norm,
     from_moments,
     init_batch_norm,
-    statistics_mask,
     with_statistics,
 )
 from fedjax_lite.models.layers import dense, init_affine
@@ -288,7 +287,10 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="declared averaged"):
         bn().init(KEY, averaged, data)
     forgetful = local_leaves(
-        fl.local_sgd(bn_loss, optax.sgd(0.1)), is_local=lambda p: False, server=server, **common
+        fl.local_sgd(bn_loss, with_statistics(optax.sgd(0.1))),
+        is_local=lambda p: False,
+        server=server,
+        **common,
     )
     with pytest.raises(ValueError, match="declared local"):
         forgetful.init(KEY, start_params(), data)
@@ -302,14 +304,16 @@ def test_bad_arguments():
 
     plan = fl.Plan(batch_size=2)
     controlled = local_leaves(
-        scaffold_client(bn_loss, 0.1, plan=plan), is_local=statistics_mask, plan=plan,
+        scaffold_client(bn_loss, 0.1, plan=plan), plan=plan,
+        is_local=lambda params: {name: name == "norm" for name in params},
         sampler=fl.everyone(), server=scaffold_server(),
     )  # fmt: skip
+    plain = start_params() | {"norm": init_batch_norm(2, statistics="batch")}
     with pytest.raises(ValueError, match="broadcasts the model itself"):
-        controlled.init(KEY, start_params(), data)
+        controlled.init(KEY, plain, data)
     base = scaffold(bn_loss, 0.1, **common)
     with pytest.raises(TypeError, match="local_leaves or fedbn"):
-        personal_models(base.init(KEY, averaged, data))
+        personal_models(base.init(KEY, plain, data))
 
 
 def test_one_model_for_all_is_refused_where_there_is_none():

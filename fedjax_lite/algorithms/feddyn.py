@@ -16,6 +16,7 @@ from fedjax_lite.checks import check_positive
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import ClientOptimizer, LossFn, check_loss, mean_grad, resolve_optimizer
+from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -188,7 +189,11 @@ def feddyn_client(
         weighs = counts.astype(jnp.float32)
         return row, Message(update, weighs), {"train_loss": carry.loss, "weight": weighs}
 
-    return ClientUpdate(lambda params: jax.tree.map(jnp.zeros_like, params), start, step, finish)
+    def init(params: Params) -> Params:
+        check_no_statistics(params, "feddyn")
+        return jax.tree.map(jnp.zeros_like, params)
+
+    return ClientUpdate(init, start, step, finish)
 
 
 class FedDynState(NamedTuple):

@@ -14,6 +14,7 @@ from fedjax_lite.checks import check_fraction, check_non_negative, check_positiv
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LocalCarry, LossFn, local_sgd
+from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.proximal import proximal
 from fedjax_lite.server import Rate, ServerState, optimizer_server
 from fedjax_lite.types import (
@@ -245,7 +246,7 @@ def nova_client(
         metrics = {**metrics, "tau_eff": Mean(message.weight * tau, message.weight)}
         return row, Message(NovaValue(direction, tau), message.weight), metrics
 
-    return ClientUpdate(lambda params: (), start, step, finish)
+    return ClientUpdate(refuse_statistics("fednova"), start, step, finish)
 
 
 def nova_server(optimizer: optax.GradientTransformation) -> ServerUpdate:

@@ -139,7 +139,9 @@ def local_leaves(
     The server neither holds, sends nor receives them: ``state.server.params`` has None in their
     place, and uplinks, aggregators and the count of bits see shared leaves only. Every client
     starts with the initial value; a client that never trained still has it. Both kinds of leaves
-    are trained together by the client update, as in FedPer. Memory O(N x local leaves).
+    are trained together by the client update, as in FedPer. A local leaf is taken back from the
+    message, ``own - (own - new)``, so its new value is exact to a rounding of the old one: keep
+    float32. Memory O(N x local leaves).
 
     Args:
       client: local training that downloads the model itself and sends ``server minus client``,

@@ -15,6 +15,7 @@ from fedjax_lite.checks import check_fraction, check_non_negative
 from fedjax_lite.compose import Prefaced, Prologue, federated_algorithm
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.server import Rate
 from fedjax_lite.types import (
     Array,
@@ -231,7 +232,7 @@ def full_gradient(loss: LossFn, *, weighting: Weighting = "uniform") -> ClientUp
         value = jax.tree.map(lambda s: s / count, carry.total)
         return (), Message(value, weight(carry.info)), {}
 
-    return ClientUpdate(lambda params: (), start, step, finish)
+    return ClientUpdate(refuse_statistics("mime"), start, step, finish)
 
 
 class MimeCarry(NamedTuple):
@@ -296,7 +297,7 @@ def mime_client(
         update = trees.subtract(broadcast.value.params, carry.params)
         return (), Message(update, weight(carry.info)), {"train_loss": carry.loss}
 
-    return ClientUpdate(lambda params: (), start, step, finish)
+    return ClientUpdate(refuse_statistics("mime"), start, step, finish)
 
 
 class MimeState(NamedTuple):

@@ -17,6 +17,7 @@ from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.server import Rate
 from fedjax_lite.types import (
     Array,
@@ -192,6 +193,7 @@ def scaffold_client(
         raise TypeError(f"table_dtype must be a floating dtype, got {table_dtype!r}")
 
     def init(params: Params) -> Params:
+        check_no_statistics(params, "scaffold")
         return jax.tree.map(lambda x: jnp.zeros(x.shape, table_dtype or x.dtype), params)
 
     def start(key: Key, row: Params, broadcast: Controlled, info: ClientInfo) -> ScaffoldCarry:
@@ -255,7 +257,7 @@ def scaffold_client(
             if option == 2 and old.dtype == update.dtype:
                 # c_i cancels in the change. Not reading the row again after its new value is
                 # made is what lets XLA write the table in place, without a copy a client.
-                change = jnp.where(learned, update / work - c, 0)
+                change = jnp.where(learned, update / work - c, 0).astype(old.dtype)
                 return old + change, change
             new = update / work - d if option == 2 else total / jnp.maximum(carry.anchor_count, 1)
             # The difference of what is stored, so that c stays the mean of the rows in any dtype.

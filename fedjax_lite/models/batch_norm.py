@@ -17,9 +17,9 @@ Policy = Literal["averaged", "local", "batch"]
 STATISTICS_NAMES: dict[str, str] = {"averaged": "batch_stats", "local": "local_stats"}
 """The name of the dict of running statistics inside the parameters, by policy."""
 
-# A power of two, so exact. The gradient of a statistic carries it so that an optimizer that takes
-# it for an ordinary gradient diverges at once instead of averaging at a wrong rate unnoticed.
-_SCALE = 2.0**40
+SCALE = 2.0**40
+"""Of the gradient of a statistic; a power of two, so exact. It is there so that a plain optimizer
+that takes it for an ordinary gradient diverges instead of averaging at a wrong rate unnoticed."""
 
 Tree = TypeVar("Tree")
 
@@ -92,7 +92,7 @@ def batch_norm(
     where a prediction then depends on the rest of its batch). The running ones (primed) are
     updated by the forward pass: the layer hands their new values on as the "gradient" of the old
     ones, and `with_statistics` around the client's optimizer puts them in place, whatever the
-    learning rate. Without it they diverge at once, so that the omission is seen.
+    learning rate. Local training refuses an optimizer that lacks it.
 
     Running statistics are stored as raw moments, `mean` and ``square = var + mean**2``: then the
     server's plain weighted mean gives the variance of the pooled clients,
@@ -102,7 +102,8 @@ def batch_norm(
     The padding of a short batch is not masked, for a loss does not see the mask: it repeats the
     client's own examples from the start of the epoch's order, so a short batch is standardised by
     (and counts in the running statistics as) a full one that holds some of them again. Batch
-    sizes that divide the client's size avoid it.
+    sizes that divide the client's size avoid it; whole-data batches (``batch_size=None``, `fedsgd`)
+    are as long as the largest client, so there its size must be a multiple of every other.
 
     Clipping or noise on the wire act on the statistics as on parameters; and a gradient clipped
     per example has no batch to speak of. Prefer group normalisation for differential privacy.
@@ -119,6 +120,7 @@ def batch_norm(
 
     Raises:
       ValueError: if the shapes do not fit, or momentum is outside `[0, 1]`.
+      TypeError: if running statistics are float16, too narrow for their gradient.
 
     Example:
       >>> params = init_batch_norm(1, statistics="averaged")
@@ -192,18 +194,25 @@ def record_statistics(y: Tree, old: PyTree, new: PyTree) -> Tree:
       >>> tx.update(jax.grad(f)(w), tx.init(w), w)[0]["batch_stats"]["mean"].item()
       2.0
     """
-    del old, new
+    del new
+    _check_range(old)
     return y
 
 
 def _record_forward(y: Tree, old: PyTree, new: PyTree) -> tuple[Tree, tuple[PyTree, PyTree]]:
+    _check_range(old)
     return y, (old, new)
+
+
+def _check_range(old: PyTree) -> None:
+    if any(jnp.asarray(leaf).dtype == jnp.float16 for leaf in jax.tree.leaves(old)):
+        raise TypeError("running statistics must not be float16; keep them in float32 or bfloat16")
 
 
 def _record_backward(kept: tuple[PyTree, PyTree], cotangent: Any) -> tuple[Any, PyTree, PyTree]:
     old, new = kept
     residual = jax.tree.map(
-        lambda o, n: jnp.asarray((o - n) * _SCALE, jnp.asarray(o).dtype), old, new
+        lambda o, n: jnp.asarray((o - n) * SCALE, jnp.asarray(o).dtype), old, new
     )
     return cotangent, residual, jax.tree.map(jnp.zeros_like, new)
 
@@ -220,7 +229,7 @@ def with_statistics(optimizer: Any) -> Any:
     It belongs wherever gradients of the loss arrive, outermost: around the whole client optimizer
     of `fedavg`, `fedprox` and the adaptive ones, or the server's of `fedsgd`. Methods that take a
     bare learning rate (SCAFFOLD, FedNova, Mime) have no place for it, and FedDyn's server corrects
-    statistics like parameters: use statistics="batch" or group normalisation there.
+    statistics like parameters; they refuse statistics: use "batch" or group normalisation there.
 
     Args:
       optimizer: an optax optimizer, or ``(round) -> optimizer``.
@@ -240,7 +249,7 @@ def with_statistics(optimizer: Any) -> Any:
       Array([1.], dtype=float32)
     """
     if isinstance(optimizer, optax.GradientTransformation):
-        return _apart(optimizer, _SCALE)
+        return _apart(optimizer, SCALE)
     if not callable(optimizer):
         raise TypeError(
             f"optimizer must be an optax optimizer or a function (round) -> optimizer, "
@@ -251,9 +260,7 @@ def with_statistics(optimizer: Any) -> Any:
     @functools.wraps(optimizer)
     def at_round(round: Array) -> Any:
         result = optimizer(round)
-        return (
-            _apart(result, _SCALE) if isinstance(result, optax.GradientTransformation) else result
-        )
+        return _apart(result, SCALE) if isinstance(result, optax.GradientTransformation) else result
 
     return at_round
 

@@ -209,13 +209,51 @@ def test_a_server_optimizer_leaves_plain_averages_of_statistics(float64):
     assert not np.allclose(plain.server.params["scale"], other.server.params["scale"], rtol=1e-3)
 
 
-def test_forgetting_with_statistics_is_seen():
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.05),
+        optax.adam(0.05),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05)),
+        optax.chain(with_statistics(optax.sgd(0.05)), optax.scale(0.5)),
+        lambda r: optax.sgd(0.05),
+    ],
+    ids=["sgd", "adam", "clipped", "not outermost", "schedule"],
+)
+def test_forgetting_with_statistics_is_refused(optimizer):
     data, _ = two_clients()
-    plan = fl.Plan(batch_size=None, steps=8)
-    algo = fl.fedavg(loss_of(), optax.sgd(0.05), plan=plan, sampler=fl.everyone())
-    state = one_round(algo, init_batch_norm(3, statistics="averaged"), data)
-    loss = loss_of()(state.server.params, {"x": jnp.asarray(X, jnp.float32)}, None)
-    assert not np.isfinite(loss).any()
+    start = init_batch_norm(3, statistics="averaged")
+    algo = fl.fedavg(loss_of(), optimizer, plan=fl.Plan(batch_size=2), sampler=fl.everyone())
+    with pytest.raises(ValueError, match="with_statistics"):
+        algo.init(KEY, start, data)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        optimizer = optimizer(0)
+    common = {"plan": fl.Plan(batch_size=2), "sampler": fl.everyone()}
+    fl.fedavg(loss_of(), with_statistics(optimizer), **common).init(KEY, start, data)
+    prox = fl.fedprox(loss_of(), with_statistics(optimizer), mu=0.1, **common)
+    prox.init(KEY, start, data)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fednova", "mime", "mimelite", "feddyn"])
+def test_methods_that_would_correct_statistics_refuse_them(name):
+    data, _ = two_clients()
+    common = {"plan": fl.Plan(batch_size=2), "sampler": fl.everyone()}
+    make = getattr(fl, name)
+    if name == "feddyn":
+        algo = make(loss_of(), with_statistics(optax.sgd(0.1)), alpha=0.1, **common)
+    else:
+        algo = make(loss_of(), 0.1, **common)
+    with pytest.raises(ValueError, match="statistics='batch'"):
+        algo.init(KEY, init_batch_norm(3, statistics="averaged"), data)
+    algo.init(KEY, init_batch_norm(3, statistics="batch"), data)
+
+
+def test_float16_statistics_are_refused():
+    params = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float16), init_batch_norm(1, statistics="averaged")
+    )
+    with pytest.raises(TypeError, match="float16"):
+        jax.grad(lambda p: batch_norm(p, jnp.ones((2, 1)), training=True).sum())(params)
 
 
 def test_a_schedule_over_rounds_and_an_uncalled_optimizer():
