@@ -168,6 +168,7 @@ def test_bad_meshes_are_named():
         fl.sharded(fl.client_mesh(), fl.vmapped)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() >= 4, reason="this is that process")
 def test_with_four_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"

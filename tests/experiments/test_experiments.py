@@ -81,6 +81,7 @@ def test_nothing_is_overwritten_unasked(finished):
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_a_straight_one(finished, tmp_path):
     _, flags, _ = finished
     half = (*flags[:2], "--num-rounds", "2", *flags[4:], "--cohort-size", "4")
@@ -100,6 +101,7 @@ def test_resumed_run_equals_a_straight_one(finished, tmp_path):
     assert timeless(tmp_path / "out") == timeless(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_gap_to_centralised(tmp_path):
     folder = tmp_path / "out"
     flags = ("--dataset", "digits", "--smoke", "--centralised", "--output-dir", str(folder))
@@ -115,6 +117,7 @@ def test_gap_to_centralised(tmp_path):
     assert "gap of the federated run" in done.stdout
 
 
+@pytest.mark.slow
 def test_missing_cifar_is_said_aloud(tmp_path):
     """auto falls back with the reason; an explicit request fails with the same message."""
     places = {
@@ -240,6 +243,7 @@ def test_cifar_learns(tmp_path):
     assert rows(tmp_path / "out")[-1]["test_accuracy"] > 0.3
 
 
+@pytest.mark.slow
 def test_digits_reach_ninety_percent(tmp_path):
     """The fallback of the default run, cut to 60 rounds."""
     done = run_script(
