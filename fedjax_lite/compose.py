@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.diagnosed import Diagnosed
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_key
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.dataset import ClientData, CohortDataset, SizedPopulation
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto
 from fedjax_lite.engine.memory import check_table
@@ -117,9 +118,10 @@ def federated_algorithm(
         check_slot(prologue, "prologue", Prologue)
     program = Program(client, plan, uplink, aggregator)
 
-    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
+    def init(key: Key, params: Params, data: ClientData | SizedPopulation) -> RoundState:
         check_key(key)
-        check_data(data)
+        if not isinstance(data, SizedPopulation):
+            check_data(data)
         plan.check_population(data.num_clients)
         trees.check_floating(params, "params")
         # Copies: the state may be donated, and the caller's arrays must survive that.
@@ -133,24 +135,21 @@ def federated_algorithm(
             broadcast = Prefaced(broadcast, trees.zeros(preface.value))
         message, _ = message_shape(program, broadcast, row)
         uplink_row = uplink.init(trees.zeros(message.value))
-        check_table((row, uplink_row), data.num_clients)
+        check_table((row, uplink_row), data.num_rows)
         return RoundState(
             round=jnp.int32(0),
             server=state,
-            clients=trees.repeat_rows(row, data.num_clients),
-            uplink=trees.repeat_rows(uplink_row, data.num_clients),
+            clients=trees.repeat_rows(row, data.num_rows),
+            uplink=trees.repeat_rows(uplink_row, data.num_rows),
             aggregator=aggregator.init_state(params),
             sampler=sampler.init(data.num_clients),
         )
 
     @jax.jit
     def jitted(
-        key: Key, state: RoundState, data: FederatedDataset, cohort: Cohort | None
+        key: Key, state: RoundState, data: Any, cohort: Cohort | None
     ) -> tuple[RoundState, dict[str, Array]]:
-        # A stream apart: split(key)[i] equals fold_in(key, i), and the caller may have used the
-        # same key to initialise the model.
-        key = jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), state.round)
-        key_sample, key_clients, key_server, key_prologue = jax.random.split(key, 4)
+        key_sample, key_clients, key_server, key_prologue = round_keys(key, state.round)
         sampler_state = state.sampler
         if cohort is None:
             sampler_state, cohort = sampler.sample(key_sample, state.sampler, data.sizes)
@@ -199,7 +198,7 @@ def federated_algorithm(
         return new, {**round_metrics(metrics, work), **drift}
 
     def round(
-        key: Key, state: RoundState, data: FederatedDataset, cohort: Cohort | None = None
+        key: Key, state: RoundState, data: ClientData, cohort: Cohort | None = None
     ) -> tuple[RoundState, dict[str, Array]]:
         check_key(key)
         check_data(data)
@@ -209,9 +208,51 @@ def federated_algorithm(
             )
         if cohort is not None:
             check_slot(cohort, "cohort", Cohort)
+        elif isinstance(data, CohortDataset):
+            raise ValueError(
+                "cohort must be given with a CohortDataset, got None: the data of one cohort can "
+                "only serve the round that drew it; see FederatedAlgorithm.sample"
+            )
         return jitted(key, state, data, cohort)
 
-    return FederatedAlgorithm(init, round)
+    @jax.jit
+    def sample(key: Key, round: Array, state: Any, sizes: Array) -> tuple[Any, Cohort]:
+        return sampler.sample(round_keys(key, round)[0], state, sizes)
+
+    def with_strategy(other: Strategy) -> FederatedAlgorithm:
+        return federated_algorithm(
+            client,
+            plan=plan,
+            sampler=sampler,
+            server=server,
+            aggregator=aggregator,
+            uplink=uplink,
+            strategy=other,
+            prologue=prologue,
+        )
+
+    return FederatedAlgorithm(init, round, sample, with_strategy)
+
+
+def with_init(
+    algo: FederatedAlgorithm, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> FederatedAlgorithm:
+    """The algorithm with ``wrap(its init)`` as its `init`, whatever strategy it is given later."""
+
+    def with_strategy(strategy: Strategy) -> FederatedAlgorithm:
+        assert algo.with_strategy is not None
+        return with_init(algo.with_strategy(strategy), wrap)
+
+    return algo._replace(init=wrap(algo.init), with_strategy=with_strategy)
+
+
+def round_keys(key: Key, round: Array) -> Array:
+    """Keys of one round: sampling, clients, server, prologue.
+
+    A stream apart: ``split(key)[i]`` equals ``fold_in(key, i)``, and the caller may have used the
+    same key to initialise the model.
+    """
+    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), round), 4)
 
 
 class Pass(NamedTuple):
@@ -233,7 +274,7 @@ def one_pass(
     broadcast: Any,
     cohort: Cohort,
     round: Array,
-    data: FederatedDataset,
+    data: ClientData,
 ) -> Pass:
     """Runs a program over the cohort and finishes its aggregate."""
     key_clients, key_aggregate = jax.random.split(key)
@@ -250,18 +291,20 @@ def one_pass(
     return Pass(table, aggregator_state, value, metrics, work)
 
 
-def work_list(plan: Plan, key: Key, cohort: Cohort, data: FederatedDataset) -> Work:
+def work_list(plan: Plan, key: Key, cohort: Cohort, data: ClientData) -> Work:
     """The cohort as a work list: a masked client has no steps, an empty one neither."""
     ids = jnp.clip(cohort.ids, 0, data.num_clients - 1)
-    sizes = data.offsets[ids + 1] - data.offsets[ids]
+    slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
+    found = data.find(ids, slots)
     # Apart from the client's keys 0..3, which its training uses.
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4))(ids)
-    steps = jax.vmap(plan.num_steps)(keys, ids, sizes)
+    steps = jax.vmap(plan.num_steps)(keys, ids, found.sizes)
     return Work(
         ids=ids,
-        rows=ids,
-        slots=jnp.arange(ids.shape[0], dtype=jnp.int32),
-        sizes=sizes,
+        members=found.members,
+        rows=found.rows,
+        slots=slots,
+        sizes=found.sizes,
         num_steps=jnp.where(cohort.mask, steps, 0),
         mask=cohort.mask,
     )
@@ -304,8 +347,8 @@ def check_slot(slot: Any, name: str, kind: type) -> None:
 
 
 def check_data(data: Any) -> None:
-    """Raises TypeError where `data` is not a `FederatedDataset`."""
-    if not isinstance(data, FederatedDataset):
+    """Raises TypeError where `data` is not what clients can train on."""
+    if not isinstance(data, ClientData):
         raise TypeError(
             f"data must be a FederatedDataset, got {type(data).__name__}; build one with "
             "fedjax_lite.data.from_arrays or fedjax_lite.data.partition"

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import math
 import os
 import signal
-import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import checkpoint
@@ -32,7 +27,9 @@ from fedjax_lite.history import (
     save_json_atomic,
     to_python,
 )
+from fedjax_lite.interrupt import Interrupt
 from fedjax_lite.progress import Progress
+from fedjax_lite.rounds import rounds_of
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 MAY_CHANGE = ("num_rounds", "progress", "resume", "overwrite", "output_dir", "tensorboard")
@@ -87,7 +84,8 @@ def run(
       algo: what a round does; every round is given the same `key`.
       key: a typed key; with ``state.round`` and the clients' ids it fixes all randomness.
       state: from ``algo.init``, or the state that an earlier run returned.
-      data: arrays handed to ``algo.round``, as a rule a `FederatedDataset`.
+      data: arrays handed to ``algo.round``, as a rule a `FederatedDataset`; or a data set that
+        streams and has a method `rounds`.
       num_rounds: the total to reach, counting those that ``state.round`` says are done.
       evaluate: ``(state) -> {name: number}``, such as ``evaluator(model, test)``; called on the
         initial state, after every multiple of `every`, and after the last round.
@@ -150,8 +148,8 @@ def run(
         if saved:
             state, restored = checkpoint.restore(directory / "checkpoints", state), True
             notices.append(f"resuming {directory} after round {int(state.round)}")
-    state = jax.tree.map(_own, state)  # donation would destroy the caller's arrays
-    data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
+    rounds = rounds_of(algo, key, data, capacity=every)
+    state = rounds.start(state)  # donation would destroy the caller's arrays
     done = int(state.round)
     if done > num_rounds:
         raise ValueError(
@@ -170,7 +168,7 @@ def run(
 
     saved_round = done if restored else -1
     bad_round: int | None = None
-    interrupt = _Interrupt()
+    interrupt = Interrupt()
     bar = Progress(num_rounds, done, enabled=progress)
     for text in notices:
         bar.notice(text)
@@ -182,8 +180,7 @@ def run(
                 bar.update(0, history.rows[-1], evaluated=True)
             while done < num_rounds and not interrupt.number:
                 length = min(every - done % every, num_rounds - done)
-                state, metrics = _rounds(key, state, data, np.int32(length), algo.round, every)
-                _wait((state.round, metrics))
+                state, metrics = rounds.advance(state, length)
                 rows = _rows(metrics, done, length, seconds())
                 done += length
                 if int(state.round) != done:
@@ -218,48 +215,6 @@ def run(
             raise SystemExit(143)
         raise RunInterrupted(message, state, history.rows)
     return state, history.rows
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=1)
-def _rounds(
-    key: Key,
-    state: RoundState,
-    data: PyTree,
-    length: jax.Array,
-    round_fn: Callable[..., Any],
-    capacity: int,
-) -> tuple[RoundState, PyTree]:
-    """`length <= capacity` rounds; metrics `[capacity]`, zeros behind the first `length`.
-
-    The length is an argument and not a shape, because XLA compiles loops of different known
-    lengths (above all 1) to different arithmetic, and results must not depend on the grouping.
-    """
-    one_round = jax.jit(round_fn)  # traced once for both the shapes and the loop
-    _, shapes = jax.eval_shape(one_round, key, state, data)
-    table = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-
-    def body(index: Any, carry: Any) -> Any:
-        state, table = carry
-        state, metrics = one_round(key, state, data)
-        return state, jax.tree.map(lambda t, m: t.at[index].set(m), table, metrics)
-
-    return jax.lax.fori_loop(0, length, body, (state, table))
-
-
-def _own(leaf: Any) -> jax.Array:
-    """A copy that may be donated, without weak types, which would compile the loop again."""
-    leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-    return jnp.array(leaf, dtype=leaf.dtype, copy=True)
-
-
-def _wait(tree: PyTree) -> None:
-    """Waits in Python, so that a signal is seen while the device still computes."""
-    pause = 1e-4
-    for leaf in jax.tree.leaves(tree):
-        while not leaf.is_ready():
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
-    jax.block_until_ready(tree)  # raises what the computation raised
 
 
 def _rows(metrics: Mapping[str, Any], done: int, length: int, seconds: float) -> list[Row]:
@@ -360,36 +315,3 @@ def _check_directory(
     if settings is not None and path.exists():
         notices += check_settings(json.loads(path.read_text()), settings, may_change=may_change)
     return True
-
-
-class _Interrupt:
-    """Notes a signal instead of dying of it, in the main thread only."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._old: dict[int, Any] = {}
-
-    @property
-    def name(self) -> str:
-        return signal.Signals(self.number).name
-
-    def __enter__(self) -> _Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                old = signal.getsignal(number)
-                if old is not None:  # None: installed by C code, which we could not restore
-                    self._old[number] = old
-                    signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = self.number or number
-        # A notebook's kernel must survive a second Ctrl-C, a script must not survive it.
-        again = signal.default_int_handler if "IPython" in sys.modules else signal.SIG_DFL
-        signal.signal(signal.SIGINT, again)
-        text = f"{signal.Signals(number).name}: finishing the running rounds (Ctrl-C again kills)\n"
-        os.write(2, text.encode())

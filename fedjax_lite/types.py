@@ -152,10 +152,18 @@ class RoundState(NamedTuple):
 
 
 class FederatedAlgorithm(NamedTuple):
-    """A federated algorithm: two pure functions that know nothing of the slots."""
+    """A federated algorithm: two pure functions that know nothing of the slots.
+
+    What an algorithm of another kind cannot offer is None.
+    """
 
     init: Callable[..., RoundState]
     """``(key, params, data) -> state``."""
     round: Callable[..., tuple[RoundState, dict[str, Array]]]
     """``(key, state, data, cohort=None) -> (state, metrics)``. Everything random is a function of
     the key, ``state.round`` and the client's id, so every round may be given the same key."""
+    sample: Callable[..., tuple[PyTree, Cohort]] | None = None
+    """``(key, round, sampler state, sizes [N]) -> (sampler state, cohort)``: whom `round` would
+    draw with this key, so that a host can fetch their data before the round is run."""
+    with_strategy: Callable[..., FederatedAlgorithm] | None = None
+    """``(strategy) ->`` the same algorithm, executed otherwise."""

@@ -148,7 +148,7 @@ def test_shares_of_work_are_equal_to_one_client(num_devices):
         mask = rng.random(size) < 0.8
         steps = np.where(mask, steps, 0)
         places = jnp.arange(size, dtype=jnp.int32)
-        work = Work(places, places, places, *map(jnp.asarray, (steps, steps, mask)))
+        work = Work(places, places, places, places, *map(jnp.asarray, (steps, steps, mask)))
         dealt = jax.device_get(deal(work, num_devices))
         share = -(-size // num_devices)
         assert dealt.mask.shape == (share * num_devices,)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.aggregation.mean import Weighting, weight_by
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.dataset import SizedPopulation
 from fedjax_lite.types import Array, ClientInfo
 
 
@@ -28,7 +28,7 @@ def empty_population() -> Population:
     return Population(jnp.float32(0), jnp.float32(0))
 
 
-def measure_population(data: FederatedDataset, weighting: Weighting) -> Population:
+def measure_population(data: SizedPopulation, weighting: Weighting) -> Population:
     r"""Counts the clients that have data, and sums their weights.
 
     .. math::  N = \sum_j [n_j > 0], \qquad W = \sum_j w_j
@@ -53,7 +53,7 @@ def measure_population(data: FederatedDataset, weighting: Weighting) -> Populati
       [2.0, 4.0]
     """
     weight = weight_by(weighting)
-    sizes = data.sizes
+    sizes = jnp.asarray(data.sizes)
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
     present = (sizes > 0).astype(jnp.int32)
     infos = ClientInfo(ids, sizes, present, jnp.zeros_like(ids))

@@ -14,8 +14,8 @@ import optax
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.checks import check_count
-from fedjax_lite.compose import check_data, check_slot, federated_algorithm
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.compose import check_data, check_slot, federated_algorithm, with_init
+from fedjax_lite.data.dataset import FederatedDataset, SizedPopulation
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
 from fedjax_lite.models.batch_norm import (
@@ -104,7 +104,7 @@ def fedbn(
         **slots,
     )
 
-    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
+    def check_not_averaged(params: Params) -> None:
         names = jax.tree_util.tree_leaves_with_path(params)
         averaged = [p for p, _ in names if any(getattr(k, "key", "") == "batch_stats" for k in p)]
         if averaged:
@@ -112,9 +112,15 @@ def fedbn(
                 f"params{jax.tree_util.keystr(averaged[0])} was declared averaged, but fedbn keeps "
                 "statistics on the client; declare statistics='local', or use fedavg"
             )
-        return algo.init(key, params, data)
 
-    return algo._replace(init=init)
+    def wrap(inner: Callable[..., RoundState]) -> Callable[..., RoundState]:
+        def init(key: Key, params: Params, data: SizedPopulation) -> RoundState:
+            check_not_averaged(params)
+            return inner(key, params, data)
+
+        return init
+
+    return with_init(algo, wrap)
 
 
 class LocalRow(NamedTuple):
@@ -210,7 +216,7 @@ def local_leaves(
         row = LocalRow(inner, _keep(is_own, moved))
         return row, Message(_drop(is_own, message.value), message.weight), metrics
 
-    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
+    def init(key: Key, params: Params, data: SizedPopulation) -> RoundState:
         mask = trees.broadcast_prefix(is_local(params), params)
         shared = _drop(mask, params)
         check_no_local_statistics(shared)
@@ -221,7 +227,7 @@ def local_leaves(
     def no_init(params: Params) -> LocalRow:
         raise AssertionError("rows are made by init")
 
-    return FederatedAlgorithm(init, algorithm(no_init).round)
+    return with_init(algorithm(no_init), lambda _: init)
 
 
 class _Carry(NamedTuple):

@@ -13,8 +13,8 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.aggregation.population import Population, empty_population, measure_population
 from fedjax_lite.checks import check_non_negative, check_positive
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.compose import federated_algorithm, with_init
+from fedjax_lite.data.dataset import SizedPopulation
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
 from fedjax_lite.models.statistics_checks import check_no_statistics
@@ -125,12 +125,15 @@ def scaffold(
 def knowing_the_population(algo: FederatedAlgorithm, weighting: Weighting) -> FederatedAlgorithm:
     """Lets `init` write into ``state.server.population`` what the data say of all clients."""
 
-    def init(key: Key, params: Params, data: FederatedDataset) -> RoundState:
-        state = algo.init(key, params, data)
-        population = measure_population(data, weighting)
-        return state._replace(server=state.server._replace(population=population))
+    def wrap(inner: Callable[..., RoundState]) -> Callable[..., RoundState]:
+        def init(key: Key, params: Params, data: SizedPopulation) -> RoundState:
+            state = inner(key, params, data)
+            population = measure_population(data, weighting)
+            return state._replace(server=state.server._replace(population=population))
 
-    return algo._replace(init=init)
+        return init
+
+    return with_init(algo, wrap)
 
 
 class Controlled(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,34 @@ import numpy as np
 
 from fedjax_lite.checks import check_count
 from fedjax_lite.types import Array, PyTree
+
+
+@runtime_checkable
+class SizedPopulation(Protocol):
+    """What an algorithm's `init` must know of the clients; their data may lie elsewhere."""
+
+    @property
+    def num_clients(self) -> int:
+        """`N`."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table of client state to make."""
+        ...
+
+    @property
+    def sizes(self) -> Any:
+        """int32 `[N]`, examples per client."""
+        ...
+
+
+class Found(NamedTuple):
+    """Where the clients of a cohort lie in a data set and in the table beside it, leaves `[C]`."""
+
+    members: Array
+    rows: Array
+    sizes: Array
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +80,15 @@ class FederatedDataset:
         return jnp.diff(self.offsets)
 
     @property
+    def num_rows(self) -> int:
+        """Rows of a table of client state kept beside this data set: `N`."""
+        return self.num_clients
+
+    def find(self, ids: Array, slots: Array) -> Found:
+        """Where the clients of a cohort are found here; `ids` lie in the population."""
+        return Found(ids, ids, self.offsets[ids + 1] - self.offsets[ids])
+
+    @property
     def client_of_example(self) -> Array:
         """int32 `[E]`: the owner of each pooled example."""
         positions = jnp.arange(self.num_examples, dtype=jnp.int32)
@@ -65,6 +102,47 @@ class FederatedDataset:
         low, high = int(self.offsets[index]), int(self.offsets[index + 1])
         rows = slice(low, high) if self.order is None else self.order[low:high]
         return jax.tree.map(lambda leaf: leaf[rows], self.examples)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CohortDataset:
+    """The data of one cohort only, in the order of its slots; what a stream hands to a round.
+
+    Its client table, too, holds the rows of the cohort only: slot `c` owns the examples
+    ``examples[offsets[c]:offsets[c+1]]`` and row `c`. Clients keep their ids in the population, so
+    results are those of the whole data set.
+
+    Attributes:
+      examples: leaves `[E, ...]`; rows behind the last client's are padding and never read.
+      offsets: int32 `[C + 1]`.
+      num_clients: size `N` of the population. Static.
+      max_client_size: largest client of the population, not only of this cohort. Static: the same
+        round of the whole data set has batches of the same shape.
+    """
+
+    examples: PyTree
+    offsets: Array
+    num_clients: int = dataclasses.field(metadata={"static": True})
+    max_client_size: int = dataclasses.field(metadata={"static": True})
+    order: None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def num_examples(self) -> int:
+        """Rows of `examples`, padding included."""
+        return jax.tree.leaves(self.examples)[0].shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table of client state: `C`."""
+        return self.offsets.shape[0] - 1
+
+    def find(self, ids: Array, slots: Array) -> Found:
+        """A client is found by its slot."""
+        return Found(slots, slots, self.offsets[slots + 1] - self.offsets[slots])
+
+
+ClientData: TypeAlias = FederatedDataset | CohortDataset
 
 
 def from_arrays(

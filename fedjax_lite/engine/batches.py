@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks import check_count
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.shuffle import permute
 from fedjax_lite.types import Array, Batch, Key
 
@@ -88,16 +88,16 @@ class Plan:
 
 
 def take_batch(
-    plan: Plan, data: FederatedDataset, seed: Array, key: Key, client: Array, step: Array
+    plan: Plan, data: ClientData, seed: Array, key: Key, client: Array, step: Array
 ) -> Batch:
     """Batch number `step` of a client: O(B) integer work and one gather.
 
     Args:
       plan: the local work.
-      data: the population.
+      data: the population, or a part of it.
       seed: uint32 `[2]`, the client's shuffle of this round.
       key: the client's key for batches.
-      client: int32 scalar.
+      client: int32 scalar, its place in `data`.
       step: int32 scalar, counted from the round's first step.
 
     Returns:

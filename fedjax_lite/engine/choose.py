@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.dataset import ClientData, FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import chunked, vmapped
 from fedjax_lite.engine.program import Program, Strategy, Table
@@ -52,7 +52,7 @@ def auto() -> Strategy:
 
 
 def choose(
-    params: PyTree, data: FederatedDataset, cohort_size: int, *, platform: str | None = None
+    params: PyTree, data: ClientData, cohort_size: int, *, platform: str | None = None
 ) -> Choice:
     """The rule of `auto()`, as a pure function of shapes.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.program import (
     Program,
     Strategy,
@@ -82,7 +82,7 @@ def _execute(
     acc: PyTree,
     broadcast: PyTree,
     round: Array,
-    data: FederatedDataset,
+    data: ClientData,
     work: Work,
 ) -> tuple[Table, PyTree, dict[str, Any]]:
     cohort_size = work.ids.shape[0]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.batches import Plan, take_batch
 from fedjax_lite.types import (
     Aggregator,
@@ -37,9 +37,11 @@ class Work(NamedTuple):
 
     ids: Array
     """int32: who the client is; its key is folded with this."""
+    members: Array
+    """int32: where its examples lie in the data set at hand; apart from ids, so that a strategy
+    may be handed the data of a cohort or of a device only."""
     rows: Array
-    """int32: where its row lies in the table at hand; apart from ids, so that a shard of a table
-    can be handed to an unchanged strategy."""
+    """int32: where its row lies in the table at hand, for the same reason."""
     slots: Array
     """int32: its place in the cohort; a value of `C` or more is no place and is dropped."""
     sizes: Array
@@ -68,7 +70,7 @@ def train_lanes(
     table: Table,
     broadcast: PyTree,
     round: Array,
-    data: FederatedDataset,
+    data: ClientData,
     work: Work,
 ) -> tuple[Table, Message, dict[str, Any]]:
     """Trains the `L` clients of `work` side by side, each to its own last step.
@@ -96,7 +98,7 @@ def train_lanes(
 
     def body(step: Array, carry: PyTree) -> PyTree:
         def one(work: Work, seed: Array, key_batch: Key, carry: PyTree) -> PyTree:
-            batch = take_batch(program.plan, data, seed, key_batch, work.ids, step)
+            batch = take_batch(program.plan, data, seed, key_batch, work.members, step)
             return program.client.step(broadcast, carry, batch)
 
         new = over_lanes(one)(work, seeds, keys_batch, carry)

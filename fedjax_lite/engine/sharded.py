@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_lite import trees
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.choose import auto
 from fedjax_lite.engine.program import Program, Strategy, Table, Work
 from fedjax_lite.types import Array, Key, Message, PyTree
@@ -109,7 +109,7 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
         acc: PyTree,
         broadcast: PyTree,
         round: Array,
-        data: FederatedDataset,
+        data: ClientData,
         work: Work,
     ) -> tuple[Table, PyTree, dict[str, Any]]:
         cohort_size = work.ids.shape[0]
@@ -122,7 +122,7 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
             acc: PyTree,
             broadcast: PyTree,
             round: Array,
-            data: FederatedDataset,
+            data: ClientData,
             work: Work,
         ) -> tuple[Table, PyTree, dict[str, Any]]:
             # Here the table is the rows of this device's clients, in their order; only the
@@ -164,7 +164,7 @@ def deal(work: Work, num_devices: int) -> Work:
     Example:
       >>> steps = jnp.array([1, 9, 4, 5])
       >>> ids = jnp.arange(4)
-      >>> deal(Work(ids, ids, ids, steps, steps, steps > 0), 2).num_steps.tolist()
+      >>> deal(Work(ids, ids, ids, ids, steps, steps, steps > 0), 2).num_steps.tolist()
       [9, 1, 5, 4]
     """
     cohort_size = work.ids.shape[0]

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_lite import loop
+from fedjax_lite import rounds
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "experiments"
@@ -30,10 +30,10 @@ def script():
 def finished(script, tmp_path_factory):
     """The smoke preset on two splits, in this process: folder, printout, compiled runs."""
     folder, printed = tmp_path_factory.mktemp("run"), io.StringIO()
-    before = loop._rounds._cache_size()
+    before = rounds.many_rounds._cache_size()
     with contextlib.redirect_stdout(printed):
         script.main(script.Flags(preset="smoke", output_dir=folder, splits=("iid", "0.3")))
-    return folder, printed.getvalue(), loop._rounds._cache_size() - before
+    return folder, printed.getvalue(), rounds.many_rounds._cache_size() - before
 
 
 def test_table_and_files_have_every_method(finished):

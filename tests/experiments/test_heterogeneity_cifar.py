@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import loop
+from fedjax_lite import rounds
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "experiments"
@@ -34,10 +34,10 @@ def finished(script, tmp_path_factory):
     """The smoke preset at one alpha, in this process: folder, rows, printout, compiled runs."""
     folder, printed = tmp_path_factory.mktemp("run"), io.StringIO()
     flags = script.Flags(preset="smoke", output_dir=folder, alphas=(0.5, 5.0), num_rounds=2)
-    before = loop._rounds._cache_size()
+    before = rounds.many_rounds._cache_size()
     with contextlib.redirect_stdout(printed):
         rows = script.main(flags)
-    return folder, rows, printed.getvalue(), loop._rounds._cache_size() - before
+    return folder, rows, printed.getvalue(), rounds.many_rounds._cache_size() - before
 
 
 def test_table_and_files_have_every_method(finished):

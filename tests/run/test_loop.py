@@ -11,6 +11,7 @@ import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
 import fedjax_lite.loop as loop
+from fedjax_lite import rounds
 from fedjax_lite.loop import RunInterrupted, run
 from fedjax_lite.types import FederatedAlgorithm
 
@@ -72,12 +73,12 @@ def test_traced_once_whatever_the_lengths_of_the_calls():
     counter = []
     algo = toy(counter)
     _, state = start(algo)
-    misses = loop._rounds._cache_size()
+    misses = rounds.many_rounds._cache_size()
     state, _ = go(algo, state, 23)
     assert len(counter) == 1
     go(algo, state, 48)  # head of 7, tens, tail of 8
     assert len(counter) == 1
-    assert loop._rounds._cache_size() == misses + 1
+    assert rounds.many_rounds._cache_size() == misses + 1
 
 
 def test_weak_types_do_not_compile_again():
