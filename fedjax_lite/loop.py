@@ -117,6 +117,7 @@ def run(
       RunInterrupted: (a KeyboardInterrupt) after SIGINT; SystemExit(143) after SIGTERM.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> def init(key, params, data):
       ...     return RoundState(jnp.int32(0), params, (), (), (), ())
       >>> def one_round(key, state, data, cohort=None):
