@@ -10,7 +10,6 @@ Writes config.json, metrics.jsonl and .csv, checkpoints/ and PNG plots to the ou
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 import tyro
 from flags import ClientFlags, DataFlags, ServerFlags, strategy, with_labels
+from script import script
 
 import fedjax_lite as fl
 from fedjax_lite import report
@@ -236,7 +236,4 @@ def plots(output_dir: Path, name: str, history: list, clients: dict, counts: np.
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Flags, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main, Flags, __doc__)

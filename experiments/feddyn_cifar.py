@@ -27,7 +27,6 @@ Writes results.json and curves.png.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,9 +35,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flags import with_labels
 from heterogeneity_cifar import penalised
+from script import script
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms.feddyn import local_mean
@@ -281,7 +280,4 @@ def plot(results: list[dict[str, Any]], flags: Flags, setting: Setting, path: Pa
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Flags, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main, Flags, __doc__)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+from script import script
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
@@ -336,7 +335,4 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Flags, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main, Flags, __doc__)

@@ -27,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,8 +35,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flags import with_labels
+from script import script
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms import gap_to_baseline
@@ -293,7 +292,4 @@ def plot(rows: list[dict[str, Any]], flags: Flags, setting: Setting, path: Path)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Flags, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main, Flags, __doc__)

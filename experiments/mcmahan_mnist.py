@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+from script import script
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
@@ -288,7 +287,4 @@ def main(flags: Flags) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Flags, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main, Flags, __doc__)

@@ -13,7 +13,6 @@ writes results.json and curves.png.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+from script import script
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
@@ -198,7 +197,4 @@ def plot(lines: dict[str, np.ndarray], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Flags, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    script(main, Flags, __doc__)

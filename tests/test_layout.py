@@ -22,6 +22,7 @@ LAYERS = {
     "trees": 1,
     "aggregation": 2,
     "checkpoint": 2,
+    "compilation": 2,
     "data": 2,
     "drift": 2,
     "engine": 2,

@@ -1,0 +1,23 @@
+"""What every experiment does as a command: flags in, one clear line where they err."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from fedjax_lite.compilation import keep_compiled_programs
+
+Flags = TypeVar("Flags")
+
+
+def script(main: Callable[[Flags], Any], flags: type[Flags], description: str | None) -> None:
+    """Runs an experiment from the command line; compiled programs are kept for the next start."""
+    try:
+        given = tyro.cli(flags, description=description)
+        keep_compiled_programs()
+        main(given)
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")
