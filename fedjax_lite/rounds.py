@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite.engine.forecast import check_fits
+from fedjax_lite.engine.lanes import chunked
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 
@@ -56,15 +58,45 @@ def rounds_of(algo: FederatedAlgorithm, key: Key, data: Any, *, capacity: int) -
 
 
 def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacity: int) -> Rounds:
-    """Rounds on data that lie on the device: all rounds of a call are one compiled loop."""
+    """Rounds on data that lie on the device: all rounds of a call are one compiled loop.
+
+    The first call checks that the compiled loop fits into memory, before it runs.
+
+    Raises:
+      ValueError: from the first `advance`, with the bytes needed, the bytes available, and the
+        number of lanes that would fit.
+    """
     data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
+    checked = False
 
     def advance(state: RoundState, length: int) -> tuple[RoundState, PyTree]:
+        nonlocal checked
+        if not checked:
+            check_memory(algo, key, state, data, capacity=capacity)
+            checked = True
         state, metrics = many_rounds(key, state, data, np.int32(length), algo.round, capacity)
         wait((state.round, metrics))
         return state, metrics
 
     return Rounds(own, advance)
+
+
+def check_memory(
+    algo: FederatedAlgorithm, key: Key, state: RoundState, data: PyTree, *, capacity: int
+) -> None:
+    """Raises ValueError where the compiled rounds cannot fit; the compiled program is kept."""
+
+    def compiled(algo: FederatedAlgorithm) -> Any:
+        return many_rounds.lower(key, state, data, np.int32(1), algo.round, capacity).compile()
+
+    recompile, most_lanes = None, 1
+    one_device = all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(state))
+    if algo.sample is not None and algo.with_strategy is not None and one_device:
+        with_strategy = algo.with_strategy
+        sample = jax.eval_shape(algo.sample, key, state.round, state.sampler, data.sizes)
+        most_lanes = sample[1].ids.shape[0]
+        recompile = lambda lanes: compiled(with_strategy(chunked(lanes)))  # noqa: E731
+    check_fits(compiled(algo), recompile, most_lanes)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=1)

@@ -1,0 +1,163 @@
+"""Memory is predicted before a run, and a forecast that cannot fit is an error with a remedy."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_lite as fl
+from fedjax_lite.engine import forecast as module
+from fedjax_lite.engine.forecast import forecast, lanes_that_fit, largest_right_side
+from fedjax_lite.rounds import many_rounds, rounds_of
+
+MEASURED = """
+import jax, numpy as np, optax, fedjax_lite as fl
+from fedjax_lite.engine.forecast import forecast
+from fedjax_lite.rounds import many_rounds, own
+
+def status(name):
+    line = next(l for l in open("/proc/self/status") if l.startswith(name))
+    return int(line.split()[1]) * 1024
+
+rng = np.random.default_rng(0)
+x = rng.integers(0, 255, (3200, 32, 32, 3)).astype(np.uint8)
+y = rng.integers(0, 10, 3200)
+data = fl.data.partition({"x": x, "y": y}, fl.data.iid(num_clients=32, seed=0))
+model = fl.models.lenet(num_classes=10, input_shape=(32, 32, 3))
+algo = fl.fedavg(model.loss, optax.sgd(0.1), plan=fl.Plan(batch_size=50), sampler=fl.uniform(32),
+                 strategy=fl.vmapped())
+key = jax.random.key(0)
+state = jax.block_until_ready(own(algo.init(key, model.init(key), data)))
+compiled = many_rounds.lower(key, state, data, np.int32(1), algo.round, 1).compile()
+predicted = forecast(compiled)
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+jax.block_until_ready(many_rounds(key, state, data, np.int32(1), algo.round, 1))
+print(predicted.peak_bytes, predicted.argument_bytes + status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_forecast_is_within_20_percent_of_the_measured_peak():
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert output.returncode == 0, output.stderr
+    predicted, measured = map(int, output.stdout.split())
+    assert measured > 300 * 2**20  # far above the noise of an allocator
+    assert 0.8 * measured <= predicted <= 1.2 * measured
+
+
+def small(num_lanes=8):
+    data = fl.data.from_arrays({"x": np.ones((40, 64), np.float32)}, np.repeat(np.arange(20), 2))
+    algo = fl.fedavg(
+        lambda w, e, key: jnp.tanh(e["x"] @ w["a"]).sum(-1) ** 2,
+        optax.sgd(0.1),
+        plan=fl.Plan(batch_size=2),
+        sampler=fl.uniform(16),
+        strategy=fl.chunked(num_lanes),
+    )
+    key = jax.random.key(0)
+    return algo, key, algo.init(key, {"a": jnp.ones((64, 512))}, data), data
+
+
+def extra(num_lanes):
+    algo, key, state, data = small(num_lanes)
+    compiled = many_rounds.lower(key, state, data, np.int32(1), algo.round, 4).compile()
+    predicted = forecast(compiled)
+    assert predicted is not None
+    return predicted.extra_bytes
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_lanes_that_do(monkeypatch):
+    room = (extra(4) + extra(5)) // 2
+    assert extra(4) < extra(5) < extra(8)  # so that the room parts 4 lanes from 5
+    monkeypatch.setattr(module, "available_bytes", lambda device: room * jax.local_device_count())
+    algo, key, state, data = small()
+    with pytest.raises(ValueError, match=r"run out of memory.*chunked\(4\) would fit"):
+        fl.run(algo, key, state, data, num_rounds=1, progress=False)
+    state, _ = fl.run(small(4)[0], key, state, data, num_rounds=1, progress=False)
+    assert int(state.round) == 1
+
+
+def test_where_not_one_lane_fits_the_error_says_so(monkeypatch):
+    monkeypatch.setattr(module, "available_bytes", lambda device: 1000)
+    algo, key, state, data = small()
+    with pytest.raises(ValueError, match="not even one lane would fit"):
+        fl.run(algo, key, state, data, num_rounds=1, progress=False)
+
+
+def test_unknown_memory_is_not_an_error(monkeypatch):
+    monkeypatch.setattr(module, "available_bytes", lambda device: None)
+    algo, key, state, data = small()
+    assert int(fl.run(algo, key, state, data, num_rounds=1, progress=False)[0].round) == 1
+
+
+def test_the_check_compiles_nothing_twice():
+    algo, key, state, data = small()
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name)
+    )
+    rounds = rounds_of(algo, key, data, capacity=3)
+    state = rounds.start(state)
+    compiled.clear()
+    rounds.advance(state, 2)
+    assert compiled.count("/jax/core/compile/backend_compile_duration") == 1
+
+
+class _Program:
+    """A compiler's account of `per_lane * lanes + fixed` bytes."""
+
+    def __init__(self, lanes, fixed=100, per_lane=50):
+        self.total = fixed + per_lane * lanes
+
+    def memory_analysis(self):
+        names = ("temp", "output", "alias", "argument")
+        sizes = {f"{name}_size_in_bytes": 0 for name in names}
+        return type("Stats", (), sizes | {"temp_size_in_bytes": self.total})
+
+    def as_text(self):
+        return ""
+
+
+@pytest.mark.parametrize(("room", "expected"), [(149, 0), (150, 1), (199, 1), (200, 2), (430, 6)])
+def test_lanes_that_fit_is_the_largest_number_that_does(monkeypatch, room, expected):
+    monkeypatch.setattr(module, "available_bytes", lambda device: room * jax.local_device_count())
+    assert lanes_that_fit(_Program, 64) == expected
+
+
+def test_lanes_that_fit_stays_within_the_cohort(monkeypatch):
+    monkeypatch.setattr(module, "available_bytes", lambda device: 10**6)
+    assert lanes_that_fit(_Program, 5) == 5
+    assert lanes_that_fit(_Program, 1) == 1
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_the_right_side_of_the_largest_product_is_found(batch):
+    x, w = jnp.ones((*batch, 10, 30)), jnp.ones((*batch, 30, 7))
+
+    def program(x, w):
+        def body(_, x):
+            return jnp.tanh(x @ w) @ jnp.swapaxes(w, -1, -2)
+
+        return jax.lax.fori_loop(0, 3, body, x)
+
+    text = jax.jit(program).lower(x, w).compile().as_text()
+    assert largest_right_side(text) == w.nbytes
+
+
+def test_a_program_without_products_has_none():
+    text = jax.jit(jnp.sin).lower(jnp.ones(3)).compile().as_text()
+    assert largest_right_side(text) == 0
