@@ -37,7 +37,6 @@ from measure import Yardstick, alternate, check_no_compilation_cache, compile_co
 from workloads import WORKLOADS, Workload
 
 import fedjax_lite as fl
-from fedjax_lite.compose import ROUND_STREAM
 from fedjax_lite.engine.choose import choose, padded_steps, planned_steps
 from fedjax_lite.history import save_json_atomic
 
@@ -138,16 +137,11 @@ def planned_work(
     Returns:
       Steps, int `[num_rounds, C]`, and the number of examples trained on in all rounds.
     """
-    sampler, sizes = workload.sampler(), data.sizes
-
-    @jax.jit
-    def cohort(round: jax.Array) -> jax.Array:
-        # As `federated_algorithm` derives it; `check_work` notices if that ever changes.
-        key_round = jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), round)
-        return sampler.sample(jax.random.split(key_round, 4)[0], (), sizes)[1].ids
-
-    ids = np.stack([np.asarray(cohort(jnp.int32(r))) for r in range(workload.num_rounds)])
-    counts = np.asarray(sizes)
+    draw = workload.algorithm(fl.sequential()).sample
+    assert draw is not None
+    rounds = (draw(key, jnp.int32(r), (), data.sizes)[1] for r in range(workload.num_rounds))
+    ids = np.stack([np.asarray(cohort.ids) for cohort in rounds])
+    counts = np.asarray(data.sizes)
     return planned_steps(workload.plan(), counts)[ids], int(counts[ids].sum())
 
 

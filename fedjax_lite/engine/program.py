@@ -85,14 +85,8 @@ def train_lanes(
     over_lanes = lambda f: trees.map_lanes(f, num_lanes)  # noqa: E731
     rows = trees.gather_rows(table, work.rows)
 
-    def start(work: Work, row: Table) -> tuple[PyTree, Array, Key, Key]:
-        key_start, key_shuffle, key_batch, key_uplink = jax.random.split(
-            jax.random.fold_in(key, work.ids), 4
-        )
-        seed = jax.random.bits(key_shuffle, (2,), jnp.uint32)
-        info = ClientInfo(work.ids, work.sizes, work.num_steps, round)
-        carry = program.client.start(key_start, row.clients, broadcast, info)
-        return carry, seed, key_batch, key_uplink
+    def start(work: Work, row: Table) -> Started:
+        return start_client(program, key, broadcast, round, work, row)
 
     carry, seeds, keys_batch, keys_uplink = over_lanes(start)(work, rows)
 
@@ -106,16 +100,44 @@ def train_lanes(
 
     carry = jax.lax.fori_loop(0, work.num_steps.max(), body, carry)
 
-    def finish(
-        work: Work, row: Table, carry: PyTree, key_uplink: Key
-    ) -> tuple[Table, Message, dict[str, Any]]:
-        client_row, message, metrics = program.client.finish(broadcast, carry)
-        uplink_row, value = program.uplink.update(key_uplink, row.uplink, message.value)
-        bits = trees.num_bits(value) if program.uplink.bits is None else program.uplink.bits(value)
-        metrics = {**metrics, "uplink_bits": jnp.asarray(bits, jnp.float32)}
-        return Table(client_row, uplink_row), Message(value, message.weight), metrics
+    def finish(row: Table, carry: PyTree, key_uplink: Key) -> tuple[Table, Message, dict[str, Any]]:
+        return finish_client(program, broadcast, row, carry, key_uplink)
 
-    return over_lanes(finish)(work, rows, carry, keys_uplink)
+    return over_lanes(finish)(rows, carry, keys_uplink)
+
+
+class Started(NamedTuple):
+    """One client that is about to train."""
+
+    carry: PyTree
+    seed: Array
+    """uint32 `[2]`: its shuffle of this round."""
+    key_batch: Key
+    key_uplink: Key
+
+
+def start_client(
+    program: Program, key: Key, broadcast: PyTree, round: Array, work: Work, row: Table
+) -> Started:
+    """The start of one client, everything random drawn by its id."""
+    key_start, key_shuffle, key_batch, key_uplink = jax.random.split(
+        jax.random.fold_in(key, work.ids), 4
+    )
+    seed = jax.random.bits(key_shuffle, (2,), jnp.uint32)
+    info = ClientInfo(work.ids, work.sizes, work.num_steps, round)
+    carry = program.client.start(key_start, row.clients, broadcast, info)
+    return Started(carry, seed, key_batch, key_uplink)
+
+
+def finish_client(
+    program: Program, broadcast: PyTree, row: Table, carry: PyTree, key_uplink: Key
+) -> tuple[Table, Message, dict[str, Any]]:
+    """The end of one client: its new row, its message after the uplink, its metrics."""
+    client_row, message, metrics = program.client.finish(broadcast, carry)
+    uplink_row, value = program.uplink.update(key_uplink, row.uplink, message.value)
+    bits = trees.num_bits(value) if program.uplink.bits is None else program.uplink.bits(value)
+    metrics = {**metrics, "uplink_bits": jnp.asarray(bits, jnp.float32)}
+    return Table(client_row, uplink_row), Message(value, message.weight), metrics
 
 
 def message_shape(
