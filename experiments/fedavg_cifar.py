@@ -3,6 +3,7 @@
     python experiments/fedavg_cifar.py
     python experiments/fedavg_cifar.py --partition shards --server-optimizer momentum --seed 1
     python experiments/fedavg_cifar.py --output-dir outputs/mine --resume
+    python -m fedjax_lite.launch --num-processes 2 experiments/fedavg_cifar.py
 
 Writes config.json, metrics.jsonl and .csv, checkpoints/ and PNG plots to the output directory.
 """
@@ -17,12 +18,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from flags import ClientFlags, DataFlags, ServerFlags, strategy, with_labels
+from flags import ClientFlags, DataFlags, ServerFlags, device_mesh, strategy, with_labels
 from script import script
 
 import fedjax_lite as fl
-from fedjax_lite import report
+from fedjax_lite import distributed, report
 from fedjax_lite.history import save_json_atomic, to_python
+from fedjax_lite.models.precision import with_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,12 @@ class RunFlags:
     """Also train on the union of the clients' data, with as many steps, and report the gap."""
     augment: bool = False
     """Random flips and crops in local training."""
+    precision: Literal["default", "float32", "bfloat16", "tensorfloat32"] = "default"
+    """Of products and convolutions, in training and evaluation; default: the device's own."""
     strategy: str = "auto"
     """How clients are laid on the device: auto, vmapped, sequential or chunked:L."""
+    devices: str = "all"
+    """Devices that share the cohorts: all (those of other processes too) or a number."""
     seed: int = 0
     """Of partition, parameters, cohorts and batches."""
     every: int = 10
@@ -111,6 +117,7 @@ def smoke(flags: Flags, train: dict, test: dict) -> tuple[Flags, dict, dict]:
 def main(flags: Flags) -> dict[str, Any]:
     """Runs the experiment and returns the last row of its history."""
     began = time.perf_counter()
+    distributed.initialize()
     name, train, test = load(flags.data)
     num_classes = int(max(train["y"].max(), test["y"].max())) + 1
     if flags.run.smoke:
@@ -118,11 +125,15 @@ def main(flags: Flags) -> dict[str, Any]:
     run = flags.run
     if run.resume and run.output_dir is None:
         raise ValueError("--resume needs the --output-dir of the run to go on with")
-    output_dir = run.output_dir or Path("outputs") / time.strftime(f"fedavg-{name}-%Y%m%d-%H%M%S")
+    stamp = distributed.from_coordinator(time.strftime("%Y%m%d-%H%M%S"))
+    output_dir = run.output_dir or Path("outputs") / f"fedavg-{name}-{stamp}"
+    writes, mesh = distributed.is_coordinator(), device_mesh(run.devices)
 
     owners = fl.data.partition(train, flags.data.partitioner(run.seed))
     data = dataclasses.replace(owners, examples=with_labels(owners.examples))
     model = build_model(run.model, train, num_classes)
+    if run.precision != "default":
+        model = with_precision(model, run.precision)
     trained = fl.models.augmented(model) if run.augment else model
     algo = fl.fedavg(
         trained.loss,
@@ -131,23 +142,30 @@ def main(flags: Flags) -> dict[str, Any]:
         sampler=flags.client.sampler(),
         server_optimizer=flags.server.optimizer(run.num_rounds),
         weighting=flags.server.weighting,
-        strategy=strategy(run.strategy),
+        strategy=strategy(run.strategy, mesh),
     )
     key = jax.random.key(run.seed)
     params = model.init(key)
-    state = algo.init(key, params, data)
+    placed, state = data, algo.init(key, params, data)
+    if mesh is not None:
+        placed = fl.replicate(data, mesh)
+        state = fl.engine.place_state(state, placed, mesh=mesh)
 
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{name}: {data.num_examples} examples, {data.num_clients} clients, {size} parameters")
-    if run.strategy == "auto":
+    num_devices = 1 if mesh is None else mesh.size
+    if writes:
         print(
-            fl.explain(params, data, plan=flags.client.plan(), cohort_size=flags.client.cohort_size)
+            f"{name}: {data.num_examples} examples, {data.num_clients} clients, {size} parameters"
         )
+    if writes and run.strategy == "auto":
+        share = -(-flags.client.cohort_size // num_devices)
+        print(f"{num_devices} devices, each:\n" * (num_devices > 1), end="")
+        print(fl.explain(params, data, plan=flags.client.plan(), cohort_size=share))
     state, history = fl.run(
         algo,
         key,
         state,
-        data,
+        placed,
         num_rounds=run.num_rounds,
         evaluate=fl.evaluator(model, with_labels(test)),
         every=run.every,
@@ -157,6 +175,26 @@ def main(flags: Flags) -> dict[str, Any]:
         tensorboard=run.tensorboard,
         config={**settings(flags), "dataset_used": name, "num_parameters": size},
     )
+    gap = ""
+    if run.centralised:
+        gap = centralised_gap(flags, trained.loss, model, data, test, history, output_dir)
+    last = history[-1]
+    if writes:
+        write_clients(output_dir, name, model, distributed.local(state), data, history)
+        if run.centralised:
+            print(gap)
+        print(
+            f"{name}: test accuracy {last['test_accuracy']:.4f} after {last['round']} rounds, "
+            f"{time.perf_counter() - began:.0f} s in all; results in {output_dir}"
+        )
+    distributed.barrier("all is written")
+    return last
+
+
+def write_clients(
+    output_dir: Path, name: str, model: fl.models.Model, state: Any, data: Any, history: list
+) -> None:
+    """The model on every client, as clients.json, and the plots."""
     clients = fl.evaluate_clients(model, state.server.params, data)
     summary = fl.summarize_clients(clients["accuracy"], clients["size"])
     save_json_atomic(
@@ -167,15 +205,8 @@ def main(flags: Flags) -> dict[str, Any]:
             "train_accuracy": {k: to_python(v) for k, v in summary.items()},
         },
     )
-    plots(output_dir, name, history, clients, fl.data.label_counts(data, num_classes))
-    if run.centralised:
-        print(centralised_gap(flags, trained.loss, model, data, test, history, output_dir))
-    last = history[-1]
-    print(
-        f"{name}: test accuracy {last['test_accuracy']:.4f} after {last['round']} rounds, "
-        f"{time.perf_counter() - began:.0f} s in all; results in {output_dir}"
-    )
-    return last
+    counts = fl.data.label_counts(data, int(np.max(data.examples["y"])) + 1)
+    plots(output_dir, name, history, clients, counts)
 
 
 def centralised_gap(
@@ -211,7 +242,8 @@ def centralised_gap(
         overwrite=run.overwrite,
     )
     gaps = fl.algorithms.gap_to_baseline(history, baseline)
-    save_json_atomic(output_dir / "gap.json", {"steps_per_round": steps, "gaps": gaps})
+    if distributed.is_coordinator():
+        save_json_atomic(output_dir / "gap.json", {"steps_per_round": steps, "gaps": gaps})
     return (
         f"centralised, {steps} steps a round: test accuracy {baseline[-1]['test_accuracy']:.4f}; "
         f"gap of the federated run {gaps[-1]['test_accuracy_gap']:+.4f}"

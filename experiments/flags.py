@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import fedjax_lite as fl
 
@@ -159,8 +161,22 @@ def schedule(kind: Schedule, rate: float, decay: float, num_rounds: int) -> opta
     return lambda round: rate
 
 
-def strategy(name: str) -> fl.engine.Strategy:
-    """An execution strategy by name: auto, vmapped, sequential, or chunked:L."""
+def device_mesh(devices: str) -> Mesh | None:
+    """The mesh that --devices names, all or a number; None for a single device."""
+    count = jax.device_count()
+    wanted = count if devices == "all" else int(devices) if devices.isdigit() else 0
+    if not 1 <= wanted <= count or (jax.process_count() > 1 and wanted < count):
+        raise ValueError(
+            f"--devices must be all or a number from 1 to {count}, the devices at hand (several "
+            f"processes: all), got {devices!r}"
+        )
+    return fl.client_mesh(jax.devices()[:wanted]) if wanted > 1 else None
+
+
+def strategy(name: str, mesh: Mesh | None = None) -> fl.engine.Strategy:
+    """An execution strategy by name: auto, vmapped, sequential, or chunked:L; on each device."""
+    if mesh is not None:
+        return fl.sharded(mesh, None if name == "auto" else strategy(name))
     if name.startswith("chunked:") and name[8:].isdigit():
         return fl.chunked(int(name[8:]))
     named = {"auto": fl.auto, "vmapped": fl.vmapped, "sequential": fl.sequential}

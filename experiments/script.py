@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tyro
 
+from fedjax_lite import distributed
 from fedjax_lite.compilation import keep_compiled_programs
 
 Flags = TypeVar("Flags")
@@ -20,4 +20,4 @@ def script(main: Callable[[Flags], Any], flags: type[Flags], description: str | 
         keep_compiled_programs()
         main(given)
     except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+        distributed.fail(f"error: {error}")

@@ -20,10 +20,12 @@ from fedjax_lite import (
     aggregation,
     algorithms,
     data,
+    distributed,
     drift,
     engine,
     models,
     server,
+    stream,
     transforms,
     verify,
 )
@@ -49,15 +51,22 @@ from fedjax_lite.algorithms import (
     pooled,
     scaffold,
 )
+from fedjax_lite.calibration import Calibration, calibrate, lane_strategies
+from fedjax_lite.compilation import keep_compiled_programs
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine import (
     Plan,
     auto,
     chunked,
     client_mesh,
+    differentiable,
     explain,
+    forecast,
+    init_state,
+    place_state,
     replicate,
     sequential,
+    shard_population,
     sharded,
     shuffle_index,
     vmapped,
@@ -65,9 +74,11 @@ from fedjax_lite.engine import (
 from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
 from fedjax_lite.loop import RunInterrupted, run
+from fedjax_lite.meta import unroll
 from fedjax_lite.proximal import proximal
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.server import optimizer_server
+from fedjax_lite.stream import HostTable, StreamedDataset, open_streamed, streamed_bytes
 from fedjax_lite.sweep import Sweep, sweep
 from fedjax_lite.transforms import chain, clip, identity
 from fedjax_lite.types import (
@@ -89,10 +100,12 @@ from fedjax_lite.version import __version__ as __version__
 __all__ = [
     "Aggregator",
     "Batch",
+    "Calibration",
     "ClientInfo",
     "ClientUpdate",
     "Cohort",
     "FederatedAlgorithm",
+    "HostTable",
     "Mean",
     "Message",
     "Plan",
@@ -100,11 +113,13 @@ __all__ = [
     "RunInterrupted",
     "Sampler",
     "ServerUpdate",
+    "StreamedDataset",
     "Sweep",
     "Transform",
     "aggregation",
     "algorithms",
     "auto",
+    "calibrate",
     "centralised",
     "chain",
     "chunked",
@@ -112,6 +127,8 @@ __all__ = [
     "clip",
     "data",
     "diagnosed",
+    "differentiable",
+    "distributed",
     "drift",
     "dropout",
     "engine",
@@ -131,7 +148,11 @@ __all__ = [
     "fedprox",
     "fedsgd",
     "fedyogi",
+    "forecast",
     "identity",
+    "init_state",
+    "keep_compiled_programs",
+    "lane_strategies",
     "local_leaves",
     "local_only",
     "local_sgd",
@@ -141,8 +162,10 @@ __all__ = [
     "mime",
     "mimelite",
     "models",
+    "open_streamed",
     "optimizer_server",
     "personal_models",
+    "place_state",
     "poisson",
     "pooled",
     "proximal",
@@ -151,12 +174,16 @@ __all__ = [
     "scaffold",
     "sequential",
     "server",
+    "shard_population",
     "sharded",
     "shuffle_index",
+    "stream",
+    "streamed_bytes",
     "summarize_clients",
     "sweep",
     "transforms",
     "uniform",
+    "unroll",
     "verify",
     "vmapped",
     "weighted",

@@ -139,8 +139,8 @@ def federated_algorithm(
         return RoundState(
             round=jnp.int32(0),
             server=state,
-            clients=trees.repeat_rows(row, data.num_rows),
-            uplink=trees.repeat_rows(uplink_row, data.num_rows),
+            clients=make_table("clients", row, data),
+            uplink=make_table("uplink", uplink_row, data),
             aggregator=aggregator.init_state(params),
             sampler=sampler.init(data.num_clients),
         )
@@ -308,6 +308,13 @@ def work_list(plan: Plan, key: Key, cohort: Cohort, data: ClientData) -> Work:
         num_steps=jnp.where(cohort.mask, steps, 0),
         mask=cohort.mask,
     )
+
+
+def make_table(name: str, row: Any, data: Any) -> Any:
+    """A table of equal rows; a data set that keeps them elsewhere makes its own."""
+    if hasattr(data, "make_table"):
+        return data.make_table(name, row)
+    return trees.repeat_rows(row, data.num_rows)
 
 
 def round_metrics(metrics: dict[str, Any], work: Work) -> dict[str, Array]:

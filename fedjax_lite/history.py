@@ -38,6 +38,7 @@ class History:
       resume_round: None starts anew. A number keeps the rows of the file up to that round and
         drops later ones and a line torn by a kill.
       tensorboard: also write event files under ``tensorboard/``.
+      read_only: write nothing, as another process does; earlier rows are read.
 
     Raises:
       ImportError: if `tensorboard` is asked for and tensorboardX is not installed.
@@ -55,6 +56,7 @@ class History:
         *,
         resume_round: int | None = None,
         tensorboard: bool = False,
+        read_only: bool = False,
     ) -> None:
         self.rows: list[Row] = []
         self._directory = None if directory is None else Path(directory)
@@ -62,11 +64,13 @@ class History:
         self._events: Any = None
         if self._directory is None:
             return
-        if tensorboard:
+        if tensorboard and not read_only:
             self._events = _event_writer(self._directory / "tensorboard", resume_round)
         path = self._directory / "metrics.jsonl"
         if resume_round is not None:
             self.rows = [row for row in read_rows(path) if row["round"] <= resume_round]
+        if read_only:
+            return
         save_text_atomic(path, "".join(to_line(row) for row in self.rows))
         self._file = path.open("a", encoding="utf-8")
 

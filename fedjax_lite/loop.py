@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_lite import checkpoint
+from fedjax_lite import checkpoint, distributed
 from fedjax_lite.checks import check_count, check_key
 from fedjax_lite.history import (
     History,
@@ -32,7 +32,10 @@ from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import rounds_of
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
-MAY_CHANGE = ("num_rounds", "progress", "resume", "overwrite", "output_dir", "tensorboard")
+MAY_CHANGE = (
+    *("num_rounds", "progress", "resume", "overwrite", "output_dir", "tensorboard"),
+    "devices",  # to rounding
+)
 """Keys of a config that a resumed run may change without changing any result."""
 
 
@@ -79,6 +82,12 @@ def run(
     A first SIGINT or SIGTERM finishes the running call, saves, tells how to resume and then
     raises; a second SIGINT ends the process at once (in IPython: raises at once). Signals are
     seen while the device computes, but not while XLA compiles.
+
+    Several processes (see `distributed.initialize`) call it alike, with state and data placed by
+    `init_state` and `replicate` or `shard_population`. Process 0 prints and writes;
+    `evaluate` runs in every process, on its own copy of the state (`distributed.local`); a
+    signal to one of them stops all after the same call. `output_dir` is a folder that all see.
+    A checkpoint may be resumed on another number of devices.
 
     Args:
       algo: what a round does; every round is given the same `key`.
@@ -144,10 +153,14 @@ def run(
 
     notices: list[str] = []
     restored = False
+    writes = distributed.is_coordinator()
+    num_clients = getattr(data, "num_clients", None)
     if directory is not None:
         saved = _check_directory(directory, settings, resume, overwrite, config_may_change, notices)
+        distributed.barrier("output_dir is checked")  # process 0 changes it from here on
         if saved:
-            state, restored = checkpoint.restore(directory / "checkpoints", state), True
+            state = checkpoint.restore(directory / "checkpoints", state, num_clients=num_clients)
+            restored = True
             notices.append(f"resuming {directory} after round {int(state.round)}")
     rounds = rounds_of(algo, key, data, capacity=every)
     state = rounds.start(state)  # donation would destroy the caller's arrays
@@ -157,10 +170,15 @@ def run(
             f"num_rounds is the total to reach, got {num_rounds}, but {done} rounds are already "
             f"done; ask for at least {done}" + (" or start anew" if restored else "")
         )
-    if directory is not None and not restored:
+    if directory is not None and not restored and writes:
         checkpoint.clear(directory / "checkpoints")
-    history = History(directory, resume_round=done if restored else None, tensorboard=tensorboard)
-    if directory is not None and settings is not None:
+    history = History(
+        directory,
+        resume_round=done if restored else None,
+        tensorboard=tensorboard,
+        read_only=not writes,
+    )
+    if directory is not None and settings is not None and writes:
         save_json_atomic(directory / "config.json", settings)
     earlier = history.rows[-1].get("seconds", 0.0) if history.rows else 0.0
 
@@ -170,16 +188,27 @@ def run(
     saved_round = done if restored else -1
     bad_round: int | None = None
     interrupt = Interrupt()
-    bar = Progress(num_rounds, done, enabled=progress)
+    bar = Progress(num_rounds, done, enabled=progress and writes, notices=writes)
     for text in notices:
         bar.notice(text)
+
+    def stop() -> int:  # the same in all processes, or some would wait for others for ever
+        return distributed.agree(interrupt.number)
+
+    def save() -> None:
+        if directory is not None:
+            history.sync()
+            checkpoint.save(
+                directory / "checkpoints", state, step=done, keep=keep, num_clients=num_clients
+            )
+
     try:
         with interrupt:
             if evaluate is not None and done == 0 and not history.rows:
                 first = _evaluation(evaluate, state)
                 history.append([{"round": 0} | first | {"seconds": seconds()}])
                 bar.update(0, history.rows[-1], evaluated=True)
-            while done < num_rounds and not interrupt.number:
+            while done < num_rounds and not stop():
                 length = min(every - done % every, num_rounds - done)
                 state, metrics = rounds.advance(state, length)
                 rows = _rows(metrics, done, length, seconds())
@@ -196,23 +225,23 @@ def run(
                 bad_round = _warn_if_not_finite(rows, bad_round)
                 bar.update(done, rows[-1], evaluated=evaluated or evaluate is None)
                 due = done // checkpoint_every > max(saved_round, 0) // checkpoint_every
-                if directory is not None and (due or done == num_rounds or interrupt.number):
-                    history.sync()
-                    checkpoint.save(directory / "checkpoints", state, step=done, keep=keep)
+                if due or done == num_rounds or stop():
+                    save()
                     saved_round = done
-            if directory is not None and saved_round < done:  # no round was left, or a late signal
-                history.sync()
-                checkpoint.save(directory / "checkpoints", state, step=done, keep=keep)
+            if saved_round < done:  # no round was left, or a late signal
+                save()
     finally:
         bar.close()
         history.close()
-    if interrupt.number:
+    number = stop()
+    if number:
         where = "nothing is on disk: give output_dir to keep checkpoints"
         if directory is not None:
             where = f"to go on: the same call or command with resume, output_dir={directory}"
-        message = f"stopped by {interrupt.name} after round {done} of {num_rounds}; {where}"
+        name = signal.Signals(number).name
+        message = f"stopped by {name} after round {done} of {num_rounds}; {where}"
         bar.notice(message)
-        if interrupt.number == signal.SIGTERM:
+        if number == signal.SIGTERM:
             raise SystemExit(143)
         raise RunInterrupted(message, state, history.rows)
     return state, history.rows
@@ -229,7 +258,7 @@ def _rows(metrics: Mapping[str, Any], done: int, length: int, seconds: float) ->
 
 
 def _evaluation(evaluate: Callable[[RoundState], Any], state: RoundState) -> Row:
-    result = evaluate(state)
+    result = evaluate(distributed.local(state))
     if not isinstance(result, Mapping):
         raise TypeError(f"evaluate must return a dict of numbers, got {type(result).__name__}")
     return {str(name): to_python(value) for name, value in result.items()}

@@ -19,6 +19,7 @@ class Progress:
       total: rounds at the end of the run.
       start: rounds done when it begins.
       enabled: False shows nothing but notices.
+      notices: False hides those, too, as all processes but one do.
 
     Example:
       >>> progress = Progress(4, enabled=True)
@@ -27,8 +28,11 @@ class Progress:
       >>> progress.close()
     """
 
-    def __init__(self, total: int, start: int = 0, *, enabled: bool = True) -> None:
+    def __init__(
+        self, total: int, start: int = 0, *, enabled: bool = True, notices: bool = True
+    ) -> None:
         self._total, self._start, self._enabled = total, start, enabled
+        self._notices = notices
         self._metrics: dict[str, float] = {}
         self._clock: tuple[float, int] | None = None  # set after the first call: compiling is over
         self._began = time.perf_counter()
@@ -53,6 +57,8 @@ class Progress:
 
     def notice(self, text: str) -> None:
         """Prints a message to standard error, also when progress is switched off."""
+        if not self._notices:
+            return
         with contextlib.suppress(Exception):
             print(text, file=sys.stderr, flush=True)
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.engine.forecast import check_fits
 from fedjax_lite.engine.lanes import chunked
+from fedjax_lite.engine.peak_memory import check_fits
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import calibrate as module
-from fedjax_lite.calibrate import calibrate, lane_strategies
+from fedjax_lite import calibration as module
+from fedjax_lite.calibration import calibrate, lane_strategies
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_what_does_not_fit_or_comes_too_late_is_skipped_and_said(problem, tmp_pa
     found = calibrate(variants, key, state, data, cache_dir=tmp_path, max_seconds=0.0)
     assert list(found.seconds) == ["chunked(1)"]
     assert all("had passed" in reason for reason in found.skipped.values())
-    monkeypatch.setattr("fedjax_lite.engine.forecast.available_bytes", lambda device: 0)
+    monkeypatch.setattr("fedjax_lite.engine.peak_memory.available_bytes", lambda device: 0)
     with pytest.raises(ValueError, match="not one of the variants fits"):
         calibrate(variants, key, state, data, cache_dir=tmp_path, refresh=True)
 

@@ -11,13 +11,13 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.engine import forecast as module
-from fedjax_lite.engine.forecast import forecast, lanes_that_fit, largest_right_side
+from fedjax_lite.engine import peak_memory as module
+from fedjax_lite.engine.peak_memory import forecast, lanes_that_fit, largest_right_side
 from fedjax_lite.rounds import many_rounds, rounds_of
 
 MEASURED = """
 import jax, numpy as np, optax, fedjax_lite as fl
-from fedjax_lite.engine.forecast import forecast
+from fedjax_lite.engine.peak_memory import forecast
 from fedjax_lite.rounds import many_rounds, own
 
 def status(name):
@@ -134,12 +134,13 @@ class _Program:
 
 @pytest.mark.parametrize(("room", "expected"), [(149, 0), (150, 1), (199, 1), (200, 2), (430, 6)])
 def test_lanes_that_fit_is_the_largest_number_that_does(monkeypatch, room, expected):
+    monkeypatch.setattr(module, "RUNTIME_BYTES", 0)
     monkeypatch.setattr(module, "available_bytes", lambda device: room * jax.local_device_count())
     assert lanes_that_fit(_Program, 64) == expected
 
 
 def test_lanes_that_fit_stays_within_the_cohort(monkeypatch):
-    monkeypatch.setattr(module, "available_bytes", lambda device: 10**6)
+    monkeypatch.setattr(module, "available_bytes", lambda device: 10**9)
     assert lanes_that_fit(_Program, 5) == 5
     assert lanes_that_fit(_Program, 1) == 1
 

@@ -40,7 +40,7 @@ LAYERS = {
     "transforms": 2,
     "rounds": 2,
     "stream": 3,
-    "calibrate": 3,
+    "calibration": 3,
     "compose": 3,
     "loop": 3,
     "meta": 3,

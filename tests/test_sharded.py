@@ -4,7 +4,9 @@ A JAX process has the devices that it started with, so `test_with_four_devices` 
 in a process of four; there the other tests do not skip.
 """
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fedjax_lite as fl
+from fedjax_lite import checkpoint
+from fedjax_lite.engine import imbalance, init_state, place_state, shard_population
 from fedjax_lite.engine.program import Work
 from fedjax_lite.engine.sharded import deal
 
@@ -63,6 +67,12 @@ def three_rounds(algo, data, state=None):
     return jax.device_get((state, rows))
 
 
+@functools.cache
+def on_one_device(name):
+    """What every strategy must give."""
+    return three_rounds(ALGORITHMS[name](**slots(fl.sequential())), population())
+
+
 def close(one, two):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), one, two)
 
@@ -77,7 +87,7 @@ def close(one, two):
 def test_equals_one_device(name, num_devices):
     data = population()
     mesh = fl.client_mesh(jax.devices()[:num_devices])
-    expected = three_rounds(ALGORITHMS[name](**slots(fl.sequential())), data)
+    expected = on_one_device(name)
     got = three_rounds(ALGORITHMS[name](**slots(fl.sharded(mesh, fl.chunked(2)))), data)
     close(got, expected)
 
@@ -86,7 +96,7 @@ def test_equals_one_device(name, num_devices):
 @pytest.mark.parametrize("inner", [fl.vmapped(), fl.auto()], ids=lambda s: s.name)
 def test_any_inner_strategy(inner):
     data = population()
-    expected = three_rounds(ALGORITHMS["scaffold"](**slots(fl.sequential())), data)
+    expected = on_one_device("scaffold")
     strategy = fl.sharded(fl.client_mesh(), inner)
     close(three_rounds(ALGORITHMS["scaffold"](**slots(strategy)), data), expected)
 
@@ -96,7 +106,7 @@ def test_client_table_may_be_sharded_and_data_replicated():
     data = population()
     mesh = fl.client_mesh(jax.devices()[:2])  # the table's ten rows go into two
     algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh)))
-    expected = three_rounds(ALGORITHMS["scaffold"](**slots(fl.sequential())), data)
+    expected = on_one_device("scaffold")
     state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh)
     rows = NamedSharding(mesh, PartitionSpec("clients"))
     state = state._replace(clients=jax.device_put(state.clients, rows))
@@ -115,25 +125,168 @@ def test_run_and_its_resume(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((straight, resumed)))
 
 
+COLLECTIVES = re.compile(r" (all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter)")
+
+
+def collectives(compiled):
+    """Of a compiled program: its collectives by computation, and the computations within loops."""
+    blocks = {}
+    for block in compiled.as_text().split("\n\n"):
+        head = re.match(r"(?:ENTRY )?%([\w.-]+) \(", block)
+        if head:
+            blocks[head[1]] = block
+    loops = set(re.findall(r"(?:body|condition)=%([\w.-]+)", compiled.as_text()))
+    inside, new = set(), loops
+    while new:
+        inside |= new
+        called = {name for block in new for name in re.findall(r"%([\w.-]+)", blocks[block])}
+        new = (called & blocks.keys()) - inside
+    found = {
+        name: [line for line in block.splitlines() if COLLECTIVES.search(line)]
+        for name, block in blocks.items()
+    }
+    return {name: lines for name, lines in found.items() if lines}, inside
+
+
+def compiled_round(algo, state, data):
+    return jax.jit(algo.round).lower(KEY, state, data).compile()
+
+
 @four
 def test_no_collective_inside_the_local_loops():
     data = population()
     algo = ALGORITHMS["fedavg"](**slots(fl.sharded(fl.client_mesh(), fl.sequential())))
-    state = algo.init(KEY, jnp.zeros(3), data)
-    text = jax.jit(algo.round).lower(KEY, state, data).compile().as_text()
-    computations = text.split("\n\n")
-    loops = [line for line in text.splitlines() if " while(" in line]
-    bodies = {line.split("body=%")[1].split(",")[0].split(")")[0] for line in loops}
-    collectives = ("all-reduce", "all-gather", "collective-permute", "all-to-all")
-    inside = [
-        block
-        for block in computations
-        if any(block.lstrip("%").startswith(body) for body in bodies)
-        and any(name in block for name in collectives)
-    ]
-    assert bodies
-    assert "all-reduce" in text
-    assert not inside
+    found, inside = collectives(compiled_round(algo, algo.init(KEY, jnp.zeros(3), data), data))
+    assert inside
+    assert any("all-reduce" in line for lines in found.values() for line in lines)
+    assert not found.keys() & inside
+
+
+# -- a population that is split over devices --------------------------------------------------
+
+
+def real_rows(result):
+    """A state without the rows behind the last client's, and the metrics beside it."""
+    state, metrics = result
+    rows = lambda tree: jax.tree.map(lambda leaf: leaf[: len(SIZES)], tree)  # noqa: E731
+    return state._replace(clients=rows(state.clients), uplink=rows(state.uplink)), metrics
+
+
+@four
+@pytest.mark.parametrize(
+    ("name", "num_devices", "inner"),
+    [
+        ("scaffold", 4, fl.chunked(2)),
+        ("mime", 2, None),
+        ("diagnosed", 4, fl.vmapped()),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_owners_compute_the_same(name, num_devices, inner):
+    data, mesh = population(), fl.client_mesh(jax.devices()[:num_devices])
+    expected = on_one_device(name)
+    algo = ALGORITHMS[name](**slots(fl.sharded(mesh, inner)))
+    split = shard_population(data, mesh)
+    state = init_state(algo, KEY, jnp.zeros(3), split, mesh=mesh)
+    got, metrics = three_rounds(algo, split, state)
+    close(real_rows((got, metrics)), expected)
+    for row, wanted in zip(metrics, expected[1], strict=True):  # the same cohorts and steps
+        assert row["num_steps"] == wanted["num_steps"]
+        assert row["num_clients"] == wanted["num_clients"]
+    # Rows that belong to nobody stay as they were.
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[len(SIZES) :], 0), got.clients)
+
+
+@four
+def test_nothing_but_the_sum_travels():
+    mesh = fl.client_mesh()
+    data = shard_population(population(), mesh)
+    algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh, fl.chunked(2))))
+    state = init_state(algo, KEY, jnp.zeros(3), data, mesh=mesh)
+    compiled = compiled_round(algo, state, data)
+    found, inside = collectives(compiled)
+    assert inside
+    assert not found.keys() & inside
+    lines = [line for lines in found.values() for line in lines]
+    assert lines
+    assert all(" all-reduce" in line for line in lines), lines
+    # What is summed: the accumulator (two models, two weights) and metrics [C], never rows.
+    shapes = [s for line in lines for s in re.findall(r"[fsu]32\[([\d,]*)\]", line.split("(")[0])]
+    assert {s for s in shapes if s} <= {"3", "7"}
+    table = compiled.output_shardings[0].clients
+    assert table.is_equivalent_to(NamedSharding(mesh, PartitionSpec("clients")), 2)
+
+
+@four
+def test_bytes_of_a_device():
+    mesh = fl.client_mesh()
+    data = shard_population(population(), mesh)
+    algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh)))
+    state = init_state(algo, KEY, jnp.zeros(3), data, mesh=mesh)
+    block = 3  # ceil(10 / 4)
+    largest = max(int(SIZES[i : i + block].sum()) for i in range(0, len(SIZES), block))
+    example, row = 3 * 4 + 4, 3 * 4
+    expected = example * largest + 4 * (block + 1) + 4 * len(SIZES) + row * block
+    for d in range(4):
+        held = [leaf.addressable_shards[d] for leaf in jax.tree.leaves((data, state.clients))]
+        assert {shard.device for shard in held} == {mesh.devices[d]}
+        assert sum(shard.data.nbytes for shard in held) == expected
+
+
+@four
+def test_checkpoints_between_device_counts(tmp_path):
+    """Tables of 12, 10, 12 and 10 rows for ten clients on 4, 2, 3 devices and one."""
+    data, first = population(), None
+    for number, num_devices in enumerate([4, 2, 3, 1, 4]):
+        mesh = fl.client_mesh(jax.devices()[:num_devices])
+        split = shard_population(data, mesh)
+        algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh)))
+        state = init_state(algo, KEY, jnp.zeros(3), split, mesh=mesh)
+        if first is None:
+            state, _ = three_rounds_kept(algo, split, state)
+            first = real_rows((jax.device_get(state), ()))
+        else:
+            folder = tmp_path / str(number - 1)
+            state = checkpoint.restore(folder, state, num_clients=len(SIZES))
+            jax.tree.map(
+                np.testing.assert_array_equal, real_rows((jax.device_get(state), ())), first
+            )
+        assert len(state.clients.sharding.device_set) == num_devices
+        assert state.clients.shape[0] == num_devices * -(-len(SIZES) // num_devices)
+        checkpoint.save(tmp_path / str(number), state, step=3, num_clients=len(SIZES))
+    with pytest.raises(ValueError, match="of 10 clients, this run has 11"):
+        checkpoint.restore(tmp_path / "0", state, num_clients=11)
+
+
+def three_rounds_kept(algo, data, state):
+    for _ in range(3):
+        state, metrics = algo.round(KEY, state, data)
+    return state, metrics
+
+
+@four
+def test_run_on_a_split_population_and_its_resume_on_fewer_devices(tmp_path):
+    more = {"every": 2, "progress": False, "output_dir": tmp_path, "resume": True}
+    for num_rounds, num_devices in ((4, 4), (6, 2)):
+        mesh = fl.client_mesh(jax.devices()[:num_devices])
+        split = shard_population(population(), mesh)
+        algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh)))
+        state = init_state(algo, KEY, jnp.zeros(3), split, mesh=mesh)
+        state, _ = fl.run(algo, KEY, state, split, num_rounds=num_rounds, **more)
+        assert state.clients.addressable_shards[0].data.shape[0] == -(-len(SIZES) // num_devices)
+    algo = ALGORITHMS["scaffold"](**slots(fl.sequential()))
+    start = algo.init(KEY, jnp.zeros(3), population())
+    straight, _ = fl.run(algo, KEY, start, population(), num_rounds=6, every=2, progress=False)
+    close(real_rows((jax.device_get(state), ())), (jax.device_get(straight), ()))
+
+
+@four
+def test_data_of_another_mesh_are_refused():
+    data = shard_population(population(), fl.client_mesh(jax.devices()[:2]))
+    mesh = fl.client_mesh()
+    algo = ALGORITHMS["fedavg"](**slots(fl.sharded(mesh)))
+    with pytest.raises(ValueError, match="split over 2 devices, but the mesh has 4"):
+        algo.round(KEY, algo.init(KEY, jnp.zeros(3), data), data)
 
 
 # -- on any machine -------------------------------------------------------------------------
@@ -166,6 +319,90 @@ def test_bad_meshes_are_named():
         fl.sharded(Mesh(np.asarray(jax.devices()[:1]), ("data",)))
     with pytest.raises(TypeError, match="inner"):
         fl.sharded(fl.client_mesh(), fl.vmapped)  # pyright: ignore[reportArgumentType]
+
+
+def one_device():
+    return fl.client_mesh(jax.devices()[:1])
+
+
+def test_owner_computes_on_one_device():
+    data, mesh = population(), one_device()
+    expected = on_one_device("scaffold")
+    algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh)))
+    close(three_rounds(algo, shard_population(data, mesh)), expected)  # with algo.init as it is
+
+
+def test_the_three_forms_of_a_population_are_one():
+    rng = np.random.default_rng(0)
+    owners = rng.permutation(np.repeat(np.arange(len(SIZES)), SIZES))  # not client by client
+    x = rng.normal(size=(len(owners), 2))
+    data = fl.data.from_arrays({"x": x}, owners, num_clients=len(SIZES))
+    stored = {"x": x[np.argsort(owners, kind="stable")]}
+    load = lambda low, high: {"x": stored["x"][low:high]}  # noqa: E731
+    forms = [
+        shard_population(data, one_device()),
+        shard_population(stored, one_device(), sizes=SIZES),
+        shard_population(load, one_device(), sizes=SIZES),
+    ]
+    for form in forms:
+        np.testing.assert_array_equal(form.examples["x"], stored["x"].astype(np.float32))
+        np.testing.assert_array_equal(form.sizes, SIZES)
+        np.testing.assert_array_equal(form.block_offsets, np.concatenate([[0], np.cumsum(SIZES)]))
+        assert form.max_client_size == SIZES.max()
+        assert (form.num_clients, form.num_rows, form.block_size) == (10, 10, 10)
+
+
+def test_bad_populations_are_named():
+    x, mesh = {"x": np.zeros(49)}, one_device()
+    with pytest.raises(ValueError, match="sizes must be given"):
+        shard_population(x, mesh)
+    with pytest.raises(ValueError, match="left out"):
+        shard_population(population(), mesh, sizes=SIZES)
+    with pytest.raises(ValueError, match=r"sum\(sizes\) = 50"):
+        shard_population(x, mesh, sizes=[50])
+    with pytest.raises(ValueError, match="non-negative"):
+        shard_population(x, mesh, sizes=[50, -1])
+    with pytest.raises(ValueError, match="not all be 0"):
+        shard_population(x, mesh, sizes=[0, 0])
+    with pytest.raises(ValueError, match=r"49 examples for \(0, 49\), got 7"):
+        shard_population(lambda low, high: {"x": np.zeros(min(7, high))}, mesh, sizes=[49])
+    with pytest.raises(ValueError, match="NaN"):
+        shard_population({"x": np.full(49, np.nan)}, mesh, sizes=[49])
+    with pytest.raises(TypeError, match="client_mesh"):
+        shard_population(x, 4, sizes=[49])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_split_population_needs_sharded_and_its_table():
+    data, mesh = shard_population(population(), one_device()), one_device()
+    algo = ALGORITHMS["fedavg"](**slots(fl.sequential()))
+    with pytest.raises(TypeError, match="sharded"):
+        algo.round(KEY, algo.init(KEY, jnp.zeros(3), data), data)
+    algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh)))
+    state = algo.init(KEY, jnp.zeros(3), data)
+    short = state._replace(clients=state.clients[:4])
+    with pytest.raises(ValueError, match="must have 10 rows, got 4"):
+        algo.round(KEY, short, data)
+    with pytest.raises(ValueError, match="must have 10 rows"):
+        place_state(short, data, mesh=mesh)
+
+
+def test_imbalance_is_that_of_the_loads():
+    data = population()
+    blocks = [SIZES[:3], SIZES[3:6], SIZES[6:9], SIZES[9:]]
+    loads = [sum(-(-n // 2) for n in block) for block in blocks]
+    everyone = {"plan": fl.Plan(batch_size=2), "cohort_size": 10}
+    expected = max(loads) / np.mean(loads)
+    assert imbalance(data, num_devices=4, **everyone) == pytest.approx(expected)
+    assert imbalance(data, num_devices=1, **everyone) == 1.0
+    assert imbalance(shard_population(data, one_device()), **everyone) == 1.0
+    # Many equal clients: the formula of the docstring, to a third of the excess.
+    equal = fl.data.from_arrays({"x": np.zeros(4000)}, np.arange(4000))
+    got = imbalance(equal, plan=fl.Plan(batch_size=1), cohort_size=400, num_devices=8)
+    assert got - 1 == pytest.approx(np.sqrt(2 * np.log(8) * 7 / 400), rel=0.35)
+    with pytest.raises(ValueError, match="num_devices"):
+        imbalance(equal, plan=fl.Plan(batch_size=1), cohort_size=400)
+    with pytest.raises(ValueError, match="cohort_size"):
+        imbalance(equal, plan=fl.Plan(batch_size=1), cohort_size=4001, num_devices=8)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_lite import trees
@@ -171,7 +172,12 @@ def _one_epoch(plan: Plan) -> Plan:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {plan!r}")
     amount = plan.epochs if plan.steps is None else plan.steps
-    epochs = 1 if amount is None or callable(amount) else jnp.minimum(jnp.asarray(amount), 1)
+    if amount is None or callable(amount):
+        epochs = 1
+    elif isinstance(amount, jax.core.Tracer):
+        epochs = jnp.minimum(amount, 1)
+    else:  # in numpy, so that under jit it stays a constant
+        epochs = np.minimum(amount, 1)
     return Plan(batch_size=plan.batch_size, epochs=epochs)
 
 

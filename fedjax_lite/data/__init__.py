@@ -4,7 +4,9 @@ from fedjax_lite.data.dataset import FederatedDataset, from_arrays
 from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
 from fedjax_lite.data.feature_skew import brightness, contrast, noise, rotation
 from fedjax_lite.data.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
+from fedjax_lite.data.npy_store import write_streamed
 from fedjax_lite.data.pachinko import pachinko
+from fedjax_lite.data.parquet_store import ParquetStore, write_parquet
 from fedjax_lite.data.partition import (
     FeatureSkew,
     Partitioner,
@@ -21,18 +23,24 @@ from fedjax_lite.data.quadratics import (
     quadratics,
 )
 from fedjax_lite.data.quantity_skew import lognormal, power_law, quantity_dirichlet, zipf
+from fedjax_lite.data.record_store import RecordStore, write_records
 from fedjax_lite.data.shards import classes_per_client, shards
 from fedjax_lite.data.sources import load, source_of
+from fedjax_lite.data.store import ArrayStore, chunks
 from fedjax_lite.data.synthetic import synthetic
 
 __all__ = [
+    "ArrayStore",
     "DatasetFormatError",
     "DatasetNotFoundError",
     "FeatureSkew",
     "FederatedDataset",
+    "ParquetStore",
     "Partitioner",
+    "RecordStore",
     "brightness",
     "by_key",
+    "chunks",
     "classes_per_client",
     "contrast",
     "dirichlet",
@@ -57,5 +65,8 @@ __all__ = [
     "shards",
     "source_of",
     "synthetic",
+    "write_parquet",
+    "write_records",
+    "write_streamed",
     "zipf",
 ]

@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks import check_count
+from fedjax_lite.data.found import Found
+from fedjax_lite.data.found import SizedPopulation as SizedPopulation
+from fedjax_lite.data.sharded import ShardedDataset
 from fedjax_lite.types import Array, PyTree
-
-
-@runtime_checkable
-class SizedPopulation(Protocol):
-    """What an algorithm's `init` must know of the clients; their data may lie elsewhere."""
-
-    @property
-    def num_clients(self) -> int:
-        """`N`."""
-        ...
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the table of client state to make."""
-        ...
-
-    @property
-    def sizes(self) -> Any:
-        """int32 `[N]`, examples per client."""
-        ...
-
-
-class Found(NamedTuple):
-    """Where the clients of a cohort lie in a data set and in the table beside it, leaves `[C]`."""
-
-    members: Array
-    rows: Array
-    sizes: Array
 
 
 @jax.tree_util.register_dataclass
@@ -117,6 +92,7 @@ class CohortDataset:
       examples: leaves `[E, ...]`; rows behind the last client's are padding and never read.
       offsets: int32 `[C + 1]`.
       num_clients: size `N` of the population. Static.
+      num_examples: examples `E` of the population; tells `auto()` how uneven it is. Static.
       max_client_size: largest client of the population, not only of this cohort. Static: the same
         round of the whole data set has batches of the same shape.
     """
@@ -124,13 +100,9 @@ class CohortDataset:
     examples: PyTree
     offsets: Array
     num_clients: int = dataclasses.field(metadata={"static": True})
+    num_examples: int = dataclasses.field(metadata={"static": True})
     max_client_size: int = dataclasses.field(metadata={"static": True})
     order: None = dataclasses.field(default=None, metadata={"static": True})
-
-    @property
-    def num_examples(self) -> int:
-        """Rows of `examples`, padding included."""
-        return jax.tree.leaves(self.examples)[0].shape[0]
 
     @property
     def num_rows(self) -> int:
@@ -142,7 +114,7 @@ class CohortDataset:
         return Found(slots, slots, self.offsets[slots + 1] - self.offsets[slots])
 
 
-ClientData: TypeAlias = FederatedDataset | CohortDataset
+ClientData: TypeAlias = FederatedDataset | CohortDataset | ShardedDataset
 
 
 def from_arrays(

@@ -3,11 +3,22 @@
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto, choose, explain
 from fedjax_lite.engine.lanes import chunked, sequential, vmapped
+from fedjax_lite.engine.owners import imbalance
+from fedjax_lite.engine.peak_memory import Forecast, forecast
+from fedjax_lite.engine.placement import (
+    client_mesh,
+    init_state,
+    place_state,
+    replicate,
+    shard_population,
+)
 from fedjax_lite.engine.program import Program, Strategy, Table, Work
-from fedjax_lite.engine.sharded import client_mesh, replicate, sharded
+from fedjax_lite.engine.scanned import differentiable
+from fedjax_lite.engine.sharded import sharded
 from fedjax_lite.engine.shuffle import shuffle_index
 
 __all__ = [
+    "Forecast",
     "Plan",
     "Program",
     "Strategy",
@@ -17,9 +28,15 @@ __all__ = [
     "choose",
     "chunked",
     "client_mesh",
+    "differentiable",
     "explain",
+    "forecast",
+    "imbalance",
+    "init_state",
+    "place_state",
     "replicate",
     "sequential",
+    "shard_population",
     "sharded",
     "shuffle_index",
     "vmapped",

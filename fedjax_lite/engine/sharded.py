@@ -7,51 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_lite import trees
-from fedjax_lite.data.dataset import ClientData
+from fedjax_lite.data.dataset import ClientData, ShardedDataset
 from fedjax_lite.engine.choose import auto
+from fedjax_lite.engine.owners import owners_compute
+from fedjax_lite.engine.placement import AXIS, check_mesh
 from fedjax_lite.engine.program import Program, Strategy, Table, Work
 from fedjax_lite.types import Array, Key, Message, PyTree
-
-AXIS = "clients"
-
-
-def client_mesh(devices: Any = None) -> Mesh:
-    """A mesh of one axis, `clients`, for `sharded`.
-
-    Args:
-      devices: JAX devices; default all of them, those of other processes included.
-
-    Returns:
-      A ``jax.sharding.Mesh``.
-
-    Example:
-      >>> client_mesh(jax.devices()[:1]).shape["clients"]
-      1
-    """
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
-
-
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a whole copy of a data set or state on every device of the mesh.
-
-    Data that stays on one device would be sent to the others at every call of a round; this
-    sends it once.
-
-    Args:
-      tree: arrays, the same in every process.
-      mesh: as in `sharded`.
-
-    Returns:
-      The tree with the same values.
-
-    Example:
-      >>> replicate(jnp.arange(3), client_mesh()).tolist()
-      [0, 1, 2]
-    """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
@@ -64,24 +28,33 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
 
     .. math::  \mathrm{acc} = \textstyle\sum_d \mathrm{acc}_d
 
-    Results equal those of one device up to the order of that sum. The examples are on every
-    device (`replicate` puts them there); of the client table each device gets the rows of its
-    clients, so the table itself may be sharded over clients. Memory a device: that of `inner` for
+    Results equal those of one device up to the order of that sum. The mesh may span processes.
+
+    Where the examples are on every device (`replicate` puts them there), each gets the rows of its
+    clients, so the client table itself may be sharded. Memory a device: that of `inner` for
     ``ceil(C / D)`` clients, and their rows.
+
+    Where `shard_population` has split the examples, the owner computes: nothing but the sum above
+    and the metrics `[C]` travels, the client table stays split as the data are, and the share of
+    work is equal in expectation only (`imbalance`). Each device then goes through the whole cohort
+    with the others' clients masked, so `inner` should skip those, as `chunked` does and
+    `vmapped` does not.
 
     Args:
       mesh: with an axis ``clients``, see `client_mesh`.
-      inner: strategy of each device; default `auto()`, for ``ceil(C / D)`` clients.
+      inner: strategy of each device; default that of `auto()` for ``ceil(C / D)`` clients.
 
     Returns:
       A `Strategy`.
 
     Raises:
-      ValueError: if the mesh has no axis ``clients``, or another of more than one device.
+      ValueError: if the mesh has no axis ``clients``, or another of more than one device; in a
+        round, if the data were split for another mesh.
       TypeError: if `mesh` or `inner` is something else.
 
     Example:
       >>> import optax, fedjax_lite as fl
+      >>> from fedjax_lite.engine import client_mesh
       >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 2.0])}, [0, 1])
       >>> algo = fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0),
       ...                  plan=fl.Plan(batch_size=1), sampler=fl.everyone(),
@@ -90,16 +63,10 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
       >>> float(algo.round(jax.random.key(0), state, data)[0].server.params)
       0.5
     """
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}; see client_mesh()")
-    if AXIS not in mesh.shape or mesh.size != mesh.shape[AXIS]:
-        raise ValueError(
-            f"mesh must have one axis {AXIS!r} that all of its devices lie on, got "
-            f"{dict(mesh.shape)}; client_mesh() makes one"
-        )
-    inner = auto() if inner is None else inner
-    if not isinstance(inner, Strategy):
+    check_mesh(mesh)
+    if inner is not None and not isinstance(inner, Strategy):
         raise TypeError(f"inner must be a Strategy, got {inner!r}; was a factory not called?")
+    dealt_to = auto() if inner is None else inner
     num_devices = mesh.shape[AXIS]
 
     def execute(
@@ -112,6 +79,10 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
         data: ClientData,
         work: Work,
     ) -> tuple[Table, PyTree, dict[str, Any]]:
+        if isinstance(data, ShardedDataset):
+            return owners_compute(
+                mesh, inner, program, key, table, acc, broadcast, round, data, work
+            )
         cohort_size = work.ids.shape[0]
         dealt = deal(work, num_devices)
         rows = trees.gather_rows(table, dealt.rows)
@@ -130,7 +101,9 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
             places = jnp.arange(work.ids.shape[0], dtype=jnp.int32)
             local = program._replace(aggregator=_with_slots(program.aggregator, work.slots))
             work = work._replace(rows=places, slots=places)
-            rows, acc, metrics = inner.execute(local, key, rows, acc, broadcast, round, data, work)
+            rows, acc, metrics = dealt_to.execute(
+                local, key, rows, acc, broadcast, round, data, work
+            )
             return rows, jax.lax.psum(acc, AXIS), metrics
 
         whole, part = PartitionSpec(), PartitionSpec(AXIS)
@@ -148,7 +121,7 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
         )
         return table, acc, trees.scatter_rows(empty, dealt.slots, dealt.mask, metrics)
 
-    return Strategy(execute, f"sharded({num_devices} devices, {inner.name})")
+    return Strategy(execute, f"sharded({num_devices} devices, {dealt_to.name})")
 
 
 def deal(work: Work, num_devices: int) -> Work:

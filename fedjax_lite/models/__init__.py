@@ -25,6 +25,7 @@ from fedjax_lite.models.losses import (
 )
 from fedjax_lite.models.model import Model
 from fedjax_lite.models.pooling import avg_pool, max_pool
+from fedjax_lite.models.precision import with_precision
 from fedjax_lite.models.recurrent import char_lstm
 
 __all__ = [
@@ -58,5 +59,6 @@ __all__ = [
     "sigmoid_focal_loss",
     "statistics_mask",
     "with_averaged_statistics",
+    "with_precision",
     "with_statistics",
 ]

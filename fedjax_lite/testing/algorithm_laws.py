@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.engine.lanes import chunked, sequential, vmapped
 from fedjax_lite.engine.program import Strategy
+from fedjax_lite.engine.scanned import differentiable
 from fedjax_lite.sampling import everyone, uniform
 from fedjax_lite.testing.problem import SIZES, init_params, population
 from fedjax_lite.types import Cohort, FederatedAlgorithm, Key, PyTree, RoundState, Sampler
@@ -24,6 +25,7 @@ RATE = 0.05
 NUM_ROUNDS = 3
 FOUR, ALL = uniform(4), everyone()
 LANES, CHUNKS, PAIRS, SINGLE = vmapped(), chunked(3), chunked(2), sequential()
+SCANNED = differentiable(100)  # more steps than the laws' population gives anyone
 
 
 def check_algorithm(make: Make, *, laws: Iterable[str] | None = None) -> None:
@@ -152,11 +154,12 @@ def strategies_agree(make: Make) -> None:
     """Every execution strategy gives the same rounds."""
     cohort = Cohort(jnp.array([5, 2, 1, 6], jnp.int32), jnp.array([True, True, True, True]))
     results = []
-    for strategy in (LANES, CHUNKS, SINGLE):
+    for strategy in (LANES, CHUNKS, SINGLE, SCANNED):
         algo, key, state, data = start(make, strategy=strategy)
         results.append(rounds(algo, key, state, data, cohort=cohort))
     same(results[0], results[1], message="between vmapped and chunked(3)")
     same(results[0], results[2], message="between vmapped and sequential")
+    same(results[0], results[3], message="between vmapped and differentiable")
 
 
 def never_retraces(make: Make) -> None:

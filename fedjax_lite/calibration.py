@@ -16,8 +16,8 @@ import numpy as np
 
 from fedjax_lite.checks import check_count, check_key
 from fedjax_lite.data.cache import default_cache_dir
-from fedjax_lite.engine.forecast import forecast
 from fedjax_lite.engine.lanes import chunked, vmapped
+from fedjax_lite.engine.peak_memory import forecast
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.history import save_json_atomic
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState

@@ -1,0 +1,48 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block ends well.
+
+    Args:
+      folder: the name to appear.
+      overwrite: replace what has that name.
+
+    Raises:
+      FileExistsError: if the name is taken and `overwrite` is False, before anything is written.
+
+    Example:
+      >>> with tempfile.TemporaryDirectory() as place:
+      ...     with new_folder(f"{place}/data", overwrite=False) as inside:
+      ...         _ = (inside / "a.txt").write_text("a")
+      ...     Path(place, "data", "a.txt").read_text()
+      'a'
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists; overwrite=True replaces it, or choose another")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-", dir=folder.parent))
+    try:
+        writing.chmod(0o755)
+        yield writing
+        if folder.exists():
+            doomed = writing.with_name(writing.name.replace(".writing-", ".deleting-"))
+            os.replace(folder, doomed)
+            os.replace(writing, folder)
+            shutil.rmtree(doomed)
+        else:
+            os.replace(writing, folder)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise

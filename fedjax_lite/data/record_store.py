@@ -1,0 +1,208 @@
+"""ArrayRecord shards: one record a client, its arrays one after the other as raw bytes.
+
+    folder/manifest.json                       {"layout": 1, "leaves": ..., "clients": [k0, k1, ..]}
+    folder/offsets.npy                         int64 [N + 1]
+    folder/examples-00000-of-00002.array_record
+
+A record a client and not one an example, because a cohort wants whole clients: one look-up each.
+Shard `s` holds the next ``clients[s]`` clients. Needs the package ``array_record`` (pip install
+array-record; wheels for Linux and macOS).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_lite.checks import check_count
+from fedjax_lite.data.new_folder import new_folder
+from fedjax_lite.data.npy_store import check_same_leaves
+from fedjax_lite.data.store import (
+    Arrays,
+    Leaf,
+    check_chunk,
+    check_sizes,
+    example_bytes,
+    leaves_of,
+    offsets_of,
+)
+
+LAYOUT = 1
+
+
+class RecordStore:
+    """The examples of a folder that `write_records` wrote.
+
+    Args:
+      folder: the folder.
+
+    Raises:
+      ImportError: if ``array_record`` is not installed.
+      FileNotFoundError: if the folder or one of its files does not exist.
+      ValueError: if a shard is damaged or its clients are not those of the manifest.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as place:
+      ...     chunk = ([1, 2], {"x": np.arange(3.0)})
+      ...     store = RecordStore(write_records(f"{place}/data", [chunk]))
+      ...     out = {"x": np.zeros(2)}
+      ...     store.read(np.array([1]), out)
+      >>> out["x"].tolist()
+      [1.0, 2.0]
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).absolute()
+        path = self.folder / "manifest.json"
+        try:
+            manifest = json.loads(path.read_text())
+            if manifest["layout"] != LAYOUT:
+                raise ValueError(f"layout {manifest['layout']}, this version reads {LAYOUT}")
+            self.leaves = {
+                name: Leaf(np.dtype(dtype), tuple(shape))
+                for name, (dtype, shape) in manifest["leaves"].items()
+            }
+            self.offsets = np.load(self.folder / "offsets.npy", allow_pickle=False)
+            self._shards = offsets_of(check_sizes(np.asarray(manifest["clients"])))
+        except (KeyError, TypeError, AttributeError, ValueError, EOFError) as error:
+            raise ValueError(f"{self.folder} is not a folder of write_records: {error}") from error
+        if (np.diff(self.offsets) < 0).any() or len(self.offsets) != self._shards[-1] + 1:
+            raise ValueError(f"{self.folder / 'offsets.npy'} does not fit {path}")
+        self.sizes = check_sizes(np.diff(self.offsets))
+        names = _shard_names(len(self._shards) - 1)
+        self._readers = [_open_shard(self.folder / name) for name in names]
+        for name, reader, count in zip(names, self._readers, np.diff(self._shards)):
+            if reader.num_records() != count:
+                raise ValueError(
+                    f"{self.folder / name} holds {reader.num_records()} clients, but the manifest "
+                    f"says {count}"
+                )
+
+    def read(self, ids: np.ndarray, out: Arrays) -> None:
+        """See `ExampleStore`."""
+        ids = np.asarray(ids)
+        shards = np.searchsorted(self._shards, ids, side="right") - 1
+        places = np.cumsum(self.sizes[ids], dtype=np.int64) - self.sizes[ids]
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero((shards == shard) & (self.sizes[ids] > 0))
+            if not len(chosen):
+                continue
+            records = self._readers[shard].read((ids[chosen] - self._shards[shard]).tolist())
+            for slot, record in zip(chosen, records, strict=True):
+                self._unpack(int(ids[slot]), record, out, int(places[slot]))
+
+    def _unpack(self, client: int, record: bytes, out: Arrays, place: int) -> None:
+        size = int(self.sizes[client])
+        if len(record) != size * example_bytes(self.leaves):
+            raise ValueError(
+                f"the record of client {client} in {self.folder} has {len(record)} bytes instead "
+                f"of {size * example_bytes(self.leaves)}; write the folder again"
+            )
+        begin = 0
+        for name, leaf in self.leaves.items():
+            end = begin + size * leaf.num_bytes
+            part = np.frombuffer(record[begin:end], leaf.dtype)
+            out[name][place : place + size] = part.reshape(size, *leaf.shape)
+            begin = end
+
+
+def write_records(
+    folder: str | os.PathLike[str],
+    chunks: Iterable[tuple[Any, Mapping[str, Any]]],
+    *,
+    clients_per_shard: int = 100_000,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a population as ArrayRecord shards; memory O(one chunk).
+
+    Args:
+      folder: the folder to make; it appears when it is complete.
+      chunks: ``(sizes [k], {name: [sum(sizes), ...]})``, as for `write_streamed`.
+      clients_per_shard: clients in a file.
+      overwrite: replace an earlier folder.
+
+    Returns:
+      The folder, for `RecordStore`.
+
+    Raises:
+      ImportError: if ``array_record`` is not installed.
+      FileExistsError: if the folder exists and `overwrite` is False.
+      TypeError, ValueError: if a chunk does not fit the first, or values are not finite.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as place:
+      ...     folder = write_records(f"{place}/data", [([2], {"x": np.zeros(2)})])
+      ...     sorted(path.name for path in folder.iterdir())[0]
+      'examples-00000-of-00001.array_record'
+    """
+    check_count(clients_per_shard, "clients_per_shard", minimum=1)
+    module = _array_record()
+    with new_folder(folder, overwrite=overwrite) as writing, contextlib.ExitStack() as files:
+        leaves: dict[str, Leaf] = {}
+        sizes: list[int] = []
+        writer, counts = None, []
+        for number, (part, examples) in enumerate(chunks):
+            part = check_sizes(np.asarray(part))
+            arrays = check_chunk(examples, part)
+            leaves = leaves or leaves_of(arrays)
+            check_same_leaves(leaves, leaves_of(arrays), number)
+            ends = np.cumsum(part, dtype=np.int64)
+            for low, high in zip((ends - part).tolist(), ends.tolist()):
+                if writer is None or counts[-1] == clients_per_shard:
+                    files.close()
+                    # group_size 1: a client is found without reading its neighbours.
+                    path = writing / f"{len(counts):05d}.array_record"
+                    writer = module.ArrayRecordWriter(str(path), "group_size:1")
+                    files.callback(writer.close)
+                    counts.append(0)
+                record = b"".join(
+                    np.ascontiguousarray(arrays[name][low:high]).tobytes() for name in leaves
+                )
+                writer.write(record)
+                counts[-1] += 1
+            sizes.extend(part.tolist())
+        files.close()
+        if not sizes:
+            raise ValueError("chunks must hold at least one client, got an empty iterable")
+        for shard, name in enumerate(_shard_names(len(counts))):
+            os.replace(writing / f"{shard:05d}.array_record", writing / name)
+        np.save(writing / "offsets.npy", offsets_of(np.asarray(sizes, np.int32)))
+        description = {name: [leaf.dtype.str, list(leaf.shape)] for name, leaf in leaves.items()}
+        manifest = {"layout": LAYOUT, "leaves": description, "clients": counts}
+        (writing / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return Path(folder)
+
+
+def _shard_names(count: int) -> list[str]:
+    return [f"examples-{shard:05d}-of-{count:05d}.array_record" for shard in range(count)]
+
+
+def _open_shard(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        # No read-ahead: clients are drawn at random.
+        options = "readahead_buffer_size:0,max_parallelism:0"
+        reader = _array_record().ArrayRecordReader(str(path), options)
+        reader.num_records()
+        return reader
+    except ImportError:
+        raise
+    except Exception as error:  # the reader's own errors are bare RuntimeErrors and the like
+        raise ValueError(f"{path} is truncated or not an ArrayRecord file: {error}") from error
+
+
+def _array_record() -> Any:
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:
+        raise ImportError("ArrayRecord shards need: pip install array-record") from error
+    return array_record_module

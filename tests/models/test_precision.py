@@ -1,0 +1,379 @@
+"""with_precision: which operations are narrow, which are not, and how far off the result is."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+import fedjax_lite as fl
+from fedjax_lite.engine.scanned import differentiable
+from fedjax_lite.models.precision import inner_jaxprs, narrow_products, with_precision
+
+U = 2.0**-8
+"""Unit roundoff of bfloat16: 8 significant bits."""
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in inner_jaxprs(equation.params):
+            yield from equations(inner)
+
+
+def products(function, *args):
+    closed = jax.make_jaxpr(function)(*args)
+    return [e for e in equations(closed.jaxpr) if e.primitive.name in PRODUCTS]
+
+
+def types(equation):
+    return [atom.aval.dtype.name for atom in (*equation.invars, *equation.outvars)]
+
+
+class Net(linen.Module):
+    norm: bool = False
+
+    @linen.compact
+    def __call__(self, x, train=False):
+        x = linen.Conv(8, (3, 3))(x)
+        if self.norm:
+            x = linen.BatchNorm(use_running_average=not train)(x)
+        x = linen.relu(x)
+        return linen.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+class Both(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(64, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.head = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm(self.hidden(x.reshape(x.shape[0], -1)))
+        return self.head(nnx.relu(x))
+
+
+IMAGE = (8, 8, 1)
+IMAGES = jnp.zeros((1, *IMAGE))
+MODELS = {
+    "linear": lambda: fl.models.linear(4, IMAGE, init="lecun"),
+    "mlp": lambda: fl.models.mlp((16,), num_classes=4, input_shape=IMAGE),
+    "cnn": lambda: fl.models.cnn(4, IMAGE, widths=(16, 16)),
+    "cnn xla": lambda: fl.models.cnn(4, IMAGE, widths=(8, 8), form="xla"),
+    "conv_net": lambda: fl.models.conv_net((4, 8), (8,), num_classes=4, input_shape=IMAGE),
+    "char_lstm": lambda: fl.models.char_lstm(4, embedding_size=4, hidden_size=8),
+    "linen": lambda: fl.models.from_linen(Net(), IMAGES),
+    "linen norm": lambda: fl.models.from_linen(Net(norm=True), IMAGES, statistics="averaged"),
+    "nnx norm": lambda: fl.models.from_nnx(lambda rngs: Both(rngs), statistics="averaged"),
+    "augmented": lambda: fl.models.augmented(fl.models.linear(4, IMAGE, init="lecun"), crop=1),
+}
+
+
+def examples(name, size=16):
+    rng = np.random.default_rng(0)
+    if name == "char_lstm":
+        return {"x": rng.integers(0, 4, (size, 5)), "y": rng.integers(0, 4, (size, 5))}
+    x = rng.integers(0, 256, (size, *IMAGE)).astype(np.uint8)
+    return {"x": x, "y": rng.integers(0, 4, size)}
+
+
+def mean_of(model, batch):
+    return lambda params: model.loss(params, batch, jax.random.key(1)).mean()
+
+
+def norm(tree):
+    return float(optax.tree.norm(tree))
+
+
+QUICK = ("mlp", "cnn", "cnn xla", "linen norm")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
+def test_products_are_narrow_and_nothing_else_is(name):
+    """Operands of every product bfloat16 in both directions, sums and all the rest float32."""
+    model = MODELS[name]()
+    narrow, batch = with_precision(model), jax.tree.map(jnp.asarray, examples(name))
+    params = model.init(jax.random.key(0))
+    forward = products(mean_of(narrow, batch), params)
+    both = products(jax.value_and_grad(mean_of(narrow, batch)), params)
+    assert len(forward) == len(products(mean_of(model, batch), params))
+    assert len(both) >= 2 * len(forward)  # the first layer has no input gradient to compute
+    for equation in both:
+        assert types(equation)[:2] == ["bfloat16", "bfloat16"], equation
+        if equation.primitive.name == "dot_general":
+            assert equation.params["preferred_element_type"] == jnp.float32
+            assert types(equation)[2] == "float32"
+    closed = jax.make_jaxpr(jax.value_and_grad(mean_of(narrow, batch)))(params)
+    allowed = {
+        "broadcast_in_dim", "concatenate", "conv_general_dilated", "convert_element_type",
+        "custom_vjp_call", "dot_general", "dynamic_slice", "dynamic_update_slice", "jit", "mul",
+        "pad", "pjit", "reshape", "rev", "scan", "select_n", "squeeze", "transpose",
+    }  # fmt: skip
+    for equation in equations(closed.jaxpr):
+        if any(getattr(atom.aval, "dtype", None) == jnp.bfloat16 for atom in equation.outvars):
+            assert equation.primitive.name in allowed, equation
+    text = jax.jit(mean_of(narrow, batch)).lower(params).as_text()
+    assert "bf16" in text
+
+    value, grads = jax.jit(jax.value_and_grad(mean_of(narrow, batch)))(params)
+    assert value.dtype == jnp.float32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(grads)} == {"float32"}
+    assert narrow.predict(params, batch).dtype == jnp.float32
+
+    # Off, for products are rounded; and not far off, though a ReLU near 0 may switch.
+    expected = jax.jit(jax.grad(mean_of(model, batch)))(params)
+    away = {
+        key: norm(jax.tree.map(jnp.subtract, grads[key], expected[key])) / norm(expected[key])
+        for key in grads
+        if "norm" not in name
+    }
+    for share in away.values():
+        assert share < 40 * U, away
+    if away:
+        assert max(away.values()) > U / 16, away
+
+
+def test_gradient_is_within_the_bound_of_rounding():
+    """Logistic regression, entry by entry: every term of the error by its own bound.
+
+    ``|dz| <= c |x| |w|`` with ``c = 2u + u^2``; ``|dp| <= p (1 - p) .. <= max |dz| / 2`` for the
+    softmax; ``|dG| <= |x|^T |dg| (1 + c) + c |x|^T |g|`` for the gradient ``G = x^T g``.
+    """
+    model = fl.models.linear(4, (20,), init="lecun")
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(32, 20)).astype(np.float32), "y": rng.integers(0, 4, 32)}
+    params = model.init(jax.random.key(0))
+    got = jax.jit(jax.grad(mean_of(with_precision(model), batch)))(params)["head"]["kernel"]
+    c = 2 * U + U**2 + 1e-5  # 1e-5: float32's own rounding
+    x, w = np.float64(batch["x"]), np.float64(params["head"]["kernel"])
+    z = x @ w
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    g = (p - np.eye(4)[batch["y"]]) / 32
+    dz = (c * np.abs(x) @ np.abs(w)).max(1, keepdims=True)
+    dg = dz / 2 / 32
+    bound = np.abs(x).T @ np.broadcast_to(dg, g.shape) * (1 + c) + c * np.abs(x).T @ np.abs(g)
+    error = np.abs(got - x.T @ g)
+    assert (error <= bound).all()
+    assert error.max() > 1e-5  # of float32 alone it would be about 1e-7
+
+
+def running_sum(terms):
+    total = ml_dtypes.bfloat16(0)
+    for term in terms:
+        total = ml_dtypes.bfloat16(total + term)
+    return float(total)
+
+
+def test_sums_of_many_small_terms_do_not_stall():
+    """4096 terms of 1/256: a running sum in bfloat16 ends at 1, for 1 + 1/256 rounds to 1."""
+    small = np.full(4096, 1 / 256, ml_dtypes.bfloat16)
+    assert running_sum(small) == 1.0
+    model = fl.models.from_functions(
+        lambda key: jnp.full((4096, 1), 1 / 256),
+        lambda w, x, key: x @ w,
+        loss=lambda z, y: z[:, 0] / 256,
+    )
+    narrow, params = with_precision(model), model.init(jax.random.key(0))
+    ones = {"x": jnp.ones((1, 4096)), "y": jnp.zeros(1)}
+    assert float(narrow.predict(params, ones)[0, 0]) == 16.0
+    # And in the gradient, a sum over 4096 examples of 1/256 each.
+    many = {"x": jnp.ones((4096, 4096)), "y": jnp.zeros(4096)}
+    grads = jax.grad(lambda w: narrow.loss(w, many, None).sum())(params)
+    np.testing.assert_array_equal(grads, np.full((4096, 1), 16.0))
+
+
+def test_master_weights_take_steps_below_their_bfloat16_grid():
+    """From 1, 64 steps of 1/1024 each: as bfloat16 the weight would never leave 1."""
+    model = fl.models.from_functions(
+        lambda key: jnp.ones((1, 1)), lambda w, x, key: x @ w, loss=lambda z, y: z[:, 0]
+    )
+    data = fl.data.from_arrays({"x": np.ones((64, 1)), "y": np.zeros(64)}, np.zeros(64, int))
+    algo = fl.fedavg(
+        with_precision(model).loss,
+        optax.sgd(-1 / 1024),
+        plan=fl.Plan(batch_size=1),
+        sampler=fl.everyone(),
+    )
+    state = algo.init(jax.random.key(0), model.init(None), data)
+    state, _ = algo.round(jax.random.key(0), state, data)
+    assert float(state.server.params[0, 0]) == 1 + 64 / 1024
+    assert running_sum([ml_dtypes.bfloat16(1)] + [ml_dtypes.bfloat16(1 / 1024)] * 64) == 1.0
+
+
+def tiny_population(name):
+    data = {k: np.asarray(v) for k, v in examples(name, 24).items()}
+    return fl.data.from_arrays(data, np.repeat([0, 1, 2], [12, 8, 4]))
+
+
+@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+def test_every_strategy_gives_the_same_round_in_float32(name):
+    model, data = MODELS[name](), tiny_population(name)
+    narrow, params, results = with_precision(model), model.init(jax.random.key(0)), []
+    for strategy in (fl.vmapped(), fl.chunked(2), fl.sequential(), differentiable()):
+        algo = fl.fedavg(
+            narrow.loss,
+            optax.sgd(0.1, momentum=0.9),
+            plan=fl.Plan(batch_size=4),
+            sampler=fl.everyone(),
+            server_optimizer=optax.sgd(1.0, momentum=0.5),
+            strategy=strategy,
+        )
+        state = algo.init(jax.random.key(0), params, data)
+        state, _ = algo.round(jax.random.key(0), state, data)
+        floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert {leaf.dtype.name for leaf in floats} == {"float32"}
+        results.append(state.server.params)
+    moved = norm(jax.tree.map(jnp.subtract, results[0], params))
+    for other in results[1:]:
+        # Sums in another order may fall on the other side of a rounding: a few ulps of bfloat16.
+        assert norm(jax.tree.map(jnp.subtract, results[0], other)) < 2 * U * moved
+
+
+@pytest.mark.parametrize(
+    "name", ["ours", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linen norm", "nnx norm"))]
+)
+def test_running_statistics_are_float32(name):
+    """Statistics of what no product has touched are those of float32, bit for bit."""
+
+    def apply(params, x, key):
+        x = fl.models.batch_norm(params["norm"], x, training=key is not None)
+        return x.reshape(x.shape[0], -1) @ params["head"]
+
+    def init(key):
+        norms = fl.models.init_batch_norm(1, statistics="averaged")
+        return {"norm": norms, "head": jax.random.normal(key, (64, 4))}
+
+    ours = name == "ours"
+    model = fl.models.from_functions(init, apply) if ours else MODELS[name]()
+    data, params, after = tiny_population(name), model.init(jax.random.key(0)), []
+    for one in (model, with_precision(model)):
+        algo = fl.fedavg(
+            one.loss,
+            fl.models.with_statistics(optax.sgd(0.05)),
+            plan=fl.Plan(batch_size=4),
+            sampler=fl.everyone(),
+        )
+        state = algo.init(jax.random.key(0), params, data)
+        state, _ = algo.round(jax.random.key(0), state, data)
+        mask = fl.models.statistics_mask(params)
+        trained = state.server.params
+        found = [s for s, m in zip(jax.tree.leaves(trained), jax.tree.leaves(mask)) if m]
+        assert len(found) == 2
+        assert {leaf.dtype.name for leaf in found} == {"float32"}
+        after.append(found)
+        logits = one.predict(trained, {"x": data.examples["x"]})
+        assert logits.dtype == jnp.float32
+    for wide, narrow in zip(*after):
+        if ours:
+            np.testing.assert_array_equal(wide, narrow)
+        else:
+            np.testing.assert_allclose(wide, narrow, rtol=0, atol=8 * U * np.abs(wide).max())
+
+
+def test_raw_inputs_are_scaled_in_float32_and_rounded_once():
+    """uint8 reaches the model as it is; a product reads ``bf((x / 255 - mean) / std)``."""
+    model = fl.models.linear(2, (4,), init="lecun", mean=(0.4,), std=(0.2,))
+    x = np.array([[0, 51, 100, 255]], np.uint8)
+    params = {"head": {"kernel": jnp.eye(4, 2) + 0.0, "bias": jnp.zeros(2)}}
+    got = with_precision(model).predict(params, {"x": x})
+    scaled = ((x.astype(np.float32) / 255 - np.float32(0.4)) / np.float32(0.2)).astype(
+        ml_dtypes.bfloat16
+    )
+    np.testing.assert_array_equal(got, scaled[:, :2].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("compute", "precision"),
+    [("tensorfloat32", jax.lax.Precision.HIGH), ("float32", jax.lax.Precision.HIGHEST)],
+)
+@pytest.mark.parametrize("name", ["mlp", "cnn xla", "char_lstm"])
+def test_tf32_and_float32_are_asked_for_in_both_directions(name, compute, precision):
+    model, before = MODELS[name](), jax.config.jax_default_matmul_precision
+    scoped, batch = with_precision(model, compute), jax.tree.map(jnp.asarray, examples(name))
+    params = model.init(jax.random.key(0))
+    found = products(jax.value_and_grad(mean_of(scoped, batch)), params)
+    assert len(found) > 2
+    for equation in found:
+        assert equation.params["precision"] == (precision, precision)
+        assert set(types(equation)) == {"float32"}
+    assert jax.config.jax_default_matmul_precision == before
+    plain = products(jax.grad(mean_of(model, batch)), params)
+    assert all(equation.params["precision"] is None for equation in plain)
+    if jax.default_backend() == "cpu":
+        np.testing.assert_array_equal(model.predict(params, batch), scoped.predict(params, batch))
+
+
+def test_products_are_found_in_loops_branches_and_calls():
+    w = jnp.full((2, 2), 1 + 2.0**-10)  # 1 in bfloat16
+
+    def function(w, x):
+        x = jax.checkpoint(lambda x: x @ w)(x)
+        x = jax.lax.cond(x.sum() > 0, lambda x: x @ w, lambda x: x, x)
+        x, stacked = jax.lax.scan(lambda x, s: (x @ w + s, x), x, jnp.zeros(2), reverse=True)
+        x = jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ w), (0, x))[1]
+        return jax.jit(lambda x: x @ w)(x) + stacked.sum()
+
+    ones = jnp.ones((2, 2))
+    # Seven products with a matrix of ones from ones: 2^7; the two stacked ones have 4 of 4 and 8.
+    expected = 2.0**7 + 4 * (2.0**2 + 2.0**3)
+    np.testing.assert_array_equal(narrow_products(function)(w, ones), np.full((2, 2), expected))
+    assert float(function(w, ones)[0, 0]) > expected
+    found = products(narrow_products(function), w, ones)
+    assert {tuple(types(e)) for e in found} == {("bfloat16", "bfloat16", "float32")}
+
+
+def test_batched_products_any_axes_and_derivatives_of_second_order():
+    rng = np.random.default_rng(0)
+    # Multiples of 1/4 up to 2: exact in bfloat16, so are the products.
+    a, b = (rng.integers(-8, 9, shape).astype(np.float32) / 4 for shape in ((3, 4, 5), (5, 3, 2)))
+
+    def f(a, b):
+        return jnp.einsum("bij,jbk->kbi", a, b)
+
+    def energy(function):
+        return lambda a, b: 0.5 * (function(a, b) ** 2).sum()
+
+    narrow = narrow_products(f)
+    np.testing.assert_array_equal(narrow(a, b), f(a, b))
+    many = np.stack([a, -a])
+    np.testing.assert_array_equal(
+        jax.vmap(narrow, (0, None))(many, b), jax.vmap(f, (0, None))(many, b)
+    )
+
+    a, b = (rng.normal(size=x.shape).astype(np.float32) for x in (a, b))
+
+    def second(function):
+        slope = jax.grad(energy(function))
+        return jax.grad(lambda a: (slope(a, b) * a).sum())(a)
+
+    got, expected = second(narrow), second(f)
+    assert got.dtype == jnp.float32
+    scale = np.abs(expected).max()
+    assert 0 < np.abs(got - expected).max() < 6 * U * scale
+    for equation in products(jax.grad(lambda a: (jax.grad(energy(narrow))(a, b) * a).sum()), a):
+        assert types(equation) == ["bfloat16", "bfloat16", "float32"]
+
+
+def test_what_is_narrow_or_integer_already_stays():
+    half, whole = jnp.ones((2, 2), jnp.bfloat16), jnp.ones((2, 2), jnp.int32)
+    assert narrow_products(lambda x: x @ x)(half).dtype == jnp.bfloat16
+    assert narrow_products(lambda x: x @ x)(whole).dtype == jnp.int32
+    with jax.enable_x64(True):
+        double = jnp.full((1, 1), 1 + 2.0**-10, jnp.float64)
+        product = narrow_products(lambda x: x @ x)(double)
+        assert (product.dtype, float(product[0, 0])) == (jnp.float64, 1.0)
+
+
+def test_bad_arguments_are_named():
+    model = MODELS["linear"]()
+    with pytest.raises(TypeError, match="model must be a Model"):
+        with_precision(model.loss)
+    with pytest.raises(ValueError, match=r"float16.*loss scaling"):
+        with_precision(model, "float16")
+    with pytest.raises(ValueError, match="compute must be"):
+        with_precision(model, "fp8")
