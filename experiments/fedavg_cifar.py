@@ -18,13 +18,16 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from flags import ClientFlags, DataFlags, ServerFlags, device_mesh, strategy, with_labels
+from calibrated import lay_out, recorded_layout
+from flags import ClientFlags, DataFlags, ServerFlags, device_mesh, with_labels
 from script import script
 
 import fedjax_lite as fl
 from fedjax_lite import distributed, report
 from fedjax_lite.history import save_json_atomic, to_python
 from fedjax_lite.models.precision import with_precision
+
+DENSE = ("linear", "2nn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,8 @@ class RunFlags:
     precision: Literal["default", "float32", "bfloat16", "tensorfloat32"] = "default"
     """Of products and convolutions, in training and evaluation; default: the device's own."""
     strategy: str = "auto"
-    """How clients are laid on the device: auto, vmapped, sequential or chunked:L."""
+    """How clients are laid on the device: auto, vmapped, sequential, chunked:L, or calibrate: time
+    lanes and convolution forms first (auto does that on accelerators)."""
     devices: str = "all"
     """Devices that share the cohorts: all (those of other processes too) or a number."""
     seed: int = 0
@@ -85,9 +89,12 @@ def load(flags: DataFlags) -> tuple[str, dict[str, np.ndarray], dict[str, np.nda
         return "digits", *fl.data.load("digits")
 
 
-def build_model(name: str, train: dict[str, np.ndarray], num_classes: int) -> fl.models.Model:
-    """A model by name for the images at hand."""
+def build_model(
+    flags: RunFlags, train: dict[str, np.ndarray], num_classes: int, form: str = "auto"
+) -> fl.models.Model:
+    """The model that the flags name for the images at hand."""
     shape = train["x"].shape[1:]
+    dense = flags.model in DENSE
     factories: dict[str, Any] = {
         "auto": fl.models.cnn,
         "cnn": fl.models.cnn,
@@ -97,7 +104,9 @@ def build_model(name: str, train: dict[str, np.ndarray], num_classes: int) -> fl
         "pfl_cnn": fl.models.pfl_cnn,
         "2nn": lambda **options: fl.models.mlp((200, 200), **options),
     }
-    return factories[name](num_classes=num_classes, input_shape=shape)
+    options: dict[str, Any] = {} if dense else {"form": form}
+    model = factories[flags.model](num_classes=num_classes, input_shape=shape, **options)
+    return model if flags.precision == "default" else with_precision(model, flags.precision)
 
 
 def smoke(flags: Flags, train: dict, test: dict) -> tuple[Flags, dict, dict]:
@@ -131,21 +140,33 @@ def main(flags: Flags) -> dict[str, Any]:
 
     owners = fl.data.partition(train, flags.data.partitioner(run.seed))
     data = dataclasses.replace(owners, examples=with_labels(owners.examples))
-    model = build_model(run.model, train, num_classes)
-    if run.precision != "default":
-        model = with_precision(model, run.precision)
+    model = build_model(run, train, num_classes)
     trained = fl.models.augmented(model) if run.augment else model
-    algo = fl.fedavg(
-        trained.loss,
-        flags.client.optimizer(run.num_rounds),
-        plan=flags.client.plan(),
-        sampler=flags.client.sampler(),
-        server_optimizer=flags.server.optimizer(run.num_rounds),
-        weighting=flags.server.weighting,
-        strategy=strategy(run.strategy, mesh),
-    )
+
+    def make(form: str, laid: fl.engine.Strategy) -> fl.FederatedAlgorithm:
+        model = build_model(run, train, num_classes, form)
+        return fl.fedavg(
+            (fl.models.augmented(model) if run.augment else model).loss,
+            flags.client.optimizer(run.num_rounds),
+            plan=flags.client.plan(),
+            sampler=flags.client.sampler(),
+            server_optimizer=flags.server.optimizer(run.num_rounds),
+            weighting=flags.server.weighting,
+            strategy=laid,
+        )
+
     key = jax.random.key(run.seed)
     params = model.init(key)
+    algo, layout = lay_out(
+        make,
+        params,
+        data,
+        name=run.strategy,
+        mesh=mesh,
+        forms=("auto",) if run.model in DENSE else ("matmul", "xla"),
+        cohort_size=flags.client.cohort_size,
+        recorded=recorded_layout(output_dir, run.resume),
+    )
     placed, state = data, algo.init(key, params, data)
     if mesh is not None:
         placed = fl.replicate(data, mesh)
@@ -157,7 +178,7 @@ def main(flags: Flags) -> dict[str, Any]:
         print(
             f"{name}: {data.num_examples} examples, {data.num_clients} clients, {size} parameters"
         )
-    if writes and run.strategy == "auto":
+    if writes and layout == "auto":
         share = -(-flags.client.cohort_size // num_devices)
         print(f"{num_devices} devices, each:\n" * (num_devices > 1), end="")
         print(fl.explain(params, data, plan=flags.client.plan(), cohort_size=share))
@@ -173,7 +194,7 @@ def main(flags: Flags) -> dict[str, Any]:
         resume=run.resume,
         overwrite=run.overwrite,
         tensorboard=run.tensorboard,
-        config={**settings(flags), "dataset_used": name, "num_parameters": size},
+        config={**settings(flags), "dataset_used": name, "num_parameters": size, "layout": layout},
     )
     gap = ""
     if run.centralised:
