@@ -194,7 +194,13 @@ def main(flags: Flags) -> dict[str, Any]:
         resume=run.resume,
         overwrite=run.overwrite,
         tensorboard=run.tensorboard,
-        config={**settings(flags), "dataset_used": name, "num_parameters": size, "layout": layout},
+        config={
+            **settings(flags),
+            "dataset_used": name,
+            "num_parameters": size,
+            "layout": layout,
+            "schedule_rounds": horizon(flags),
+        },
     )
     gap = ""
     if run.centralised:
@@ -269,6 +275,12 @@ def centralised_gap(
         f"centralised, {steps} steps a round: test accuracy {baseline[-1]['test_accuracy']:.4f}; "
         f"gap of the federated run {gaps[-1]['test_accuracy_gap']:+.4f}"
     )
+
+
+def horizon(flags: Flags) -> int | None:
+    """The rounds that a schedule is made for: another number of them is another run."""
+    schedules = (flags.client.client_schedule, flags.server.server_schedule)
+    return flags.run.num_rounds if "cosine" in schedules else None
 
 
 def settings(flags: Flags) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def main(flags: Flags) -> dict[str, Any]:
     timings = data.timings
     results = {
         "rounds_per_second": timings.num_rounds / timings.seconds,
-        "examples_per_second": sum(row["num_steps"] for row in rows) * flags.batch_size / seconds,
+        "steps_per_second": sum(row["num_steps"] for row in rows) / seconds,
         "waited_share": timings.waited / timings.seconds,
         # Without pages of mapped files, which the system takes back when it needs them.
         "own_memory": {"at_start": bare, "compiled": compiled, "peak": watch.peak},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jaxlib
 import numpy as np
 
 from fedjax_lite.checks import check_count, check_key
@@ -90,8 +91,8 @@ def calibrate(
       repeats: timed rounds of each, besides the one that compiles.
       max_seconds: no further variant is begun after so many seconds.
       cache_dir: where the answer is kept: ``calibrations.json`` in this folder, default the cache
-        folder of the data. It is found again by the compiled program of the first variant, the
-        names, the device and the versions.
+        folder of the data. It is found again by the programs of all variants, the clients'
+        sizes, the device and the versions. Where a variant was skipped, nothing is kept.
       refresh: measure again.
 
     Returns:
@@ -123,8 +124,7 @@ def calibrate(
         if not isinstance(algo, FederatedAlgorithm):
             raise TypeError(f"variants[{name!r}] must be a FederatedAlgorithm, got {algo!r}")
     path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "calibrations.json"
-    lowered = jax.jit(next(iter(variants.values())).round).lower(key, state, data)
-    signature = _signature(lowered.as_text(), list(variants))
+    signature = _signature(variants, key, state, data)
     known = _read(path)
     if not refresh and signature in known:
         entry = known[signature]
@@ -135,7 +135,8 @@ def calibrate(
         raise ValueError(f"not one of the variants fits into memory: {skipped}")
     best = min(seconds, key=lambda name: seconds[name])
     entry = {"name": best, "seconds": seconds, "skipped": skipped, "device": _device()}
-    _write(path, {**_read(path), signature: entry})
+    if not skipped:  # another time there may be room or time for the others
+        _write(path, {**_read(path), signature: entry})
     return Calibration(best, seconds, skipped, cached=False)
 
 
@@ -174,19 +175,31 @@ def _there_and_back(names: Sequence[str], turn: int) -> Sequence[str]:
     return names if turn % 2 == 0 else names[::-1]
 
 
-def _signature(program: str, names: list[str]) -> str:
-    text = json.dumps([program, names, _device()])
-    return hashlib.sha256(text.encode()).hexdigest()
+def _signature(
+    variants: Mapping[str, FederatedAlgorithm], key: Key, state: RoundState, data: PyTree
+) -> str:
+    """Of everything that the answer depends on: programs, sizes of clients, device, versions."""
+    digest = hashlib.sha256(json.dumps(_device(), sort_keys=True).encode())
+    for name, algo in variants.items():
+        digest.update(f"\0{name}\0".encode())
+        digest.update(jax.jit(algo.round).lower(key, state, data).as_text().encode())
+    sizes = getattr(data, "sizes", None)
+    if sizes is not None:
+        digest.update(np.asarray(sizes).tobytes())
+    return digest.hexdigest()
 
 
 def _device() -> dict[str, Any]:
     device = jax.local_devices()[0]
+    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "platform": device.platform,
         "kind": device.device_kind,
         "num_devices": jax.device_count(),
-        "num_cores": os.cpu_count(),
+        "num_cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "flags": os.environ.get("XLA_FLAGS", ""),
         "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
     }
 
 

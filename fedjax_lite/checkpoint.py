@@ -118,10 +118,14 @@ def save(
             "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
         }
         (saving / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        _delete(target)
+        earlier = target.with_name(target.name + ".deleting")
+        if target.exists():
+            os.replace(target, earlier)
         os.replace(saving, target)
+        shutil.rmtree(earlier, ignore_errors=True)
         for old in steps(directory)[:-keep]:
-            _delete(directory / f"{old:08d}")
+            if old != step:  # what was just saved stays, whatever its number
+                _delete(directory / f"{old:08d}")
     distributed.barrier(f"checkpoint {step} is complete")
     return target
 

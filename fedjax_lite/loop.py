@@ -87,7 +87,8 @@ def run(
     `init_state` and `replicate` or `shard_population`. Process 0 prints and writes;
     `evaluate` runs in every process, on its own copy of the state (`distributed.local`); a
     signal to one of them stops all after the same call. `output_dir` is a folder that all see.
-    A checkpoint may be resumed on another number of devices.
+    A checkpoint may be resumed on another number of devices. An exception in one of them must end
+    that process, not be caught: the others wait for it in the next round.
 
     Args:
       algo: what a round does; every round is given the same `key`.
@@ -157,7 +158,12 @@ def run(
     num_clients = getattr(data, "num_clients", None)
     if directory is not None:
         saved = _check_directory(directory, settings, resume, overwrite, config_may_change, notices)
-        distributed.barrier("output_dir is checked")  # process 0 changes it from here on
+        # Also a barrier: process 0 changes the folder from here on.
+        if distributed.agree(saved) != saved or -distributed.agree(-saved) != saved:
+            raise ValueError(
+                f"output_dir must be a folder that all processes see, but {directory} holds a "
+                "checkpoint for some of them only"
+            )
         if saved:
             state = checkpoint.restore(directory / "checkpoints", state, num_clients=num_clients)
             restored = True
@@ -278,7 +284,8 @@ def _merge(row: Row, evaluation: Row) -> Row:
 def _warn_if_not_finite(rows: list[Row], already: int | None) -> int | None:
     for row in rows if already is None else ():
         loss = row.get("train_loss")
-        if isinstance(loss, float) and not math.isfinite(loss):
+        someone = row.get("num_clients") != 0  # the mean loss of nobody is NaN by design
+        if someone and isinstance(loss, float) and not math.isfinite(loss):
             warnings.warn(
                 f"train_loss is {loss} in round {row['round']}: training diverged, most likely "
                 "because learning_rate is too large; lower it or clip updates. The run goes on.",
@@ -338,10 +345,10 @@ def _check_directory(
         )
     if not resume:
         return False
+    path = directory / "config.json"
+    if settings is not None and path.exists():  # also where it starts anew in the files of a run
+        notices += check_settings(json.loads(path.read_text()), settings, may_change=may_change)
     if not checkpoint.steps(directory / "checkpoints"):
         notices.append(f"nothing to resume in {directory}: starting anew")
         return False
-    path = directory / "config.json"
-    if settings is not None and path.exists():
-        notices += check_settings(json.loads(path.read_text()), settings, may_change=may_change)
     return True

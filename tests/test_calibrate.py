@@ -76,6 +76,9 @@ def test_what_does_not_fit_or_comes_too_late_is_skipped_and_said(problem, tmp_pa
     found = calibrate(variants, key, state, data, cache_dir=tmp_path, max_seconds=0.0)
     assert list(found.seconds) == ["chunked(1)"]
     assert all("had passed" in reason for reason in found.skipped.values())
+    whole = calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1)
+    assert not whole.cached  # half an answer is not kept
+    assert set(whole.seconds) == set(variants)
     monkeypatch.setattr("fedjax_lite.engine.peak_memory.available_bytes", lambda device: 0)
     with pytest.raises(ValueError, match="not one of the variants fits"):
         calibrate(variants, key, state, data, cache_dir=tmp_path, refresh=True)

@@ -122,3 +122,24 @@ def test_a_donated_table_is_updated_in_place(strategy):
     assert donated.alias_size_in_bytes >= table
     assert donated.temp_size_in_bytes < 0.1 * table
     assert memory_of().alias_size_in_bytes < table  # the check can fail: not donated, not aliased
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_group_counts_with_what_it_has_taken_already(tmp_path, version):
+    groups = tmp_path / "cgroup"
+    groups.write_text("0::/job/step\n" if version == 2 else "4:memory:/job/step\n2:cpu:/\n")
+    base = tmp_path / "fs" / ("" if version == 2 else "memory")
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    for folder, limit, used, cached in (("job", "1000", 700, 50), ("job/step", "500", 100, 20)):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / folder / names[0]).write_text(limit)
+        (base / folder / names[1]).write_text(str(used))
+        (base / folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
+    found = memory.group_bytes(groups, tmp_path / "fs")
+    assert sorted(found) == [1000 - 700 + 50, 500 - 100 + 20]
+    (base / "job" / names[0]).write_text("max")
+    assert memory.group_bytes(groups, tmp_path / "fs") == [420]
+    assert memory.group_bytes(tmp_path / "absent", tmp_path / "fs") == []

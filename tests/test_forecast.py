@@ -83,7 +83,7 @@ def extra(num_lanes):
 def test_a_run_that_cannot_fit_is_refused_with_the_lanes_that_do(monkeypatch):
     room = (extra(4) + extra(5)) // 2
     assert extra(4) < extra(5) < extra(8)  # so that the room parts 4 lanes from 5
-    monkeypatch.setattr(module, "available_bytes", lambda device: room * jax.local_device_count())
+    monkeypatch.setattr(module, "available_bytes", lambda device: room)
     algo, key, state, data = small()
     with pytest.raises(ValueError, match=r"run out of memory.*chunked\(4\) would fit"):
         fl.run(algo, key, state, data, num_rounds=1, progress=False)
@@ -135,7 +135,7 @@ class _Program:
 @pytest.mark.parametrize(("room", "expected"), [(149, 0), (150, 1), (199, 1), (200, 2), (430, 6)])
 def test_lanes_that_fit_is_the_largest_number_that_does(monkeypatch, room, expected):
     monkeypatch.setattr(module, "RUNTIME_BYTES", 0)
-    monkeypatch.setattr(module, "available_bytes", lambda device: room * jax.local_device_count())
+    monkeypatch.setattr(module, "available_bytes", lambda device: room)
     assert lanes_that_fit(_Program, 64) == expected
 
 
@@ -157,6 +157,19 @@ def test_the_right_side_of_the_largest_product_is_found(batch):
 
     text = jax.jit(program).lower(x, w).compile().as_text()
     assert largest_right_side(text) == w.nbytes
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_bytes"), [("f8e4m3[10]", 10), ("bf16[3,2]", 12), ("pred[5]", 5), ("f32[]", 4)]
+)
+def test_bytes_of_a_shape(shape, num_bytes):
+    assert module._num_bytes(shape) == num_bytes
+
+
+def test_a_program_on_one_device_has_the_memory_of_the_host(monkeypatch):
+    monkeypatch.setattr(module, "available_bytes", lambda device: 1000)
+    compiled = jax.jit(jnp.sin).lower(jnp.ones(3)).compile()
+    assert forecast(compiled).available_bytes == 1000  # however many devices are forced
 
 
 def test_a_program_without_products_has_none():

@@ -534,3 +534,17 @@ def test_a_round_sees_the_cohort_as_it_was_drawn():
     expected = [ids.tolist(), [True, False, True, False, False]]
     assert seen[0] == seen[2] == expected
     assert seen[1][1] == seen[3][1]
+
+
+def test_a_streamed_round_that_cannot_fit_is_refused(monkeypatch):
+    monkeypatch.setattr("fedjax_lite.engine.peak_memory.available_bytes", lambda device: 100)
+    data = StreamedDataset(ArrayStore({"b": np.arange(4, dtype=np.float32)}, [1, 1, 1, 1]))
+    algo = fl.fedavg(
+        lambda w, e, key: 0.5 * (w - e["b"]) ** 2,
+        optax.sgd(0.1),
+        plan=fl.Plan(batch_size=1),
+        sampler=fl.uniform(2),
+    )
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="run out of memory"):
+        fl.run(algo, key, algo.init(key, jnp.array(0.0), data), data, num_rounds=1, progress=False)

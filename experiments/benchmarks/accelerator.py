@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import optax
 import tyro
-from measure import alternate, machine, spread
+from measure import alternate, check_output, machine, spread
 from packed import packed
 from workloads import WORKLOADS, Workload
 
@@ -60,6 +60,8 @@ class Flags:
     """No further program is begun after so long; what is missing is listed."""
     output: Path = Path("outputs/benchmarks/accelerator.json")
     """Where results go."""
+    overwrite: bool = False
+    """Replace an earlier file."""
     smoke: bool = False
     """Shrinks everything to seconds; its figures mean nothing."""
 
@@ -99,12 +101,16 @@ def timed(
             continue
         state = algo.init(key, model.init(key), data)
         began = time.perf_counter()
-        compiled = jax.jit(algo.round).lower(key, state, data).compile()
-        predicted = fl.forecast(compiled)
-        if predicted is not None and not predicted.fits:
-            left_out.append(f"{name}: does not fit")
+        try:
+            compiled = jax.jit(algo.round).lower(key, state, data).compile()
+            predicted = fl.forecast(compiled)
+            if predicted is not None and not predicted.fits:
+                left_out.append(f"{name}: does not fit")
+                continue
+            _, metrics = jax.block_until_ready(compiled(key, state, data))
+        except jax.errors.JaxRuntimeError as error:  # the device or its compiler refused it
+            left_out.append(f"{name}: {str(error).splitlines()[0][:200]}")
             continue
-        _, metrics = jax.block_until_ready(compiled(key, state, data))
         rows[name] = {
             "first_seconds": time.perf_counter() - began,
             "num_steps": int(metrics["num_steps"]),
@@ -210,6 +216,7 @@ def print_rows(title: str, rows: dict[str, Row], left_out: list[str]) -> None:
 
 def main(flags: Flags) -> dict[str, Any]:
     """Measures the tables and writes them after each."""
+    check_output(flags.output, flags.overwrite)
     workload = WORKLOADS["pfl-cnn"].smoke() if flags.smoke else WORKLOADS["pfl-cnn"]
     if flags.smoke:
         flags = dataclasses.replace(flags, lanes=(1, 5), repeats=1)

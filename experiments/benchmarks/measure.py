@@ -146,6 +146,19 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return dict(zip(("median", "min", "quartile_1", "quartile_3", "max"), levels, strict=True))
 
 
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuses to replace figures that nobody gave up.
+
+    Raises:
+      FileExistsError: if the file exists and `overwrite` is False.
+
+    Example:
+      >>> check_output(Path("/nowhere/figures.json"), overwrite=False)
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; give --overwrite to replace it, or another --output")
+
+
 def machine() -> dict[str, Any]:
     """What a figure of speed must be read with: processor, cores, load, versions, date."""
     affinity = getattr(os, "sched_getaffinity", None)

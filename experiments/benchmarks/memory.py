@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import optax
 import tyro
-from measure import machine
+from measure import check_output, machine
 
 import fedjax_lite as fl
 from fedjax_lite.engine.peak_memory import forecast
@@ -49,6 +49,8 @@ class Flags:
     """fedavg, scaffold (with its client table)."""
     output: Path = Path("outputs/benchmarks/memory.json")
     """Where results go."""
+    overwrite: bool = False
+    """Replace an earlier file."""
     child: str = ""
     """Internal: the one program that this process measures."""
 
@@ -117,6 +119,7 @@ def main(flags: Flags) -> None:
         program, algorithm, lanes = flags.child.split(",")
         print(json.dumps(measure(program, algorithm, int(lanes))))
         return
+    check_output(flags.output, flags.overwrite)
     rows = []
     for program in flags.programs:
         for algorithm in flags.algorithms:

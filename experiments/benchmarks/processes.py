@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from measure import machine, spread
+from measure import check_output, machine, spread
 from workloads import WORKLOADS
 
 import fedjax_lite as fl
@@ -45,6 +45,8 @@ class Flags:
     """Timed calls in each command, after one that compiles."""
     output: Path = Path("outputs/benchmarks/processes.json")
     """Where results go."""
+    overwrite: bool = False
+    """Replace an earlier file."""
     smoke: bool = False
     """Tiny sizes; the figures mean nothing."""
     child: str = ""
@@ -102,6 +104,7 @@ def main(flags: Flags) -> None:
     if flags.child:
         child(flags.child, flags)
         return
+    check_output(flags.output, flags.overwrite)
     results: dict[str, Any] = {}
     for name in flags.workloads:
         times: dict[str, list[float]] = {way: [] for way in WAYS}

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from measure import machine
+from measure import check_output, machine
 
 import fedjax_lite as fl
 from fedjax_lite.engine.program import Work
@@ -60,6 +60,8 @@ class Flags:
     """Measured calls of each point."""
     output: Path = Path("outputs/benchmarks/scaling.json")
     """Where results go."""
+    overwrite: bool = False
+    """Replace an earlier file."""
     smoke: bool = False
     """Few and small points; its figures mean nothing."""
     child: int = 0
@@ -256,6 +258,7 @@ def main(flags: Flags) -> dict[str, Any]:
     if flags.child:
         print(psum_child(flags.child))
         return {}
+    check_output(flags.output, flags.overwrite)
     model = fl.models.mlp((200, 200))
     model_bytes = 4 * 199_210
     compute, compute_rows = measure_compute(flags, model)

@@ -105,6 +105,11 @@ class CohortDataset:
     order: None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
+    def num_padded(self) -> int:
+        """Rows of `examples`, padding included."""
+        return jax.tree.leaves(self.examples)[0].shape[0]
+
+    @property
     def num_rows(self) -> int:
         """Rows of the table of client state: `C`."""
         return self.offsets.shape[0] - 1
@@ -204,7 +209,7 @@ def check_examples(examples: PyTree) -> int:
             raise TypeError(f"examples{name} must be numeric, got dtype {leaf.dtype}; encode it")
         if leaf.ndim == 0:
             raise ValueError(f"examples{name} must have a leading axis of examples, got a scalar")
-        _check_values(leaf, name)
+        check_values(leaf, name)
         lengths[name] = leaf.shape[0]
     if len(set(lengths.values())) > 1:
         raise ValueError(f"examples must share their leading axis, got lengths {lengths}")
@@ -214,8 +219,8 @@ def check_examples(examples: PyTree) -> int:
     return num_examples
 
 
-def _check_values(leaf: np.ndarray, name: str) -> None:
-    """Checks values as the device will store them: floats finite, integers within range."""
+def check_values(leaf: np.ndarray, name: str) -> None:
+    """Raises ValueError for what the device could not store: NaN, infinity, too large integers."""
     stored = jax.dtypes.canonicalize_dtype(leaf.dtype)
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         with np.errstate(over="ignore"):

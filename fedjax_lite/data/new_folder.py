@@ -6,24 +6,28 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
+def new_folder(
+    folder: str | os.PathLike[str], *, overwrite: bool, made_of: Sequence[str]
+) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block ends well.
 
     Args:
       folder: the name to appear.
-      overwrite: replace what has that name.
+      overwrite: replace an earlier folder of this kind, and nothing else.
+      made_of: patterns of the files that such a folder holds.
 
     Raises:
-      FileExistsError: if the name is taken and `overwrite` is False, before anything is written.
+      FileExistsError: if the name is taken and `overwrite` is False, or if what has the name holds
+        other files; before anything is written.
 
     Example:
       >>> with tempfile.TemporaryDirectory() as place:
-      ...     with new_folder(f"{place}/data", overwrite=False) as inside:
+      ...     with new_folder(f"{place}/data", overwrite=False, made_of=["*.txt"]) as inside:
       ...         _ = (inside / "a.txt").write_text("a")
       ...     Path(place, "data", "a.txt").read_text()
       'a'
@@ -31,6 +35,14 @@ def new_folder(folder: str | os.PathLike[str], *, overwrite: bool) -> Iterator[P
     folder = Path(folder).absolute()
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; overwrite=True replaces it, or choose another")
+    if folder.exists():
+        inside = folder.iterdir() if folder.is_dir() else [folder]
+        foreign = [p.name for p in inside if not any(p.match(kind) for kind in made_of)]
+        if foreign:
+            raise FileExistsError(
+                f"{folder} holds files of others ({', '.join(foreign[:3])}), so "
+                "it is not replaced; choose another folder, or delete it yourself"
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-", dir=folder.parent))
     try:

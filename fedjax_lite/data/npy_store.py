@@ -25,6 +25,9 @@ LAYOUT = 1
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _HEADER_BYTES = 192
 
+MADE_OF = ("examples.*.npy", "offsets.npy", "manifest.json", "population.json")
+"""Files of such a folder."""
+
 
 class NpyStore:
     """The examples of a folder that `write_streamed` wrote; nothing is read before it is asked for.
@@ -121,7 +124,10 @@ def write_streamed(
       ...     write_streamed(f"{place}/data", [one, two]).name
       'data'
     """
-    with new_folder(folder, overwrite=overwrite) as writing, contextlib.ExitStack() as files:
+    with (
+        new_folder(folder, overwrite=overwrite, made_of=MADE_OF) as writing,
+        contextlib.ExitStack() as files,
+    ):
         leaves: dict[str, Leaf] = {}
         sinks: dict[str, Any] = {}
         sizes: list[np.ndarray] = []

@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from fedjax_lite.checks import check_count
+from fedjax_lite.data.dataset import check_values
 from fedjax_lite.data.new_folder import new_folder
 from fedjax_lite.data.npy_store import check_same_leaves
 from fedjax_lite.data.store import Arrays, Leaf, check_chunk, check_sizes, leaves_of, offsets_of
+
+MADE_OF = ("part-*.parquet",)
+"""Files of such a folder."""
 
 
 class ParquetStore:
@@ -118,7 +122,9 @@ class ParquetStore:
             if column.null_count:
                 raise ValueError(f"the column {name!r} holds nulls in row group {number}")
             flat = column.flatten() if leaf.shape else column
-            array = np.asarray(flat.to_numpy(zero_copy_only=False), leaf.dtype)
+            stored = np.asarray(flat.to_numpy(zero_copy_only=False))
+            check_values(stored, f"[{name!r}] of row group {number}")
+            array = stored.astype(leaf.dtype, copy=False)
             arrays[name] = array.reshape(-1, *leaf.shape)
         return arrays
 
@@ -156,7 +162,7 @@ def write_parquet(
     """
     check_count(rows_per_group, "rows_per_group", minimum=1)
     pa, pq = _pyarrow()
-    with new_folder(folder, overwrite=overwrite) as writing:
+    with new_folder(folder, overwrite=overwrite, made_of=MADE_OF) as writing:
         leaves: dict[str, Leaf] = {}
         done = 0
         for number, (part, examples) in enumerate(chunks):

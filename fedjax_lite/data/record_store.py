@@ -35,6 +35,9 @@ from fedjax_lite.data.store import (
 
 LAYOUT = 1
 
+MADE_OF = ("*.array_record", "offsets.npy", "manifest.json", "population.json")
+"""Files of such a folder."""
+
 
 class RecordStore:
     """The examples of a folder that `write_records` wrote.
@@ -145,7 +148,10 @@ def write_records(
     """
     check_count(clients_per_shard, "clients_per_shard", minimum=1)
     module = _array_record()
-    with new_folder(folder, overwrite=overwrite) as writing, contextlib.ExitStack() as files:
+    with (
+        new_folder(folder, overwrite=overwrite, made_of=MADE_OF) as writing,
+        contextlib.ExitStack() as files,
+    ):
         leaves: dict[str, Leaf] = {}
         sizes: list[int] = []
         writer, counts = None, []

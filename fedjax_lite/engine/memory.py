@@ -54,11 +54,45 @@ def host_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
             available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, OSError, ValueError):  # neither Linux nor a System V
             return None
+    return min([available, *group_bytes()])
+
+
+def group_bytes(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """Bytes that each control group of this process may still take; those without limit left out.
+
+    Pages of files that were read once do not count as taken: the system gives them back.
+
+    Args:
+      groups: which groups this process is in.
+      root: where groups are mounted, version 2, or version 1 with a folder `memory`.
+    """
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no such group, or "max"
-        return available
-    return min(available, limit)
+        lines = groups.read_text().split()
+    except OSError:  # not Linux
+        return []
+    found = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        kinds, _, path = rest.partition(":")
+        if number == "0":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        mine = base / path.strip("/")
+        # Inside a container the path is often the host's, and the group itself is mounted.
+        for folder in {base, *(p for p in (mine, *mine.parents) if p.is_relative_to(base))}:
+            try:
+                limit, used = (int((folder / name).read_text()) for name in names[:2])
+                stat = dict(li.split() for li in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such group, or "max"
+                continue
+            found.append(max(0, limit - used + int(stat.get(names[2], 0))))
+    return found
 
 
 def check_table(rows: PyTree, num_clients: int, *, available: int | None = None) -> None:

@@ -75,7 +75,7 @@ def forecast(compiled: Any, *, device: Any = None) -> Forecast | None:
     available = available_bytes(device)
     if device.platform == "cpu":
         if available is not None:
-            available //= jax.local_device_count(device.platform)
+            available //= _num_local_devices(compiled)
         extra += int(PACKING * largest_right_side(compiled.as_text())) + RUNTIME_BYTES
     return Forecast(analysis.argument_size_in_bytes, extra, available)
 
@@ -157,9 +157,17 @@ _LINE = re.compile(
 )
 
 
+def _num_local_devices(compiled: Any) -> int:
+    """Devices of this process that a program runs on; they share the memory of one CPU."""
+    shardings = jax.tree.leaves(getattr(compiled, "input_shardings", ()))
+    devices = {d for sharding in shardings for d in getattr(sharding, "device_set", ())}
+    return max(1, sum(d.process_index == jax.process_index() for d in devices))
+
+
 def _num_bytes(shape: str) -> int:
     kind, _, axes = shape.rstrip("]").partition("[")
-    bits = int(re.sub(r"\D", "", kind[:4]) or 8)  # f32, bf16, s8, f8e4m3; pred is a byte
+    digits = re.match(r"[a-z]+(\d+)", kind)  # f32, bf16, s8, f8e4m3; pred is a byte
+    bits = int(digits[1]) if digits else 8
     return math.prod(int(axis) for axis in axes.split(",") if axis) * bits // 8 if shape else 0
 
 

@@ -128,9 +128,9 @@ def scan_length(plan: Plan, max_client_size: int, max_steps: int | None) -> int:
                 f"a function or traced, got None with {plan}"
             )
         return largest
-    # With epochs per client the largest client need not be the one of most epochs.
-    amount: Any = plan.epochs
-    certain = amount is None or np.ndim(amount) == 0
+    # With amounts per client the largest client need not be the one of most steps.
+    amount: Any = plan.epochs if plan.steps is None else plan.steps
+    certain = np.ndim(amount) == 0
     if largest is not None and certain and largest > max_steps:
         raise ValueError(
             f"max_steps must be at least {largest}, the local steps of the largest client "

@@ -63,7 +63,8 @@ def _dot_forward(
     subscripts: tuple, dtypes: tuple, narrow: str, a: Array, b: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     a, b = a.astype(narrow), b.astype(narrow)  # what is kept for the way back is narrow, too
-    return _dot(subscripts, dtypes, narrow, a, b), (a, b)
+    # Where this pass is differentiated again, cotangents of the narrow operands must be narrow.
+    return _dot(subscripts, (narrow, narrow, dtypes[2]), narrow, a, b), (a, b)
 
 
 def _dot_backward(

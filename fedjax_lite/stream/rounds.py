@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count, check_key
 from fedjax_lite.data.dataset import CohortDataset
+from fedjax_lite.engine.peak_memory import check_fits
 from fedjax_lite.rounds import own, wait
 from fedjax_lite.stream.host_table import HostTable, TableEdit
 from fedjax_lite.types import Array, Cohort, FederatedAlgorithm, Key, PyTree, RoundState
@@ -98,7 +99,7 @@ class StreamedRounds:
       capacity: rounds that one call does at most.
 
     Raises:
-      ValueError: if the algorithm has no `sample`.
+      ValueError: if the algorithm has no `sample`; from `advance`, if a round cannot fit.
       TypeError: if the key is not typed.
     """
 
@@ -117,6 +118,7 @@ class StreamedRounds:
         self._sample = algo.sample
         self._sizes = jnp.asarray(stream.sizes)
         self._edits: dict[str, TableEdit] = {}
+        self._checked: set[int] = set()
         self._executor: ThreadPoolExecutor | None = None
         self._forget()
 
@@ -128,6 +130,11 @@ class StreamedRounds:
         rest = own(state._replace(**dict.fromkeys(tables, ())))
         self._edits = {name: TableEdit(table) for name, table in tables.items()}
         self._sharding = _replicated(rest)
+        if self._sharding is not None and not self._sharding.is_fully_addressable:
+            raise ValueError(
+                "a streamed data set serves the devices of one process, got a state on those of "
+                f"{jax.process_count()} processes; split the population instead (shard_population)"
+            )
         self._round = self._sampled = int(rest.round)
         self._chain = rest.sampler
         return self._hand_out(rest, rest.sampler)
@@ -169,16 +176,13 @@ class StreamedRounds:
         self._sample_ahead(AHEAD + 1)
         before = self._before or Before(np.zeros(0, np.int32), jax.tree.map(jnp.copy, fetched.rows))
         source = _find(fetched.ids, before.ids)
-        state, rows, metrics, done = one_round(
-            self._key,
-            state,
-            fetched.rows,
-            before.rows,
-            source,
-            fetched.data,
-            Cohort(fetched.ids, fetched.mask),
-            self._algo.round,
-        )
+        cohort = Cohort(fetched.ids, fetched.mask)
+        given = (self._key, state, fetched.rows, before.rows, source, fetched.data, cohort)
+        if fetched.data.num_padded not in self._checked:
+            # Compiled once for each bucket: the call below finds this very program.
+            check_fits(one_round.lower(*given, self._algo.round).compile(), None, len(source))
+            self._checked.add(fetched.data.num_padded)
+        state, rows, metrics, done = one_round(*given, self._algo.round)
         self._round += 1
         self._now = self._samplers.popleft()
         if rows:
@@ -232,8 +236,9 @@ class StreamedRounds:
                 result = job.result(timeout=5e-4 if idle_since is None else None)
                 break
             except TimeoutError:
-                if job.done():
-                    raise
+                if job.done():  # ended just after the wait, or raised this itself
+                    result = job.result()
+                    break
         if idle_since is not None:
             self._stream.timings.waited += time.perf_counter() - idle_since
         return result

@@ -174,7 +174,9 @@ class RowStore:
                     f"checkpoints need, not of {self.layout.describe()}; choose another state_dir"
                 )
             (self.folder / "rows.bin").unlink(missing_ok=True)
-        path.write_text(json.dumps(mine) + "\n")
+        writing = path.with_suffix(".writing")
+        writing.write_text(json.dumps(mine) + "\n")
+        os.replace(writing, path)
 
 
 def new_token() -> str:

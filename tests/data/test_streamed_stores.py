@@ -129,6 +129,38 @@ def test_earlier_folders_are_kept_unless_told(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+@pytest.mark.parametrize("write", [write_streamed, write_records, write_parquet])
+def test_overwriting_touches_no_folder_of_others(tmp_path, write):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"files of others \(thesis.txt\)"):
+        write(folder, parts(), overwrite=True)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    (folder / "thesis.txt").unlink()
+    write(folder, parts(), overwrite=True)  # an empty folder is nobody's
+    write(folder, parts(), overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="files of others"):
+        write(tmp_path / "file", parts(), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(np.array([1, 2**40 + 7]), "integers beyond int32"), (np.array([1.0, np.nan]), "NaN")],
+)
+def test_parquet_of_others_is_checked_when_it_is_read(tmp_path, values, message):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table({"client": pyarrow.array([0, 1]), "y": pyarrow.array(values)})
+    parquet.write_table(table, tmp_path / "spark.parquet")
+    store = ParquetStore(tmp_path)
+    leaf = store.leaves["y"]
+    with pytest.raises(ValueError, match=message):
+        store.read(np.array([0, 1]), {"y": np.zeros((2, *leaf.shape), leaf.dtype)})
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [

@@ -377,3 +377,34 @@ def test_bad_arguments_are_named():
         with_precision(model, "float16")
     with pytest.raises(ValueError, match="compute must be"):
         with_precision(model, "fp8")
+
+
+def test_narrow_products_in_gradients_through_rounds():
+    """Cotangents of several products are added up in the derivative of a derivative."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 4)).astype(np.float32)
+    data = fl.data.from_arrays({"x": x, "y": rng.integers(0, 3, 8)}, np.repeat([0, 1], 4))
+    plain = fl.models.mlp((8,), num_classes=3, input_shape=(4,))
+    key = jax.random.key(0)
+    params = plain.init(key)
+
+    def slope(model):
+        def after(learning_rate):
+            algo = fl.fedavg(
+                model.loss,
+                optax.sgd(learning_rate),
+                plan=fl.Plan(batch_size=2),
+                sampler=fl.everyone(),
+                strategy=fl.differentiable(),
+            )
+            state = algo.init(key, params, data)
+            state, _ = fl.unroll(algo, key, state, data, num_rounds=2)
+            return model.loss(state.server.params, data.examples, key).mean()
+
+        return jax.grad(after)(0.5)
+
+    narrow, exact = slope(fl.models.with_precision(plain, "bfloat16")), slope(plain)
+    assert narrow.dtype == jnp.float32
+    # Four steps of products with relative error 2**-8 each, some of it cancelled in the slope.
+    np.testing.assert_allclose(narrow, exact, rtol=0.1)
+    assert float(narrow) != float(exact)

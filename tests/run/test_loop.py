@@ -188,6 +188,33 @@ def test_resume_of_nothing_starts_anew_with_a_notice(tmp_path, capsys):
     assert "nothing to resume" in capsys.readouterr().err
 
 
+def test_a_config_is_compared_also_where_checkpoints_are_gone(tmp_path):
+    algo = toy()
+    _, state = start(algo)
+    go(algo, state, 5, output_dir=tmp_path, config={"alpha": 0.3})
+    loop.checkpoint.clear(tmp_path / "checkpoints")
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"alpha: was 0.3, is 0.1"):
+        go(algo, state, 5, output_dir=tmp_path, resume=True, config={"alpha": 0.1})
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_the_mean_loss_of_nobody_is_no_divergence(recwarn):
+    rows = [{"round": 1, "train_loss": float("nan"), "num_clients": 0}]
+    assert loop._warn_if_not_finite(rows, None) is None
+    assert not recwarn.list
+    with pytest.warns(RuntimeWarning, match="round 2"):
+        assert loop._warn_if_not_finite([{**rows[0], "round": 2, "num_clients": 1}], None) == 2
+
+
+def test_saving_a_lower_step_keeps_it(tmp_path):
+    for step in (10, 20, 5):
+        folder = loop.checkpoint.save(tmp_path, {"w": jnp.float32(step)}, step=step, keep=2)
+        assert folder.is_dir()
+    assert float(loop.checkpoint.restore(tmp_path, {"w": jnp.float32(0)}, step=5)["w"]) == 5
+    assert not list(tmp_path.glob("*.deleting"))
+
+
 def test_resume_with_another_config_lists_the_differences(tmp_path):
     algo = toy()
     _, state = start(algo)
