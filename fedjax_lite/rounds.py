@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -67,18 +68,27 @@ def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacit
         number of lanes that would fit.
     """
     data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
-    checked = False
+    checked = _checked.setdefault(algo.round, set())
 
     def advance(state: RoundState, length: int) -> tuple[RoundState, PyTree]:
-        nonlocal checked
-        if not checked:
+        leaves, structure = jax.tree.flatten((state, data))
+        shapes = (capacity, structure, *map(_aval, leaves))
+        if shapes not in checked:
             check_memory(algo, key, state, data, capacity=capacity)
-            checked = True
+            checked.add(shapes)
         state, metrics = many_rounds(key, state, data, np.int32(length), algo.round, capacity)
         wait((state.round, metrics))
         return state, metrics
 
     return Rounds(own, advance)
+
+
+_checked: weakref.WeakKeyDictionary[Callable[..., Any], set] = weakref.WeakKeyDictionary()
+"""What was found to fit, by `algo.round`: a second `run` of a program does not ask again."""
+
+
+def _aval(leaf: jax.Array) -> tuple[Any, ...]:
+    return leaf.shape, leaf.dtype, leaf.sharding
 
 
 def check_memory(
@@ -141,5 +151,5 @@ def wait(tree: PyTree) -> None:
     for leaf in jax.tree.leaves(tree):
         while not leaf.is_ready():
             time.sleep(pause)
-            pause = min(2 * pause, 0.02)
+            pause = min(2 * pause, 0.002)
     jax.block_until_ready(tree)  # raises what the computation raised

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
+from fedjax_lite import rounds as rounds_module
 from fedjax_lite.engine import peak_memory as module
 from fedjax_lite.engine.peak_memory import forecast, lanes_that_fit, largest_right_side
 from fedjax_lite.rounds import many_rounds, rounds_of
@@ -115,6 +116,20 @@ def test_the_check_compiles_nothing_twice():
     compiled.clear()
     rounds.advance(state, 2)
     assert compiled.count("/jax/core/compile/backend_compile_duration") == 1
+
+
+def test_a_second_run_of_a_program_does_not_ask_again(monkeypatch):
+    asked = []
+    check = rounds_module.check_memory
+    monkeypatch.setattr(
+        rounds_module, "check_memory", lambda *args, **kw: (asked.append(1), check(*args, **kw))
+    )
+    algo, key, state, data = small()
+    for _ in range(3):
+        fl.run(algo, key, state, data, num_rounds=2, every=2, progress=False)
+    assert len(asked) == 1
+    fl.run(algo, key, state, data, num_rounds=2, every=1, progress=False)  # another program
+    assert len(asked) == 2
 
 
 class _Program:

@@ -14,8 +14,8 @@ from fedjax_lite.checks import check_count
 from fedjax_lite.data.dataset import FederatedDataset, ShardedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import choose, planned_steps
+from fedjax_lite.engine.collective import AXIS, add_devices
 from fedjax_lite.engine.lanes import chunked
-from fedjax_lite.engine.placement import AXIS
 from fedjax_lite.engine.program import Program, Strategy, Table, Work
 from fedjax_lite.types import Array, Key, PyTree
 
@@ -81,7 +81,7 @@ def owners_compute(
         table, acc, metrics = strategy.execute(
             program, key, table, acc, broadcast, round, block, work
         )
-        return table, *_sum((acc, metrics))
+        return table, *add_devices((acc, metrics))
 
     whole, part = PartitionSpec(), PartitionSpec(AXIS)
     # The loops' lengths differ by device, which replication checking cannot follow.
@@ -152,10 +152,3 @@ def imbalance(
         if loads.sum():
             ratios.append(loads.max() / loads.mean())
     return float(np.mean(ratios)) if ratios else math.nan
-
-
-def _sum(tree: PyTree) -> PyTree:
-    """The sum over devices; of flags, whether one is set."""
-    counted = jax.tree.map(lambda x: x.astype(jnp.int32) if x.dtype == bool else x, tree)
-    summed = jax.lax.psum(counted, AXIS)
-    return jax.tree.map(lambda s, x: s.astype(x.dtype), summed, tree)

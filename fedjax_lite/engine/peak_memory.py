@@ -91,6 +91,8 @@ def check_fits(compiled: Any, recompile: Callable[[int], Any] | None, most_lanes
     Raises:
       ValueError: if the forecast exceeds what is available.
     """
+    if _certainly_fits(compiled):
+        return
     predicted = forecast(compiled)
     if predicted is None or predicted.fits:
         return
@@ -107,6 +109,17 @@ def check_fits(compiled: Any, recompile: Callable[[int], Any] | None, most_lanes
         f"the rounds would run out of memory: beside {mib(predicted.argument_bytes)} of state and "
         f"data they need {mib(predicted.extra_bytes)}, and {available} are available; {remedy}"
     )
+
+
+def _certainly_fits(compiled: Any) -> bool:
+    """A bound that needs no look at the program's text, which takes longer than a small round."""
+    analysis = compiled.memory_analysis()
+    available = available_bytes(jax.local_devices()[0])
+    if analysis is None or available is None:
+        return True
+    held = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+    most = (1 + PACKING) * held + analysis.output_size_in_bytes + RUNTIME_BYTES
+    return most <= available / jax.local_device_count()
 
 
 def lanes_that_fit(recompile: Callable[[int], Any], most_lanes: int) -> int:

@@ -12,9 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_lite import distributed
 from fedjax_lite.data.dataset import ClientData, FederatedDataset, ShardedDataset, check_examples
+from fedjax_lite.engine.collective import AXIS
 from fedjax_lite.types import Array, FederatedAlgorithm, Key, Params, PyTree, RoundState
-
-AXIS = "clients"
 
 
 def client_mesh(devices: Any = None) -> Mesh:

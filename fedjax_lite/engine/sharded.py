@@ -12,8 +12,9 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_lite import trees
 from fedjax_lite.data.dataset import ClientData, ShardedDataset
 from fedjax_lite.engine.choose import auto
+from fedjax_lite.engine.collective import AXIS, add_devices, spread_metrics
 from fedjax_lite.engine.owners import owners_compute
-from fedjax_lite.engine.placement import AXIS, check_mesh
+from fedjax_lite.engine.placement import check_mesh
 from fedjax_lite.engine.program import Program, Strategy, Table, Work
 from fedjax_lite.types import Array, Key, Message, PyTree
 
@@ -96,30 +97,38 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
             data: ClientData,
             work: Work,
         ) -> tuple[Table, PyTree, dict[str, Any]]:
+            # Every device has the whole list and cuts its share: a list that is split over devices
+            # would be gathered again for the server's part of the round.
+            share = work.ids.shape[0] // num_devices
+            first = jax.lax.axis_index(AXIS) * share
+            mine = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, share), work)
             # Here the table is the rows of this device's clients, in their order; only the
             # aggregator needs to know their places in the whole cohort.
-            places = jnp.arange(work.ids.shape[0], dtype=jnp.int32)
-            local = program._replace(aggregator=_with_slots(program.aggregator, work.slots))
-            work = work._replace(rows=places, slots=places)
+            places = jnp.arange(share, dtype=jnp.int32)
+            local = program._replace(aggregator=_with_slots(program.aggregator, mine.slots))
             rows, acc, metrics = dealt_to.execute(
-                local, key, rows, acc, broadcast, round, data, work
+                local,
+                key,
+                rows,
+                acc,
+                broadcast,
+                round,
+                data,
+                mine._replace(rows=places, slots=places),
             )
-            return rows, jax.lax.psum(acc, AXIS), metrics
+            metrics = spread_metrics(metrics, mine.slots, mine.mask, cohort_size)
+            return rows, *add_devices((acc, metrics))
 
         whole, part = PartitionSpec(), PartitionSpec(AXIS)
         # The loops' lengths differ by device, which replication checking cannot follow.
         rows, acc, metrics = jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(whole, part, whole, whole, whole, whole, part),
-            out_specs=(part, whole, part),
+            in_specs=(whole, part, whole, whole, whole, whole, whole),
+            out_specs=(part, whole, whole),
             check_vma=False,
         )(key, rows, acc, broadcast, round, data, dealt)
-        table = trees.scatter_rows(table, dealt.rows, dealt.mask, rows)
-        empty = jax.tree.map(
-            lambda leaf: jnp.zeros((cohort_size, *leaf.shape[1:]), leaf.dtype), metrics
-        )
-        return table, acc, trees.scatter_rows(empty, dealt.slots, dealt.mask, metrics)
+        return trees.scatter_rows(table, dealt.rows, dealt.mask, rows), acc, metrics
 
     return Strategy(execute, f"sharded({num_devices} devices, {dealt_to.name})")
 

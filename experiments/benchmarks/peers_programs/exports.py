@@ -182,8 +182,10 @@ def write(
       num_threads: cores that every system may use.
       purpose: "agree" makes the order of a client's examples irrelevant, so that all systems must
         reach the same model: the first few clients, all in every round, a batch of a client's whole
-        data, several epochs, no dropout. In float64, because in float32 rounding decides between
-        two almost equal pixels in max pooling, which changes a gradient by up to a hundredth.
+        data, several epochs, no dropout. In float64 and on random pixels: where values are equal in
+        a pooled window, as in the flat areas of photographs, the maximum has no one gradient
+        (PyTorch takes the first, ours shares), and in float32 rounding decides between almost
+        equal ones; either changes a gradient by up to a hundredth.
 
     Returns:
       What was written to ``task.json``.
@@ -205,6 +207,8 @@ def write(
     workload = dataclasses.replace(workload, cohort_size=cohort_size)
     order = order[: offsets[-1]]
     x = examples["x"][order]
+    if purpose == "agree":
+        x = np.random.default_rng(SEED).integers(0, 256, x.shape, dtype=np.uint8)
     floats = np.asarray(as_floats(jnp.asarray(x), mean=net.mean, std=net.std), dtype)
     np.save(folder / "x.npy", x)
     np.save(folder / "x_float.npy", np.ascontiguousarray(floats.transpose(0, 3, 1, 2)))
