@@ -1,0 +1,165 @@
+"""The parts of the results pages: sections, Markdown tables, and words beside the numbers."""
+
+from __future__ import annotations
+
+import decimal
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Documents = Mapping[str, Any]
+"""Parsed JSON of experiments/results by file name without the ending; a missing one is absent."""
+
+COLUMNS = ("what", "published", "here", "remark", "command")
+"""Of a table beside published numbers."""
+NAMES = {"fedavg": "FedAvg", "fedavgm": "FedAvgM", "fedprox": "FedProx", "scaffold": "SCAFFOLD",
+         "fednova": "FedNova", "feddyn": "FedDyn", "mime": "Mime", "centralised": "centralised",
+         "fedprox 0": "FedProx mu=0", "fedsgd": "FedSGD"}  # fmt: skip
+
+
+class Brief(NamedTuple):
+    """A line of the README's table."""
+
+    what: str
+    published: str
+    here: str
+    command: str = ""
+
+
+class Section(NamedTuple):
+    """A part of the guide's page, and what of it the README shows."""
+
+    title: str
+    text: str
+    brief: tuple[Brief, ...] = ()
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    r"""A Markdown table; bars inside cells are escaped.
+
+    Args:
+      header: names of the columns.
+      rows: cells, as many as columns.
+
+    Returns:
+      The table without a newline at its end.
+
+    Raises:
+      ValueError: if a row has another number of cells.
+
+    Example:
+      >>> print(table(("a", "b"), [("1", "2|3")]))
+      | a | b |
+      |---|---|
+      | 1 | 2\|3 |
+    """
+    lines = [_line(header), "|" + "---|" * len(header)]
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"rows must have {len(header)} cells, got {row}")
+        lines.append(_line(row))
+    return "\n".join(lines)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with as many digits, halves away from zero; a dash where none is known.
+
+    A share of 2,000 images such as 43.15 % is rounded as one reads it, not as its binary form.
+
+    Args:
+      value: None and what is not finite have no number.
+      digits: after the point.
+
+    Returns:
+      The text.
+
+    Example:
+      >>> number(43.15, 1), number(None)
+      ('43.2', '-')
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    exact = decimal.Decimal(repr(float(value)))
+    return str(exact.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP))
+
+
+def spread(values: Sequence[float | None], digits: int = 1, *, factor: float = 1.0) -> str:
+    """Mean and sample standard deviation over seeds, or the one value.
+
+    Args:
+      values: one a seed.
+      digits: after the point.
+      factor: what values are multiplied by; 100 for per cent.
+
+    Returns:
+      ``mean ± deviation (n seeds)``.
+
+    Example:
+      >>> spread([0.5, 0.7], factor=100), spread([0.5])
+      ('60.0 ± 14.1 (2 seeds)', '0.5 (1 seed)')
+    """
+    known = factor * np.array([math.nan if v is None else v for v in values])
+    if len(known) == 1:
+        return f"{number(known[0], digits)} (1 seed)"
+    mean, deviation = number(known.mean(), digits), number(known.std(ddof=1), digits)
+    return f"{mean} ± {deviation} ({len(known)} seeds)"
+
+
+def compared(published: float, ours: float | None, *, unit: str, fewer: bool = False) -> str:
+    """Says in words whether ours falls short of the published figure.
+
+    Args:
+      published: the paper's.
+      ours: None or not finite where a run never arrived.
+      unit: of the difference, such as "points" or "rounds".
+      fewer: less is better.
+
+    Returns:
+      One phrase.
+
+    Example:
+      >>> compared(76.9, 70.0, unit="points")
+      'falls short by 6.9 points'
+      >>> compared(87, 32, unit="rounds", fewer=True)
+      'better than published, by 55 rounds'
+    """
+    if ours is None or not math.isfinite(ours):
+        return "falls short: not reached"
+    gain = published - ours if fewer else ours - published
+    size = number(abs(gain), 0 if unit == "rounds" else 1)
+    if float(size) == 0:
+        return "as published"
+    return (
+        f"better than published, by {size} {unit}" if gain > 0 else f"falls short by {size} {unit}"
+    )
+
+
+def provenance(name: str, document: Mapping[str, Any]) -> str:
+    """Where a table's numbers come from: the file, the software, and the machine as recorded."""
+    machine = document.get("machine", document)
+    made = machine.get("versions", {})
+    parts = [f"jax {made['jax']}", f"Python {made['python']}"] if "jax" in made else []
+    if "cpu" in machine and "num_cores" in machine:
+        load = machine.get("load_average", [math.nan])[0]
+        parts.append(f"{machine['num_cores']} cores of {machine['cpu']}, load {load:.1f}")
+    elif "platform" in made:
+        parts.append(made["platform"])
+    if "date" in machine:
+        parts.append(machine["date"][:10])
+    return f"Numbers: `experiments/results/{name}.json`" + "".join(f"; {p}" for p in parts) + "."
+
+
+def paragraphs(*parts: str) -> str:
+    """Joins the parts that are not empty by blank lines."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def bullets(items: Iterable[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

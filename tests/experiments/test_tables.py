@@ -1,0 +1,243 @@
+"""The results pages: up to date, complete without some files, and honest about what falls short."""
+
+import importlib
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPTS = ROOT / "experiments"
+RESULTS = SCRIPTS / "results"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("tables")
+
+
+@pytest.fixture(scope="module")
+def rows(tables):
+    return importlib.import_module("results_rows")
+
+
+@pytest.fixture(scope="module")
+def documents(tables):
+    return tables.read(RESULTS)
+
+
+def pages(tables, tmp_path):
+    readme, guide = tmp_path / "README.md", tmp_path / "guide" / "results.md"
+    readme.write_text(f"# Title\n\n{tables.BEGIN}\nstale section\n{tables.END}\n\nrest\n")
+    return tables.Flags(readme=readme, guide=guide)
+
+
+def test_the_committed_pages_are_up_to_date(tables):
+    tables.main(tables.Flags(check=True))
+
+
+def test_writes_both_pages_and_nothing_outside_the_markers(tables, tmp_path):
+    flags = pages(tables, tmp_path)
+    assert tables.main(flags) == [flags.readme, flags.guide]
+    text = flags.readme.read_text()
+    assert text.startswith(f"# Title\n\n{tables.BEGIN}\n")
+    assert text.endswith(f"\n{tables.END}\n\nrest\n")
+    assert "stale section" not in text
+    assert tables.main(flags) == []  # the second time nothing changes
+
+
+def test_check_fails_on_a_stale_page_and_writes_nothing(tables, tmp_path):
+    flags = pages(tables, tmp_path)
+    before = flags.readme.read_text()
+    check = tables.Flags(check=True, readme=flags.readme, guide=flags.guide)
+    with pytest.raises(ValueError, match=r"not up to date: .*README\.md.*tables\.py"):
+        tables.main(check)
+    assert flags.readme.read_text() == before
+    assert not flags.guide.exists()
+
+
+def test_markers_must_be_there_once(tables):
+    for page in ("", tables.BEGIN, f"{tables.END} {tables.BEGIN}", 2 * (tables.BEGIN + tables.END)):
+        with pytest.raises(ValueError, match="the README must hold"):
+            tables.replaced(page, "new")
+
+
+def test_a_missing_file_leaves_its_rows_out(tables, documents):
+    whole = tables.sections(documents)
+    assert tables.sections({}) == []
+    for name in documents:
+        fewer = tables.sections({k: v for k, v in documents.items() if k != name})
+        text = tables.guide_page(fewer)
+        assert f"results/{name}.json`" not in text
+        assert len(fewer) <= len(whole)
+        tables.readme_section(fewer)
+
+
+def test_every_file_of_results_is_shown(tables, documents):
+    text = tables.guide_page(tables.sections(documents))
+    for name in documents:
+        if name != "fedavg_cifar":  # one run's rows; its last is quoted
+            assert f"`experiments/results/{name}.json`" in text
+
+
+def test_tables_have_as_many_cells_in_each_row(tables, documents):
+    text = tables.guide_page(tables.sections(documents))
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert len(cells) <= 1, block
+
+
+def test_a_file_that_is_no_json_is_named(tables, tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
+        tables.read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        tables.read(tmp_path / "nowhere")
+
+
+def test_mnist_shows_the_median_of_the_seeds(documents, tables):
+    cell = documents["mcmahan_mnist"]["cells"]["2nn-iid-b10-e1"]
+    best = f"{cell['best_learning_rate']:g}"
+    median = statistics.median(cell["rounds_by_learning_rate"][best])
+    section = tables.results_learning.mnist(documents)
+    assert f"| 87 | **{median:.0f}**, median of 3 seeds" in section.text
+    assert section.brief[0].here == f"**{median:.0f}**"
+    # 1474 / 87 is more than what we gain, and the row says so.
+    gain = documents["mcmahan_mnist"]["cells"]["2nn-iid-binf-e1"]["ours"] / cell["ours"]
+    assert gain < 1474 / 87
+    assert f"| 16.9 | {gain:.1f} | falls short by" in section.text
+
+
+def test_a_target_never_reached_falls_short(tables, documents):
+    changed = json.loads(json.dumps(documents["mcmahan_mnist"]))
+    cell = changed["cells"]["2nn-iid-b10-e1"]
+    cell["ours"] = None
+    cell["rounds_by_learning_rate"]["0.2"] = [None, None, 40.0]
+    text = tables.results_learning.mnist({"mcmahan_mnist": changed}).text
+    assert "| 87 | **-**, median of 3 seeds (not reached, not reached, 40), rate 0.2 |" in text
+    assert "falls short: not reached" in text
+
+
+def test_fedprox_rows_have_seed_0_and_all_cohorts(tables, documents):
+    section = tables.results_drift.fedprox(documents)
+    found = {(r["method"], r["stragglers"]): r for r in documents["fedprox_synthetic"]["rows"]}
+    for row in found.values():
+        mean = statistics.fmean(row["train_loss_by_seed"])
+        deviation = statistics.stdev(row["train_loss_by_seed"])
+        assert f"{row['train_loss']:.4f}; all cohorts {mean:.3f} ± {deviation:.3f}" in section.text
+    gain = 100 * (
+        statistics.fmean(found["fedprox mu", 0.9]["test_accuracy_by_seed"])
+        - statistics.fmean(found["fedavg", 0.9]["test_accuracy_by_seed"])
+    )
+    assert (
+        f"| +22 points [text] | +{gain:.1f} points | falls short by {22 - gain:.1f}" in section.text
+    )
+
+
+def test_a_failed_claim_on_quadratics_is_not_hidden(tables, documents):
+    changed = json.loads(json.dumps(documents["scaffold_quadratics"]))
+    changed["claims"][0] = "FAIL  fedavg, full: something"
+    section = tables.results_drift.quadratics({"scaffold_quadratics": changed})
+    assert "- fail: fedavg, full: something" in section.text
+
+
+def test_private_rows_are_the_means_of_their_seeds(tables, documents):
+    text = tables.results_trust.private(documents).text
+    for row in documents["dp_fedavg"]["rows"]:
+        mean = 100 * statistics.fmean(row["accuracies"])
+        assert f"| {mean:.1f} ± " in text
+
+
+def test_hostile_cells_stand_beside_the_published_ones(tables, documents):
+    section = tables.results_trust.byzantine(documents)
+    row = next(
+        r
+        for r in documents["byzantine"]["rows"]
+        if (r["rule"], r["bucket_size"], r["attack"]) == ("rfa", 2, "ipm")
+    )
+    assert f"{row['accuracy']:.1f} [96.2]" in section.text
+    assert "fall short" in section.text
+    assert tables.results_trust.bucketing("median", 2, "mimic") == 82.7
+    assert tables.results_trust.bucketing("median", 3, "mimic") is None
+    assert tables.results_trust.bucketing("median", 2, "min-max") is None
+
+
+def shakespeare_row(cell, deal, published, rounds):
+    return {
+        "cell": cell, "deal": deal, "published": published, "rounds": rounds, "best_rate": 4.0,
+        "rounds_by_rate": {"4": [rounds]}, "seconds": 1.0,
+        "by_role": {"mean": 0.3, "worst": 0.2},
+    }  # fmt: skip
+
+
+def test_shakespeare_compares_ratios(tables):
+    document = {
+        "versions": {},
+        "settings": {
+            "preset": "short", "target": 0.3, "num_layers": 1, "hidden_size": 64, "num_roles": 100,
+        },
+        "rows": [
+            shakespeare_row("fedsgd", "role", 3906, 300.0),
+            shakespeare_row("e1-b10", "role", 164, 60.0),
+            shakespeare_row("fedsgd", "iid", 2488, None),
+            shakespeare_row("e1-b10", "iid", 460, 70.0),
+        ],
+    }  # fmt: skip
+    section = tables.results_learning.shakespeare({"shakespeare": document})
+    # 3906 / 164 = 23.8 published, 300 / 60 = 5 here.
+    assert "5.0 times fewer rounds than FedSGD, published 23.8: falls short by 18.8" in section.text
+    assert "falls short: not reached" in section.text
+    assert len(section.brief) == 1  # without FedSGD's rounds there is no ratio
+    assert (section.brief[0].published, section.brief[0].here) == (
+        "23.8",
+        "5.0, falls short (smaller LSTM, to 30 %)",
+    )
+
+
+def test_fashion_shows_means_over_seeds_and_the_gain(tables):
+    values = {"fedavg": (0.70, 0.74), "fedavgm": (0.75, 0.77)}
+    document = {
+        "versions": {},
+        "settings": {
+            "preset": "short", "model": "mlp", "num_rounds": 300, "num_clients": 100,
+            "cohort_size": 5, "momentum": 0.97, "effective_rates": [0.1],
+        },
+        "rows": [
+            {"alpha": 0.01, "method": m, "effective_rate": 0.1, "seed": s, "accuracy": v}
+            for m, pair in values.items()
+            for s, v in enumerate(pair)
+        ],
+        "summary": [
+            {
+                "alpha": 0.01, "method": m, "effective_rate": 0.1, "published": known,
+                "mean": statistics.fmean(values[m]), "std": statistics.stdev(values[m]),
+            }
+            for m, known in (("fedavg", 0.765), ("fedavgm", 0.847))
+        ],
+    }  # fmt: skip
+    section = tables.results_learning.fashion({"fashion_dirichlet": document})
+    assert "| 76.5 % | 72.0 ± 2.8 (2 seeds) % | falls short by 4.5 points" in section.text
+    (brief,) = section.brief
+    assert brief.published == "76.5 / 84.7"
+    assert brief.here == "72.0 ± 2.8 / 76.0 ± 1.4 (mlp, 300 rounds); the gain falls short"
+
+
+def test_numbers_and_words(rows):
+    assert rows.number(43.15, 1) == "43.2"  # 43.1 as a binary fraction
+    assert rows.number(-0.25, 1) == "-0.3"
+    assert (rows.number(None), rows.number(math.inf)) == ("-", "-")
+    assert rows.spread([1.0, 3.0]) == f"2.0 ± {math.sqrt(2):.1f} (2 seeds)"
+    assert rows.spread([0.25], factor=100) == "25.0 (1 seed)"
+    assert rows.compared(10, 12, unit="points") == "better than published, by 2.0 points"
+    assert rows.compared(10, 12, unit="rounds", fewer=True) == "falls short by 2 rounds"
+    assert rows.compared(10, 10.04, unit="points") == "as published"
+    assert rows.compared(10, math.inf, unit="rounds", fewer=True) == "falls short: not reached"
+    assert rows.table(("a",), [("x|y",)]) == "| a |\n|---|\n| x\\|y |"
+    with pytest.raises(ValueError, match="2 cells"):
+        rows.table(("a", "b"), [("x",)])
