@@ -67,6 +67,7 @@ from fedjax_lite.algorithms import (
     pooled,
     scaffold,
 )
+from fedjax_lite.anatomy import citation, describe
 from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
 from fedjax_lite.calibration import Calibration, calibrate, lane_strategies
 from fedjax_lite.compilation import keep_compiled_programs
@@ -169,10 +170,12 @@ __all__ = [
     "centralised",
     "chain",
     "chunked",
+    "citation",
     "client_mesh",
     "clip",
     "crypto",
     "data",
+    "describe",
     "diagnosed",
     "differentiable",
     "distributed",

@@ -106,7 +106,7 @@ def secure_mean(
       ([0.0, 1.0], 0.25)
 
     Reference: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine
-    Learning", CCS 2017, arXiv:1611.04482.
+    Learning", CCS 2017, ePrint 2017/281.
     """
     check_grid(clip, bits, exact_zero)
     grid: dict[str, Any] = {"clip": clip, "bits": bits, "exact_zero": exact_zero}

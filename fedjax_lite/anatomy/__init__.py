@@ -1,0 +1,6 @@
+"""What an algorithm is made of, read from its closures: in words, and as citations."""
+
+from fedjax_lite.anatomy.citation import citation
+from fedjax_lite.anatomy.describe import describe
+
+__all__ = ["citation", "describe"]

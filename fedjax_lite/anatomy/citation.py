@@ -1,0 +1,240 @@
+"""citation(): the BibTeX of what a run used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+from fedjax_lite.anatomy.composed import (
+    Composed,
+    client_optimizer,
+    composed,
+    server_optimizer,
+)
+from fedjax_lite.anatomy.optimizers import is_optimizer, read_optimizer
+from fedjax_lite.anatomy.pieces import PACKAGE, Piece, factory_of, is_part, read, steps
+from fedjax_lite.anatomy.references import entries, named_in
+from fedjax_lite.anatomy.text import Text
+from fedjax_lite.engine.batches import Plan
+from fedjax_lite.types import Accountant, FederatedAlgorithm, Mechanism
+from fedjax_lite.version import __version__
+
+YEAR = 2026
+URL = "https://github.com/fedjax-lite/fedjax_lite"
+DATASETS = {
+    "cifar10": ("krizhevsky2009learning",),
+    "cifar100": ("krizhevsky2009learning",),
+    "mnist": ("lecun1998mnist",),
+    "fashion_mnist": ("xiao2017fashion",),
+    "shakespeare": ("mcmahan2017communication",),
+    "heart_disease": ("janosi1988heart", "terrail2022flamby"),
+    "digits": ("alpaydin1998cascading",),
+    "synthetic": ("li2020federated",),
+}
+"""Papers of the data sets of `fedjax_lite.data.load`."""
+OPTAX = {
+    "scale_by_adam": "kingma2015adam",
+    "add_decayed_weights": "loshchilov2019decoupled",
+}
+"""Papers of optax' transformations; decoupled weight decay counts only after Adam."""
+MECHANISMS = {
+    "gaussian_sum": ("gaussian", "central_gaussian"),
+    "adaptive_sum": ("adaptive", "adaptive_clipping"),
+    "tree_sum": ("tree_noise", "tree_noise"),
+    "matrix_sum": ("matrix_noise", "matrix_noise"),
+    "modular_mean": ("discrete", "distributed_discrete_gaussian"),
+}
+"""Private aggregators, and module and name of the mechanism whose docstring names the paper."""
+ACCOUNTANTS = {
+    "poisson_accountant": ("accounting", "epsilon"),
+    "gdp_accountant": ("analytic_gaussian", "gdp_delta"),
+    "local_gaussian": ("local", "local_gaussian"),
+    "distributed_discrete_gaussian": ("discrete_accounting", "epsilon_of"),
+}
+QUIET = frozenset(("mean", "optimizer_server", "uniform_mean"))
+"""What their docstrings cite is cited by the algorithm, where it applies."""
+
+
+def citation(*used: Any) -> Text:
+    """The BibTeX entries of fedjax_lite and of every paper behind what a run used.
+
+    The papers are those that the docstrings of the composed pieces name: method, local steps,
+    sampler, uplink, downlink, aggregator with attack and inner rules, privacy mechanism and its
+    accounting. Nothing is run or traced.
+
+    Args:
+      *used: algorithms, parts of them (aggregators, transforms, privacy mechanisms ...), models,
+        partitioners, factories (``fl.krum``), and names of data sets (``"cifar10"``).
+
+    Returns:
+      BibTeX, each entry once, fedjax_lite first; a REPL or notebook shows it as it reads.
+
+    Raises:
+      TypeError: if something is none of these.
+      ValueError: if the name of a data set is unknown.
+
+    Example:
+      >>> import optax, fedjax_lite as fl
+      >>> algo = fl.fedavg(lambda w, e, key: w * e["x"], optax.sgd(0.1), aggregator=fl.krum(1),
+      ...                  plan=fl.Plan(batch_size=20), sampler=fl.uniform(10))
+      >>> bibtex = citation(algo, fl.data.dirichlet(alpha=0.5, num_clients=10, seed=0), "cifar10")
+      >>> [line for line in bibtex.splitlines() if line.startswith("@")][:3]
+      ['@software{fedjax_lite,', '@inproceedings{mcmahan2017communication,', \
+'@inproceedings{blanchard2017machine,']
+    """
+    keys = dict.fromkeys(key for thing in used for key in keys_of(thing))
+    return Text("\n\n".join([own_entry(), *(entries()[key].text for key in keys)]))
+
+
+def own_entry() -> str:
+    """The BibTeX entry of this software, with its version.
+
+    Example:
+      >>> own_entry().splitlines()[0]
+      '@software{fedjax_lite,'
+    """
+    return (
+        "@software{fedjax_lite,\n"
+        "  author = {{The fedjax_lite authors}},\n"
+        "  title = {{fedjax_lite: federated-learning research as pure JAX functions}},\n"
+        f"  year = {{{YEAR}}},\n"
+        f"  version = {{{__version__}}},\n"
+        f"  url = {{{URL}}},\n"
+        "}"
+    )
+
+
+def keys_of(thing: Any) -> Iterator[str]:
+    """Keys of the papers behind one thing, in order; a key may come twice.
+
+    Example:
+      >>> from fedjax_lite.transforms import qsgd
+      >>> list(keys_of(qsgd(7)))
+      ['alistarh2017qsgd']
+    """
+    if isinstance(thing, str):
+        if thing not in DATASETS:
+            raise ValueError(
+                f"the data set {thing!r} is not known to citation; it knows {sorted(DATASETS)}"
+            )
+        yield from DATASETS[thing]
+    elif isinstance(thing, FederatedAlgorithm):
+        yield from _algorithm(thing)
+    elif isinstance(thing, Mechanism):
+        yield from _mechanism(thing)
+    elif isinstance(thing, Plan):
+        return
+    elif is_optimizer(thing):
+        yield from _optimizer_names(read_optimizer(thing).names)
+    elif isinstance(thing, FunctionType) and _public(thing):
+        yield from named_in(thing.__doc__)
+    elif is_part(thing) or isinstance(thing, FunctionType):
+        yield from _parts(thing)
+    else:
+        raise TypeError(
+            "citation takes algorithms, their parts, models, partitioners and names of data sets, "
+            f"got {type(thing).__name__} {thing!r:.80}"
+        )
+
+
+def _algorithm(algorithm: FederatedAlgorithm) -> Iterator[str]:
+    whole = composed(algorithm)
+    if whole is None:
+        yield from _inner_parts(read(algorithm.round))
+        return
+    yield from named_in(whole.origin.__doc__ if whole.origin else None)
+    yield from _client(whole)
+    yield from _parts(whole.sampler)
+    yield from _parts(whole.uplink)
+    if whole.privacy is not None:
+        yield from _mechanism(whole.privacy)
+    else:
+        yield from _parts(whole.aggregator)
+    if whole.downlink is not None:
+        yield from _doc(factory_of("fedjax_lite.downlink", "downlinked"))
+        yield from _parts(getattr(whole.downlink, "transform", whole.downlink))
+    yield from _server(whole.server)
+
+
+def _client(whole: Composed) -> Iterator[str]:
+    client = whole.client
+    if not client.own:
+        yield from _doc(factory_of(client.module, client.name))
+    if (optimizer := client_optimizer(client)) is not None:
+        yield from _optimizer_names(optimizer.names)
+    for name in ("function", "loss"):
+        function = client.found.get(name)
+        if isinstance(function, FunctionType) and function.__module__.startswith(PACKAGE + "."):
+            yield from _parts(function)
+
+
+def _server(server: Piece) -> Iterator[str]:
+    if not server.own and server.name not in QUIET:
+        yield from _doc(factory_of(server.module, server.name))
+    if (optimizer := server_optimizer(server)) is None:
+        return
+    if not optimizer.plain and not optimizer.momentum and server.name == "optimizer_server":
+        yield from _doc(factory_of(server.module, server.name))
+    yield from _optimizer_names(optimizer.names)
+
+
+def _optimizer_names(names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        if name == "add_decayed_weights" and "scale_by_adam" not in names:
+            continue
+        if name in OPTAX:
+            yield OPTAX[name]
+        elif name.startswith(PACKAGE):
+            module, _, factory = name.rpartition(".")
+            yield from _doc(factory_of(module, factory))
+
+
+def _mechanism(privacy: Mechanism) -> Iterator[str]:
+    aggregator = read(privacy.aggregator)
+    if aggregator.name in MECHANISMS:
+        module, name = MECHANISMS[aggregator.name]
+        yield from _doc(factory_of(f"fedjax_lite.privacy.{module}", name))
+    else:
+        yield from _parts(privacy.aggregator)
+    if privacy.uplink is not None:
+        yield from _parts(privacy.uplink)
+    yield from _accountant(privacy.accountant)
+
+
+def _accountant(accountant: Accountant) -> Iterator[str]:
+    for step in steps([accountant.spent]):
+        if step.factory in ACCOUNTANTS:
+            module, name = ACCOUNTANTS[step.factory]
+            yield from _doc(factory_of(f"fedjax_lite.privacy.{module}", name))
+
+
+def _parts(part: Any) -> Iterator[str]:
+    """The papers of a part, then of those inside it."""
+    if isinstance(part, tuple | list) and not hasattr(part, "_fields"):
+        for one in part:
+            yield from _parts(one)
+        return
+    if is_optimizer(part):
+        yield from _optimizer_names(read_optimizer(part).names)
+        return
+    piece = read(part)
+    if not piece.own and piece.name not in QUIET:
+        yield from _doc(factory_of(piece.module, piece.name))
+    yield from _inner_parts(piece)
+
+
+def _inner_parts(piece: Piece) -> Iterator[str]:
+    # An attack before the rule that withstands it: the order of the arguments.
+    for name in sorted(piece.parts, key=lambda name: name != "attack"):
+        yield from _parts(piece.parts[name])
+
+
+def _doc(function: FunctionType | None) -> Iterator[str]:
+    yield from named_in(function.__doc__ if function else None)
+
+
+def _public(function: FunctionType) -> bool:
+    """Whether this is a factory itself, not what one made."""
+    ours = (function.__module__ or "").startswith(PACKAGE + ".")
+    return ours and factory_of(function.__module__, function.__name__) is function

@@ -1,0 +1,206 @@
+"""An optax optimizer in words, from its closures."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from fedjax_lite.anatomy.figures import figure, optax_words
+from fedjax_lite.anatomy.pieces import PACKAGE, read, step_of, unwrapped
+
+NAMED = {
+    "scale_by_adam": "Adam",
+    "scale_by_yogi": "Yogi as optax has it",
+    "scale_by_rss": "Adagrad as optax has it",
+    "scale_by_rms": "RMSProp",
+    "scale_by_lion": "Lion",
+    "scale_by_amsgrad": "AMSGrad",
+    "scale_by_adamax": "AdaMax",
+    "scale_by_belief": "AdaBelief",
+    "scale_by_sign": "sign SGD",
+}
+"""Optimizers by the stage that makes them."""
+SHOWN = ("b1", "b2", "decay", "eps", "nesterov", "initial_accumulator_value")
+OWN = {
+    "adagrad": "FedAdagrad's server step",
+    "adam": "FedAdam's server step",
+    "yogi": "FedYogi's server step",
+}
+"""Those of `fedjax_lite.server`."""
+PREPARING = ("add_decayed_weights", "centralize", "zero_nans", "proximal", "add_noise")
+"""Stages after which a step along the result is still called SGD; those that clip are, too."""
+NOTHING = ("identity", "init_empty_state", "")
+
+
+class Stage(NamedTuple):
+    """One transformation of a chain."""
+
+    name: str
+    module: str
+    cells: dict[str, Any]
+
+
+class Optimizer(NamedTuple):
+    """An optimizer, read."""
+
+    words: str
+    names: tuple[str, ...]
+    """Names of its stages, such as "scale_by_adam", "proximal" or "fedjax_lite.server.yogi"."""
+    momentum: bool
+    """Plain SGD with momentum."""
+    plain: bool
+    """SGD without momentum, decay or anything else."""
+
+
+def read_optimizer(optimizer: Any) -> Optimizer:
+    """Names an optimizer and its settings.
+
+    Args:
+      optimizer: an optax optimizer, or the update function of one.
+
+    Returns:
+      An `Optimizer`; stages that are not known are told by their factory's name.
+
+    Example:
+      >>> read_optimizer(optax.sgd(0.1)).words
+      'SGD with learning rate 0.1'
+      >>> read_optimizer(optax.adamw(0.001)).words
+      'AdamW (b1 0.9, b2 0.999, eps 1e-08, weight decay 0.0001) with learning rate 0.001'
+      >>> read_optimizer(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))).words
+      'optax.clip_by_global_norm(max_norm 1), then SGD with learning rate 0.1'
+    """
+    flat = [stage for stage in stages(optimizer) if stage.name not in NOTHING]
+    words: list[str] = []
+    rest = list(flat)
+    while rest:
+        rate = _rate(rest[0])
+        if rate is not None:
+            before = flat[: len(flat) - len(rest)]
+            plainly = all(s.name in PREPARING or "clip" in s.name for s in before)
+            words.append(f"{'SGD with' if plainly else 'times the'} learning rate {rate}")
+            rest = rest[1:]
+            continue
+        used, phrase = _known(rest)
+        words.append(phrase if used else stage_words(rest[0]))
+        rest = rest[max(used, 1) :]
+    names = tuple(
+        f"{stage.module}.{stage.name}" if stage.module.startswith(PACKAGE) else stage.name
+        for stage in flat
+    )
+    plain = len(flat) == 1 and _rate(flat[0]) is not None
+    momentum = len(flat) == 2 and flat[0].name == "trace" and _rate(flat[1]) is not None
+    return Optimizer(", then ".join(words) or "no change", names, momentum, plain)
+
+
+def stages(optimizer: Any) -> list[Stage]:
+    """The chain laid flat: every transformation with what its closure holds.
+
+    Example:
+      >>> [stage.name for stage in stages(optax.sgd(0.1, momentum=0.9))]
+      ['trace', 'scale']
+    """
+    function = unwrapped(getattr(optimizer, "update", optimizer))
+    if not hasattr(function, "__code__"):
+        return [Stage(type(function).__name__, type(function).__module__, {})]
+    step = step_of(function)
+    if step.factory == "with_extra_args_support" and "tx" in step.cells:
+        return stages(step.cells["tx"])
+    if step.factory == "chain" and "update_fns" in step.cells:
+        return [stage for inner in step.cells["update_fns"] for stage in stages(inner)]
+    if step.module.split(".")[0] == PACKAGE:
+        if step.factory == "_apart" and "inner" in step.cells:
+            return [*stages(step.cells["inner"]), Stage("with_statistics", step.module, {})]
+        piece = read(function)
+        return [Stage(piece.name, piece.module, piece.found)]
+    name = step.factory or function.__qualname__.split(".")[0]
+    return [Stage(name, step.module, step.cells)]
+
+
+def stage_words(stage: Stage) -> str:
+    """A stage that is no optimizer by itself.
+
+    Example:
+      >>> from fedjax_lite.proximal import proximal
+      >>> stage_words(stages(proximal(0.1))[0])
+      "a pull towards the server's model (mu 0.1)"
+    """
+    top = stage.module.split(".")[0]
+    if stage.module == f"{PACKAGE}.proximal":
+        return f"a pull towards the server's model (mu {figure(stage.cells.get('mu'))})"
+    if stage.module == f"{PACKAGE}.server":
+        settings = [
+            f"{k} {figure(stage.cells[k])}" for k in ("b1", "b2", "tau") if k in stage.cells
+        ]
+        rate = stage.cells.get("learning_rate")
+        tail = "" if rate is None else f" with learning rate {_rate_words(rate)}"
+        return f"{OWN.get(stage.name, stage.name)} ({', '.join(settings)}){tail}"
+    if top == "optax":
+        inner = [read_optimizer(v).words for v in stage.cells.values() if is_optimizer(v)]
+        plain = {k: v for k, v in stage.cells.items() if not isinstance(v, tuple)}
+        around = f" around ({'; '.join(inner)})" if inner else ""
+        return optax_words(stage.name, plain) + around
+    if top == PACKAGE:
+        apart = stage.name == "with_statistics"
+        return "running statistics averaged apart" if apart else stage.name
+    inner = [read_optimizer(v).words for v in stage.cells.values() if is_optimizer(v)]
+    around = f" around ({'; '.join(inner)})" if inner else ""
+    return f"your own `{stage.name.strip('<>')}` ({stage.module}){around}"
+
+
+def _known(rest: list[Stage]) -> tuple[int, str]:
+    """How many stages from the first make an optimizer with a name, and its words."""
+    first = rest[0]
+    settings = [f"{k} {figure(first.cells[k])}" for k in SHOWN if first.cells.get(k)]
+    name, used = NAMED.get(first.name, ""), 1
+    if first.name == "trace":
+        kind = "Nesterov momentum" if first.cells.get("nesterov") else "momentum"
+        name, settings = f"SGD with {kind} {figure(first.cells.get('decay'))}", []
+    if not name:
+        return 0, ""
+    if len(rest) > used and rest[used].name == "add_decayed_weights":
+        decay = rest[used].cells.get("weight_decay")
+        used += 1
+        if not (isinstance(decay, int | float) and decay == 0):
+            settings.append(f"weight decay {figure(decay)}")
+            name = "AdamW" if name == "Adam" else name
+    phrase = f"{name} ({', '.join(settings)})" if settings else name
+    if len(rest) > used and (rate := _rate(rest[used])) is not None:
+        joint = " and" if first.name == "trace" else " with"
+        return used + 1, f"{phrase}{joint} learning rate {rate}"
+    return used, phrase
+
+
+def _rate(stage: Stage) -> str | None:
+    """The learning rate that a stage multiplies with, in words."""
+    if stage.name == "scale" and "step_size" in stage.cells:
+        size = stage.cells["step_size"]
+        if isinstance(size, jax.core.Tracer):
+            return "a traced value"
+        if (
+            isinstance(size, int | float | np.ndarray | np.generic | jax.Array)
+            and np.ndim(size) == 0
+        ):
+            return figure(-float(size)) if float(size) <= 0 else None
+        return None
+    if stage.name == "scale_by_schedule" and "step_size_fn" in stage.cells:
+        function = unwrapped(stage.cells["step_size_fn"])
+        cells = step_of(function).cells if hasattr(function, "__code__") else {}
+        return _rate_words(cells.get("learning_rate", function))
+    return None
+
+
+def _rate_words(rate: Any) -> str:
+    return f"by the schedule {figure(rate)}" if callable(rate) else figure(rate)
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether this is an optax optimizer.
+
+    Example:
+      >>> is_optimizer(optax.sgd(0.1)), is_optimizer(0.1)
+      (True, False)
+    """
+    return isinstance(value, optax.GradientTransformation)

@@ -1,0 +1,379 @@
+"""describe(): every composition is named with its settings, whoever wrote its parts."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_lite as fl
+from fedjax_lite.anatomy import describe
+from fedjax_lite.anatomy.optimizers import read_optimizer
+from fedjax_lite.anatomy.pieces import ALIASES, PLUMBING, factory_of, read
+from fedjax_lite.anatomy.words import WORDS, phrase
+from fedjax_lite.testing import registry
+from fedjax_lite.types import Aggregator, ClientUpdate, Sampler, Transform
+
+PLAN = fl.Plan(batch_size=10, epochs=3)
+LEAKS = ("<locals>", "<function", "<lambda", "object at 0x", "Traced<", "PjitFunction", "None")
+
+
+def loss(params, examples, key):
+    return params * examples["x"]
+
+
+def make(**options):
+    defaults = {"plan": PLAN, "sampler": fl.uniform(4)}
+    if "privacy" in options:
+        defaults.pop("sampler")
+    return fl.fedavg(loss, optax.sgd(0.25), **{**defaults, **options})
+
+
+def lines_of(algorithm):
+    """The text after every label."""
+    text = " ".join(describe(algorithm).split())
+    labels = [
+        line.strip().split(":")[0] for line in describe(algorithm).splitlines() if ":" in line
+    ]
+    return text, labels
+
+
+ATTACKS = {
+    "sign flip": fl.attacks.sign_flip(),
+    "alie": fl.attacks.alie(z=1.25),
+    "ipm": fl.attacks.ipm(0.125),
+    "gaussian": fl.attacks.gaussian(1.5),
+    "min max": fl.attacks.min_max(),
+    "min sum": fl.attacks.min_sum(),
+    "mimic": fl.attacks.mimic(2),
+    "replacement": fl.attacks.model_replacement(boost=10.0),
+}
+ALGORITHMS = {
+    **registry.ALGORITHMS,
+    "centralised": lambda rate, sampler, strategy: fl.centralised(
+        loss, optax.sgd(rate), plan=PLAN, strategy=strategy
+    ),
+    "local only": lambda rate, sampler, strategy: fl.local_only(
+        loss, optax.sgd(rate), plan=PLAN, sampler=sampler, strategy=strategy
+    ),
+    "fedbn": lambda rate, sampler, strategy: fl.fedbn(
+        loss, optax.sgd(rate), plan=PLAN, sampler=sampler, strategy=strategy
+    ),
+}
+TITLES = {
+    "fedsgd": "FedSGD (McMahan et al., 2017)",
+    "fedavg": "FedAvg (McMahan et al., 2017)",
+    "fedavg optax yogi server": "FedOpt (Reddi et al., 2021)",
+    "fedavgm": "FedAvgM (Hsu et al., 2019)",
+    "fedadagrad": "FedAdagrad (Reddi et al., 2021)",
+    "fedadam": "FedAdam (Reddi et al., 2021)",
+    "fedyogi": "FedYogi (Reddi et al., 2021)",
+    "fedprox": "FedProx (Li et al., 2020)",
+    "fedprox adaptive": "FedProx with an adaptive mu (Li et al., 2020)",
+    "fednova": "FedNova (Wang et al., 2020)",
+    "scaffold": "SCAFFOLD (Karimireddy et al., 2020)",
+    "feddyn": "FedDyn (Acar et al., 2021)",
+    "mime": "Mime (Karimireddy et al., 2020)",
+    "mimelite": "MimeLite (Karimireddy et al., 2020)",
+    "local leaves": "FedAvg with local leaves (Arivazhagan et al., 2019)",
+    "centralised": "Centralised training",
+    "local only": "Local training only",
+    "fedbn": "FedBN (Li et al., 2021)",
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_is_told(name):
+    text, labels = lines_of(ALGORITHMS[name](0.0625, fl.uniform(5), fl.chunked(2)))
+    assert not [leak for leak in LEAKS if leak in text]
+    assert {"Local work", "Local steps", "Server", "Execution"} <= set(
+        labels
+    ) or name == "local only"
+    assert "Execution: chunked(2)." in text
+    if "0.0625" not in text:  # a rate inside the user's own function of the round
+        assert "your own" in text
+        assert name == "fedavg schedule"
+    if name != "centralised":
+        assert "Cohort: each round 5 clients, uniformly without replacement." in text
+    for known in (n for n in TITLES if n == name or (n + " " in name and n != "fedavg")):
+        if name in TITLES:
+            assert text.startswith(TITLES[name] + " ")
+        else:
+            assert text.startswith(TITLES[known].split(" (")[0])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *registry.SAMPLERS.values(),
+        *registry.AGGREGATORS.values(),
+        *registry.TRANSFORMS.values(),
+        *ATTACKS.values(),
+    ],
+    ids=[*registry.SAMPLERS, *registry.AGGREGATORS, *registry.TRANSFORMS, *ATTACKS],
+)
+def test_every_part_is_named(part):
+    words = describe(part)
+    assert not [leak for leak in LEAKS if leak in words]
+    assert "your own" not in words
+    piece = read(part)
+    assert piece.module.startswith("fedjax_lite.")
+    assert piece.name not in PLUMBING
+    shown = {
+        "cohort_size",
+        "rate",
+        "clip",
+        "max_norm",
+        "num_byzantine",
+        "fraction",
+        "levels",
+        "stddev",
+    }
+    for setting, value in piece.settings.items():
+        if setting in shown and value is not None:
+            assert f"{value:.5g}" in words, (setting, value)
+
+
+def test_no_public_factory_is_told_by_plumbing():
+    """A part is named after the function that the user called, as its registry key is spelled."""
+    renamed = {"poisson cohorts": "poisson", "clip wide": "clip"}
+    for table in (registry.SAMPLERS, registry.AGGREGATORS, registry.TRANSFORMS):
+        for key, part in table.items():
+            wanted = renamed.get(key, key).replace(" ", "_").replace("-", "_")
+            assert wanted.startswith(read(part).name), key
+
+
+def test_the_tables_name_factories_that_exist():
+    names = {n for g in (registry.SAMPLERS, registry.AGGREGATORS, registry.TRANSFORMS, ATTACKS)
+             for n in (read(part).name for part in g.values())}  # fmt: skip
+    assert set(ALIASES.values()) <= names
+    # Without these nothing of the kind is in the registries.
+    rest = {"modular_mean", "noisy_codes", "of_direction", "inverse_variance", "once_an_epoch"}
+    assert set(WORDS) <= names | rest
+
+
+def test_settings_are_those_of_the_call():
+    inner = fl.bucketing(2, inner=fl.krum(1))
+    algorithm = make(
+        plan=fl.Plan(batch_size=32, steps=7),
+        sampler=fl.dropout(fl.poisson(0.125), 0.375),
+        uplink=fl.chain(fl.clip(1.5), fl.error_feedback(fl.top_k(0.02))),
+        downlink=fl.Downlink(fl.qsgd(5), of="model"),
+        aggregator=fl.byzantine(fl.ipm(0.75), clients=[3, 7], inner=inner),
+        server_optimizer=optax.sgd(0.5, momentum=0.8),
+    )
+    text, _ = lines_of(algorithm)
+    assert text.startswith("FedAvgM (Hsu et al., 2019) ")
+    order = [
+        "with probability 0.125 (Poisson",
+        "drops out with probability 0.375",
+        "7 steps in batches of 32",
+        "SGD with learning rate 0.25",
+        "clipped to L2 norm 1.5, then with error feedback reduced to the 2% largest coordinates",
+        "ids [3, 7]",
+        "times 0.75 (inner product manipulation)",
+        "means of 2 random clients each",
+        "Krum",
+        "(num_byzantine 1)",
+        "SGD with momentum 0.8 and learning rate 0.5",
+        "the model is quantised by QSGD to 5 levels",
+        "Clients keep: what compression left out.",
+    ]
+    places = [text.find(words) for words in order]
+    assert min(places) >= 0, order[int(np.argmin(places))]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "words"),
+    [("examples", "its number of examples"), ("uniform", "a message weighs 1.")],
+)
+def test_weights(weighting, words):
+    assert words in lines_of(make(weighting=weighting))[0]
+
+
+def test_weights_are_not_told_where_they_do_not_count():
+    assert "weighs" not in describe(make(aggregator=fl.median()))
+    assert "weighs" not in describe(make(aggregator=fl.geometric_median()))
+    assert "weighs" not in describe(make(aggregator=fl.norm_bound(1.0, inner=fl.krum(1))))
+    assert "weighs its number" in lines_of(make(aggregator=fl.norm_bound(1.0)))[0]
+    private = fl.privacy.central_gaussian(
+        clip=0.5, num_clients=100, expected_cohort_size=20, noise_multiplier=1.25, delta=1e-4
+    )
+    text, labels = lines_of(make(privacy=private))
+    assert "weighs" not in text
+    assert "Privacy" in labels
+    assert " ".join(private.accountant.description.split()) in text
+    assert "clipped to L2 norm 0.5" in text
+    assert "deviation 1.25 times the clip" in text
+    assert "divided by 20." in text
+
+
+def test_plans():
+    assert describe(fl.Plan(batch_size=None)) == "1 epoch in one batch of all its data"
+    uneven = fl.Plan(batch_size=4, epochs=np.array([2, 5, 3]))
+    assert describe(uneven) == "2 to 5 epochs a client, in batches of 4"
+
+
+def test_numbers_are_told_to_the_precision_of_float32():
+    words = [
+        describe(fl.clip(value)).split()[-1] for value in (jnp.float32(0.3), 1.50445, 1e-5, 10)
+    ]
+    assert words == ["0.3", "1.50445", "1e-05", "10"]
+    assert describe(fl.clip(123456.0)).endswith(" 123456")
+
+
+def test_a_loss_is_told_by_its_model():
+    model = fl.models.with_precision(
+        fl.models.cnn(num_classes=3, input_shape=(8, 8, 1)), "bfloat16"
+    )
+    algorithm = fl.fedavg(model.loss, optax.sgd(0.1), plan=PLAN, sampler=fl.uniform(4))
+    assert "Loss: cross_entropy of cnn, with_precision." in describe(algorithm)
+    own = fl.fedavg(jax.jit(loss), optax.sgd(0.1), plan=PLAN, sampler=fl.uniform(4))
+    assert f"Loss: your own `loss` ({__name__})." in describe(own)
+
+
+def test_what_is_known_of_an_optimizer():
+    chained = optax.chain(optax.clip_by_global_norm(2.0), optax.adamw(0.5, weight_decay=0.25))
+    assert read_optimizer(chained).words == (
+        "optax.clip_by_global_norm(max_norm 2), then "
+        "AdamW (b1 0.9, b2 0.999, eps 1e-08, weight decay 0.25) with learning rate 0.5"
+    )
+    schedule = optax.sgd(optax.exponential_decay(0.5, 10, 0.75))
+    assert "init_value 0.5, transition_steps 10, decay_rate 0.75" in read_optimizer(schedule).words
+    scaled = optax.chain(optax.scale_by_trust_ratio(), optax.scale(-0.5))
+    assert (
+        read_optimizer(scaled).words
+        == "optax.scale_by_trust_ratio, then times the learning rate 0.5"
+    )
+    assert read_optimizer(optax.sgd(0.1)).plain
+    assert not read_optimizer(optax.sgd(0.1, momentum=0.9)).plain
+    masked = optax.masked(optax.sgd(0.5), True)
+    assert "SGD with learning rate 0.5" in read_optimizer(masked).words
+    for factory in (optax.lamb, optax.lbfgs, optax.adafactor, optax.novograd, optax.sm3):
+        words = read_optimizer(factory(0.5)).words
+        assert not [leak for leak in LEAKS if leak in words], words
+
+
+def test_traced_settings_do_not_stop_it():
+    texts = []
+
+    @jax.jit
+    def traced(rate):
+        algorithm = fl.fedavg(
+            loss, optax.sgd(rate), plan=PLAN, sampler=fl.uniform(4), uplink=fl.clip(rate)
+        )
+        texts.append(describe(algorithm))
+        return rate
+
+    traced(0.5)
+    assert "SGD with learning rate a traced value" in texts[0]
+    assert not [leak for leak in LEAKS if leak in texts[0]]
+
+
+def my_transform(factor):
+    return Transform(lambda value: (), lambda key, state, value: (state, value * factor))
+
+
+def my_client():
+    inner = fl.local_sgd(loss, optax.sgd(0.25))
+
+    def finish(broadcast, carry):
+        return inner.finish(broadcast, carry)
+
+    return ClientUpdate(inner.init, inner.start, inner.step, finish)
+
+
+def first_three(key, state, sizes):
+    return state, fl.Cohort(jnp.arange(3, dtype=jnp.int32), jnp.ones(3, bool))
+
+
+def test_the_users_own_parts_are_called_so():
+    module = __name__
+    algorithm = fl.federated_algorithm(
+        my_client(),
+        plan=PLAN,
+        sampler=Sampler(lambda num_clients: (), first_three),
+        server=fl.optimizer_server(optax.sgd(1.0)),
+        uplink=my_transform(2.0),
+        aggregator=my_rule(),
+    )
+    text, _ = lines_of(algorithm)
+    assert text.startswith("Your own algorithm (client `my_client`) ")
+    assert f"Cohort: each round your own `first_three` ({module})." in text
+    assert f"sent your own `my_transform` ({module})." in text
+    assert f"your own `my_rule` ({module}) around the coordinate-wise median" in text
+
+
+def my_rule():
+    inner = fl.median()
+
+    def finish(key, state, acc, cohort):
+        return inner.finish(key, state, acc, cohort)
+
+    return Aggregator(inner.init_state, inner.init, inner.add, finish)
+
+
+def test_an_algorithm_that_is_not_composed():
+    def my_round(key, state, data, cohort=None):
+        return state, {}
+
+    text = describe(make()._replace(round=my_round))
+    assert text.startswith("An algorithm of your own: `test_an_algorithm_that_is_not_composed`")
+
+
+def test_a_wrapper_is_looked_through():
+    algorithm = make()
+
+    def logged_round(key, state, data, cohort=None):
+        return algorithm.round(key, state, data, cohort)
+
+    title, *rest = describe(algorithm._replace(round=logged_round)).splitlines()
+    assert title.startswith("FedAvg, its round wrapped in your own `test_a_wrapper_is_looked_")
+    assert rest == describe(algorithm).splitlines()[1:]
+    again = algorithm._replace(round=functools.partial(jax.jit(algorithm.round)))
+    assert describe(again) == describe(algorithm)
+
+
+def test_a_strategy_set_later_is_the_one_told():
+    with_strategy = make().with_strategy
+    assert with_strategy is not None
+    algorithm = with_strategy(fl.sequential())
+    assert "Execution: sequential()." in describe(algorithm)
+
+
+def test_it_reads_well_without_print():
+    text = describe(make())
+    assert repr(text) == str(text)
+    assert isinstance(text, str)
+    assert max(len(line) for line in text.splitlines()) <= 92
+
+
+@pytest.mark.parametrize("wrong", [3, None, "fedavg", fl.fedavg, {"a": 1}, (1, 2)])
+def test_wrong_input(wrong):
+    with pytest.raises(TypeError, match=rf"describe takes an algorithm.*{type(wrong).__name__}"):
+        describe(wrong)
+    if wrong is fl.fedavg:
+        with pytest.raises(TypeError, match="was a factory not called"):
+            describe(wrong)
+
+
+def test_it_runs_nothing_and_is_fast():
+    def never(params, examples, key):
+        raise AssertionError("the loss was run")
+
+    algorithm = fl.scaffold(never, 0.1, plan=PLAN, sampler=fl.uniform(3))
+    describe(algorithm)
+    with jax.check_tracer_leaks(), jax.transfer_guard("disallow"):
+        start = time.process_time()
+        describe(algorithm)
+        assert time.process_time() - start < 0.1
+
+
+def test_phrases_of_nested_parts():
+    nested = fl.transforms.rotated(fl.transforms.stochastic_levels(6))
+    assert "6 levels" in phrase(nested)
+    assert factory_of(read(nested).module, read(nested).name) is fl.transforms.rotated
