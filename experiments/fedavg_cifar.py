@@ -5,7 +5,8 @@
     python experiments/fedavg_cifar.py --output-dir outputs/mine --resume
     python -m fedjax_lite.launch --num-processes 2 experiments/fedavg_cifar.py
 
-Writes config.json, metrics.jsonl and .csv, checkpoints/ and PNG plots to the output directory.
+Writes config.json, metrics.jsonl and .csv, clients.json, checkpoints/ and PNG plots to the output
+directory. To compare runs: python -m fedjax_lite.report outputs/fedavg-* --output comparison.html
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from script import script
 
 import fedjax_lite as fl
 from fedjax_lite import distributed, report
-from fedjax_lite.history import save_json_atomic, to_python
+from fedjax_lite.history import save_json_atomic
 from fedjax_lite.models.precision import with_precision
 
 DENSE = ("linear", "2nn")
@@ -37,24 +38,25 @@ class RunFlags:
     num_rounds: int = 200
     """Rounds of communication in all."""
     model: Literal["auto", "cnn", "2nn", "linear", "lenet", "mcmahan_cnn", "pfl_cnn"] = "auto"
-    """auto: a small GroupNorm CNN."""
+    """Network; auto is cnn, a small one with group normalisation."""
     centralised: bool = False
     """Also train on the union of the clients' data, with as many steps, and report the gap."""
     augment: bool = False
     """Random flips and crops in local training."""
     precision: Literal["default", "float32", "bfloat16", "tensorfloat32"] = "default"
-    """Of products and convolutions, in training and evaluation; default: the device's own."""
+    """Precision of products and convolutions, in training and evaluation; default: the device's
+    own."""
     strategy: str = "auto"
-    """How clients are laid on the device: auto, vmapped, sequential, chunked:L, or calibrate: time
-    lanes and convolution forms first (auto does that on accelerators)."""
+    """How clients are laid on the device: auto, vmapped, sequential, chunked:L, or calibrate, which
+    times lanes and convolution forms first (auto does that on accelerators)."""
     devices: str = "all"
     """Devices that share the cohorts: all (those of other processes too) or a number."""
     seed: int = 0
-    """Of partition, parameters, cohorts and batches."""
+    """Seed of partition, parameters, cohorts and batches."""
     every: int = 10
     """Rounds between evaluations."""
     output_dir: Path | None = None
-    """Default: a new folder outputs/fedavg-<data set>-<date>-<time>."""
+    """Folder for the results; by default a new one, outputs/fedavg-<data set>-<date>-<time>."""
     resume: bool = False
     """Go on from the newest checkpoint in --output-dir."""
     overwrite: bool = False
@@ -62,7 +64,7 @@ class RunFlags:
     tensorboard: bool = False
     """Also write TensorBoard event files."""
     smoke: bool = False
-    """A run of seconds: 4 rounds, few examples, small cohorts; to see that everything works."""
+    """A run of seconds, to see that everything works: 4 rounds, few examples, small cohorts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,16 +225,10 @@ def write_clients(
 ) -> None:
     """The model on every client, as clients.json, and the plots."""
     clients = fl.evaluate_clients(model, state.server.params, data)
-    summary = fl.summarize_clients(clients["accuracy"], clients["size"])
-    save_json_atomic(
-        output_dir / "clients.json",
-        {
-            "dataset": name,
-            "round": int(state.round),
-            "train_accuracy": {k: to_python(v) for k, v in summary.items()},
-        },
-    )
     counts = fl.data.label_counts(data, int(np.max(data.examples["y"])) + 1)
+    report.save_clients(
+        output_dir, clients, dataset=name, round=int(state.round), label_counts=counts
+    )
     plots(output_dir, name, history, clients, counts)
 
 

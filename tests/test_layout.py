@@ -121,6 +121,7 @@ FOLDERS = (
     "engine",
     "models",
     "privacy",
+    "report",
     "server",
     "transforms",
 )

@@ -1,0 +1,38 @@
+"""Pictures of a run, and comparisons of many runs as one page.
+
+Matplotlib's object interface only, so nothing global changes and no display is needed; figures
+show themselves in a notebook.
+"""
+
+from fedjax_lite.report.clients import plot_client_accuracies, plot_partition
+from fedjax_lite.report.comparison import Comparison, compare
+from fedjax_lite.report.curves import plot_curves, plot_sweep
+from fedjax_lite.report.groups import Group, group_runs
+from fedjax_lite.report.record import save_clients
+from fedjax_lite.report.runs import Run, find_runs, read_run
+from fedjax_lite.report.statistics import Curve, Interval, curve, t_interval, to_target
+from fedjax_lite.report.style import BLUE, GREEN, GREY, ORANGE
+
+__all__ = [
+    "BLUE",
+    "Comparison",
+    "Curve",
+    "GREEN",
+    "GREY",
+    "Group",
+    "Interval",
+    "ORANGE",
+    "Run",
+    "compare",
+    "curve",
+    "find_runs",
+    "group_runs",
+    "plot_client_accuracies",
+    "plot_curves",
+    "plot_partition",
+    "plot_sweep",
+    "read_run",
+    "save_clients",
+    "t_interval",
+    "to_target",
+]

@@ -1,0 +1,132 @@
+"""Pictures of one run or one sweep: curves by round, a metric by hyper-parameter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedjax_lite.report.style import BLUE, GREEN, GREY, ORANGE, finish, make_figure, plain, text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = {"train": BLUE, "test": ORANGE}
+
+
+def plot_curves(
+    history: Sequence[Mapping[str, Any]],
+    *,
+    dataset: str,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Draws accuracy and loss by round, train and test.
+
+    Args:
+      history: rows of `run`; columns named ``*_loss`` and ``*_accuracy`` are drawn.
+      dataset: the data set really used, for the title.
+      title: what comes before it in the title, such as the method's name.
+      path: PNG file to write; None writes nothing.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if no row has a loss or an accuracy.
+
+    Example:
+      >>> rows = [{"round": r, "train_loss": 1 / r, "test_accuracy": 1 - 1 / r} for r in (1, 2, 3)]
+      >>> len(plot_curves(rows, dataset="digits").axes)
+      2
+    """
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    panels = [
+        (kind, found)
+        for kind in ("accuracy", "loss")
+        if (found := [name for name in columns if name.endswith(f"_{kind}")])
+    ]
+    if not panels:
+        raise ValueError(f"history has no column named *_loss or *_accuracy, got {columns}")
+    figure = make_figure(4.6 * len(panels) + 0.4, 3.6)
+    for position, (kind, names) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), position)
+        spare = iter([GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9"] * len(names))
+        for name in names:
+            rows = [(row["round"], row[name]) for row in history if name in row]
+            prefix = name.removesuffix(f"_{kind}")
+            colour = _COLOURS.get(prefix) or next(spare)
+            x, y = np.array(rows, np.float64).T
+            marker = "o" if len(rows) <= 30 else None
+            axes.plot(x, y, color=colour, label=text(prefix), marker=marker, markersize=3.5, lw=1.6)
+        axes.set(xlabel="Communication round", ylabel=kind.capitalize())
+        if kind == "loss":
+            axes.set_ylabel("Loss (mean per example)")
+        else:
+            axes.set_ylabel("Accuracy (fraction of labels)")
+        axes.legend(frameon=False)
+        plain(axes)
+    return finish(figure, title or "Training", dataset, path)
+
+
+def plot_sweep(
+    table: Sequence[Mapping[str, Any]],
+    *,
+    x: str,
+    metric: str,
+    dataset: str,
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Draws a metric against one hyper-parameter of a sweep, a line for each setting of the others.
+
+    Args:
+      table: rows of ``Sweep.table(metric)``; bars show the standard deviation over seeds.
+      x: the hyper-parameter; its axis is logarithmic where all its values are positive and span a
+        factor of ten.
+      metric: what `table` holds, for the label.
+      dataset: the data set really used, for the title.
+      path: PNG file to write; None writes nothing.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: if `x` is no hyper-parameter of the table.
+
+    Example:
+      >>> rows = [{"mu": m, "mean": 1 - m, "std": 0.1, "num_seeds": 3} for m in (0.01, 0.1, 0.5)]
+      >>> plot_sweep(rows, x="mu", metric="test_accuracy", dataset="digits").axes[0].get_xscale()
+      'log'
+    """
+    figures = {"mean", "std", "num_seeds"}
+    names = [name for name in table[0] if name not in figures]
+    if x not in names:
+        raise ValueError(f"x must be a hyper-parameter of the sweep, among {names}, got {x!r}")
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in table:
+        label = ", ".join(f"{name} = {row[name]:g}" for name in names if name != x)
+        lines.setdefault(label, []).append(row)
+    figure = make_figure(5.4, 3.8)
+    axes = figure.add_subplot(1, 1, 1)
+    colours = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
+    for position, (label, rows) in enumerate(lines.items()):
+        rows = sorted(rows, key=lambda row: row[x])
+        values, mean, std = (np.array([row[k] for row in rows], float) for k in (x, "mean", "std"))
+        style = {
+            "color": colours[position % 7],
+            "marker": "os^vDP*"[position % 7],
+            "label": text(label),
+        }
+        axes.errorbar(values, mean, np.nan_to_num(std), capsize=2.5, lw=1.4, markersize=4, **style)
+    values = np.array([row[x] for row in table], float)
+    if values.min() > 0 and values.max() >= 10 * values.min():
+        axes.set_xscale("log")
+    seeds = max(row["num_seeds"] for row in table)
+    label = f"{text(metric)} (mean and s.d. of {seeds} seeds)"
+    axes.set(xlabel=text(x.replace("_", " ")), ylabel=label)
+    if list(lines) != [""]:
+        axes.legend(frameon=False, fontsize="small")
+    plain(axes)
+    return finish(figure, "Sweep", dataset, path)

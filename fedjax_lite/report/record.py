@@ -1,0 +1,77 @@
+"""clients.json: what a report wants to know of the clients of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_lite.evaluate import summarize_clients
+from fedjax_lite.history import save_json_atomic, to_python
+
+
+def save_clients(
+    directory: str | os.PathLike[str],
+    scores: Mapping[str, Any],
+    *,
+    dataset: str,
+    round: int | None = None,
+    label_counts: Any = None,
+) -> Path:
+    """Writes ``clients.json`` into the folder of a run, for `compare` to read.
+
+    Args:
+      directory: the ``output_dir`` of the run; it must exist.
+      scores: what `fedjax_lite.evaluate_clients` returns: ``accuracy`` `[N]` (fractions, NaN for a
+        client without data) and ``size`` `[N]` (examples), perhaps ``loss`` `[N]`.
+      dataset: the data set really used.
+      round: rounds done when the model was scored.
+      label_counts: `[N, classes]`, see `fedjax_lite.data.label_counts`; None leaves it out.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      ValueError: if `scores` lacks ``accuracy`` or ``size``, or lengths differ.
+      FileNotFoundError: if `directory` is no folder.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     scores = {"accuracy": [0.5, 1.0], "size": [10, 20]}
+      ...     path = save_clients(folder, scores, dataset="digits", label_counts=[[9, 1], [0, 20]])
+      ...     path.name, path.exists()
+      ('clients.json', True)
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"directory must be the folder of a run, there is no {directory}")
+    lacking = [name for name in ("accuracy", "size") if name not in scores]
+    if lacking:
+        raise ValueError(
+            f"scores must have accuracy and size, as evaluate_clients returns them; {lacking} is "
+            f"missing, got {sorted(scores)}"
+        )
+    tables = {
+        name: np.asarray(scores[name]) for name in ("accuracy", "loss", "size") if name in scores
+    }
+    if label_counts is not None:
+        tables["label_counts"] = np.asarray(label_counts)
+    lengths = {name: len(table) for name, table in tables.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"all figures must be of the same N clients, got lengths {lengths}")
+    summary = summarize_clients(tables["accuracy"], tables["size"])
+    path = directory / "clients.json"
+    save_json_atomic(
+        path,
+        {
+            "dataset": dataset,
+            "round": round,
+            "train_accuracy": {name: to_python(value) for name, value in summary.items()},
+            "per_client": {name: to_python(table) for name, table in tables.items()},
+        },
+    )
+    return path
