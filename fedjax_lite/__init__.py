@@ -16,6 +16,11 @@ its clients included, is one compiled program; the state of a run is one immutab
 (2, True)
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+# Before the rest, which a jax that is too old would break in less telling ways.
+from fedjax_lite.version import __version__ as __version__  # isort: split
+
 from fedjax_lite import (
     aggregation,
     algorithms,
@@ -72,7 +77,7 @@ from fedjax_lite.anatomy import citation, describe
 from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
 from fedjax_lite.calibration import Calibration, calibrate, lane_strategies
 from fedjax_lite.compilation import keep_compiled_programs
-from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.compose import federated_algorithm, with_init
 from fedjax_lite.downlink import Downlink
 from fedjax_lite.engine import (
     Plan,
@@ -133,7 +138,9 @@ from fedjax_lite.types import (
     Transform,
     Wire,
 )
-from fedjax_lite.version import __version__ as __version__
+
+if _TYPE_CHECKING:
+    from fedjax_lite import testing as testing
 
 __all__ = [
     "Accountant",
@@ -252,6 +259,7 @@ __all__ = [
     "summarize_clients",
     "sweep",
     "ternary",
+    "testing",
     "top_k",
     "transforms",
     "trimmed_mean",
@@ -260,5 +268,15 @@ __all__ = [
     "verify",
     "vmapped",
     "weighted",
+    "with_init",
     "worker_momentum",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The conformance suites serve tests: nobody else shall wait for them.
+    if name == "testing":
+        import importlib
+
+        return importlib.import_module("fedjax_lite.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import math
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _MOST_LINES = 40
+_SECONDS_BETWEEN_DRAWINGS = 0.1
 
 
 class Progress:
@@ -69,12 +71,13 @@ class Progress:
                 self._bar.stop()
 
     def _start_bar(self) -> None:
+        if in_notebook():
+            self._bar = NotebookBar(self._total, self._start)
+            return
         from rich.console import Console
 
         console = Console()
-        if console.is_jupyter:
-            import ipywidgets  # noqa: F401  # rich cannot redraw in a notebook without it
-        elif not console.is_terminal:
+        if not console.is_terminal:
             return
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
@@ -98,7 +101,9 @@ class Progress:
         self._metrics |= shown
         pace = self._pace(round_)
         if self._bar is not None:
-            text = "  ".join([*(f"{n} {v:.4f}" for n, v in self._metrics.items()), *pace])
+            waiting = ["compiling"] if round_ <= self._start else []
+            figures = (f"{n} {v:.4f}" for n, v in self._metrics.items())
+            text = "  ".join([*figures, *pace, *waiting])
             self._bar.update(self._task, completed=round_, text=text)
             return
         last, total = self._last_line, self._total
@@ -118,13 +123,86 @@ class Progress:
             return []
         if self._clock is None:
             self._clock = (now, round_)
-            return [f"{format_seconds(now - self._began)} so far"]
+            over = "so far" if round_ < self._total else "in all"
+            return [f"{format_seconds(now - self._began)} {over}"]
         since, first = self._clock
         rate = (round_ - first) / max(now - since, 1e-9)
         if rate <= 0:
             return []
+        if round_ >= self._total:
+            return [f"{rate:.3g} rounds/s", f"{format_seconds(now - self._began)} in all"]
         left = format_seconds((self._total - round_) / rate)
         return [f"{rate:.3g} rounds/s", f"{left} left"]
+
+
+class NotebookBar:
+    """A bar in the output of a notebook's cell, redrawn in place and kept when the file is saved.
+
+    One output of the cell is updated, which every front end can do without widgets (those of rich
+    need ipywidgets, leave an empty output behind and are gone in a saved notebook).
+
+    Args:
+      total: rounds at the end of the run.
+      completed: rounds done when it begins.
+
+    Example:
+      >>> NotebookBar.draw(1, 4, "train_loss 0.2500")["text/plain"]
+      'round 1/4  train_loss 0.2500'
+    """
+
+    def __init__(self, total: int, completed: int = 0) -> None:
+        from IPython.display import display  # type: ignore[import-not-found]
+
+        self._total, self._completed, self._text = total, completed, "compiling"
+        self._drawn = -math.inf
+        self._handle: Any = display(self._picture(), raw=True, display_id=True)
+
+    @staticmethod
+    def draw(completed: int, total: int, text: str) -> dict[str, str]:
+        """The bar as HTML, and as text for what shows none, by MIME type."""
+        count = f"round {completed}/{total}"
+        bar = f'<progress value="{completed}" max="{max(total, 1)}"></progress>'
+        style = "font-family: monospace; white-space: pre-wrap"
+        return {
+            "text/html": f'<div style="{style}">{count} {bar} {html.escape(text)}</div>',
+            "text/plain": f"{count}  {text}",
+        }
+
+    def update(self, task: Any, *, completed: int, text: str) -> None:
+        """Shows the state after a round; called as rich's bar is.
+
+        Args:
+          task: not used.
+          completed: rounds done.
+          text: what stands behind the bar.
+        """
+        self._completed, self._text = completed, text
+        # A fast run would send thousands of pictures; the last one is drawn by `stop`.
+        if time.perf_counter() - self._drawn >= _SECONDS_BETWEEN_DRAWINGS:
+            self._redraw()
+
+    def stop(self) -> None:
+        """Draws the last state, whatever was left out."""
+        self._redraw()
+
+    def _redraw(self) -> None:
+        self._drawn = time.perf_counter()
+        self._handle.update(self._picture(), raw=True)
+
+    def _picture(self) -> dict[str, str]:
+        return self.draw(self._completed, self._total, self._text)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook (Jupyter, Colab, VS Code).
+
+    Example:
+      >>> in_notebook()
+      False
+    """
+    ipython = sys.modules.get("IPython")  # imported already where there is a kernel
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
 
 
 def format_seconds(seconds: float) -> str:

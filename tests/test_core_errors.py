@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
+from fedjax_lite.version import check_jax
 
 KEY = jax.random.key(0)
 SGD = optax.sgd(0.1)
@@ -248,3 +249,10 @@ def test_empty_slots_may_hold_any_id(ready):
 def test_unknown_slot_names():
     with pytest.raises(TypeError, match="weigthing"):
         algorithm(weigthing="uniform")
+
+
+def test_a_jax_that_is_too_old_is_named():
+    with pytest.raises(ImportError, match=r"needs jax 0.8 or newer, found 0.7.2.*pip install -U"):
+        check_jax((0, 7, 2))
+    check_jax((0, 8, 0))
+    check_jax((1, 0, 0))

@@ -60,7 +60,7 @@ def seed_of(run: Run) -> Any:
 def dataset_of(run: Run) -> str | None:
     """The data set that a run really used, where it says so."""
     flat = _flat(run.config)
-    return next((str(flat[name]) for name in DATASETS if flat.get(name)), None)
+    return next((str(flat[name]) for name in DATASETS if flat.get(name)), run.dataset)
 
 
 def group_runs(

@@ -30,6 +30,7 @@ class Run:
       versions: of the packages, and the device.
       clients: what `save_clients` wrote: ``accuracy``, ``size``, ``label_counts`` as arrays.
       directory: the folder; None for a history in memory.
+      dataset: its name, where `save_clients` was told.
       notes: what is odd about the files.
     """
 
@@ -40,6 +41,7 @@ class Run:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     clients: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     directory: Path | None = None
+    dataset: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -148,14 +150,17 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
                 "config={'method': ..., 'seed': ...} to fl.run"
             )
     words = settings.get("key")
+    clients = _read_json(directory / "clients.json", notes)
+    dataset = clients.get("dataset")
     return Run(
         name=name,
         rows=rows,
         config=config,
         key=tuple(words) if isinstance(words, list) else None,
         versions=dict(versions) if isinstance(versions, Mapping) else {},
-        clients=_clients(directory / "clients.json", notes),
+        clients=_clients(clients.get("per_client"), directory / "clients.json", notes),
         directory=directory,
+        dataset=dataset if isinstance(dataset, str) else None,
         notes=tuple(notes),
     )
 
@@ -173,9 +178,8 @@ def _read_json(path: Path, notes: list[str]) -> Mapping[str, Any]:
     return value
 
 
-def _clients(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
+def _clients(figures: Any, path: Path, notes: list[str]) -> dict[str, np.ndarray]:
     """Figures of single clients; what has not the shape that it should have is left out."""
-    figures = _read_json(path, notes).get("per_client")
     if not isinstance(figures, Mapping):
         return {}
     tables: dict[str, np.ndarray] = {}

@@ -15,6 +15,7 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite import report
 from fedjax_lite.report.command import main
+from fedjax_lite.report.groups import dataset_of
 from fedjax_lite.report.runs import Run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -156,6 +157,15 @@ def test_the_page_needs_nothing_else():
     assert "@import" not in html
     assert "@media print" in html
     assert "default-src 'none'" in html
+
+
+def test_a_run_without_settings_knows_its_data_set_from_its_clients(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "test_accuracy": 0.5}\n')
+    scores = {"accuracy": np.array([0.5, 1.0]), "size": np.array([2, 4])}
+    report.save_clients(tmp_path, scores, dataset="hospitals")
+    assert dataset_of(report.read_run(tmp_path)) == "hospitals"
+    named = report.Run("a", history(), config={"dataset": "digits"}, dataset="hospitals")
+    assert dataset_of(named) == "digits"
 
 
 def test_panels_come_with_their_data():
