@@ -58,11 +58,15 @@ class Progress:
                 self._show(round_, metrics, evaluated)
 
     def notice(self, text: str) -> None:
-        """Prints a message to standard error, also when progress is switched off."""
+        """Prints a message to standard error, also when progress is switched off.
+
+        A notebook shows standard error in red, as an alarm, which a notice is not: there it goes
+        to standard output.
+        """
         if not self._notices:
             return
         with contextlib.suppress(Exception):
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it is and gives the terminal back."""

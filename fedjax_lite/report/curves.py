@@ -123,8 +123,12 @@ def plot_sweep(
     values = np.array([row[x] for row in table], float)
     if values.min() > 0 and values.max() >= 10 * values.min():
         axes.set_xscale("log")
+        ticks = sorted(set(values.tolist()))  # the values themselves, not powers of ten
+        if len(ticks) <= 9:
+            axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            axes.minorticks_off()
     seeds = max(row["num_seeds"] for row in table)
-    label = f"{text(metric)} (mean and s.d. of {seeds} seeds)"
+    label = f"{text(metric.replace('_', ' ').capitalize())} (mean and s.d. of {seeds} seeds)"
     axes.set(xlabel=text(x.replace("_", " ")), ylabel=label)
     if list(lines) != [""]:
         axes.legend(frameon=False, fontsize="small")

@@ -173,7 +173,9 @@ def audit(
     tested is that of one client added or removed.
 
     The bound is one of probability: a correct method is failed wrongly with probability at most
-    ``1 - confidence``. That it passes proves nothing beyond this attack's strength: the bound of a
+    ``1 - confidence``. That it passes proves nothing beyond this attack's strength, and honest
+    clients drown the canaries where they are many or the model is small (a missing noise went
+    unseen among 300 clients at 650 parameters): audit with few of them. The bound of a
     sampled cohort is far below the accounted figure, a missing clip or noise far above.
 
     Args:
