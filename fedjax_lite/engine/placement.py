@@ -161,7 +161,7 @@ def init_state(
       The state.
 
     Raises:
-      As ``algo.init``.
+      TypeError, ValueError: as ``algo.init`` does.
 
     Example:
       >>> import optax, fedjax_lite as fl
