@@ -180,15 +180,13 @@ else:
     def make_net(key):
         return eqx.nn.MLP(in_size=64, out_size=10, width_size=64, depth=1, key=key)
 
-    arrays, rest = eqx.partition(make_net(jax.random.key(0)), eqx.is_array)
-    structure = jax.tree.structure(arrays)
+    _, rest = eqx.partition(make_net(jax.random.key(0)), eqx.is_array)
 
     def init_net(key):
-        return jax.tree.leaves(eqx.filter(make_net(key), eqx.is_array))
+        return eqx.filter(make_net(key), eqx.is_array)
 
     def apply_net(params, x, key):
-        net = eqx.combine(jax.tree.unflatten(structure, params), rest)
-        return jax.vmap(net)(x.reshape(len(x), -1))
+        return jax.vmap(eqx.combine(params, rest))(x.reshape(len(x), -1))
 
     train_model("equinox", fl.models.from_functions(init_net, apply_net))
 

@@ -59,29 +59,29 @@ class Flags:
     model: Literal["mlp", "cnn"] | None = None
     """Network: a small perceptron, or the paper's convolutional network."""
     rules: tuple[str, ...] = RULES
-    """Rows of the heat map."""
+    """Aggregation rules, the rows of the heat map."""
     attacks: tuple[str, ...] = ATTACKS
-    """Its columns."""
+    """Attacks, the columns of the heat map."""
     bucket_sizes: tuple[int, ...] = (1, 2)
-    """1: the rule itself."""
+    """Clients in a bucket, for bucketing before the rule; 1: the rule itself."""
     num_rounds: int = 0
-    """Rounds of one local step; 0: the preset's."""
+    """Rounds of one local step each; 0: the preset's."""
     seeds: tuple[int, ...] = (0,)
-    """Of data, network and batches."""
+    """Seeds of data, network and batches."""
     num_clients: int = 25
-    """Workers."""
+    """Clients (workers) in all."""
     num_byzantine: int = 5
-    """Hostile ones."""
+    """Clients among them that are hostile."""
     iid: bool = False
     """Deal the data at random instead of by labels."""
     learning_rate: float = 0.01
-    """Before division by 1 - momentum."""
+    """Learning rate before division by 1 - momentum."""
     momentum: float = 0.9
-    """Worker momentum."""
+    """Momentum of the workers, in [0, 1)."""
     batch_size: int = 32
-    """Examples a step."""
+    """Examples in a step of a client."""
     clip_radius: float = 10.0
-    """Of centered clipping, in units of gradients."""
+    """Radius of centered clipping, in units of gradients."""
     data_dir: Path | None = None
     """Folder that holds MNIST (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/byzantine")

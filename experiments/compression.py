@@ -64,35 +64,36 @@ class Flags:
     """The problem, and which uplinks are compared."""
 
     uplinks: tuple[str, ...] = ()
-    """Names out of the table; none: all."""
+    """Uplinks to compare, names out of the table; none given: all."""
     downlink: Literal["plain", "qsgd8", "top-k"] = "plain"
     """The broadcast, the same for all runs: whole, 8 bits a coordinate of the change, top 10 %."""
     train_size: int = 4000
-    """Training images."""
+    """Training images to take."""
     test_size: int = 2000
-    """Test images."""
+    """Test images to take."""
     num_clients: int = 20
-    """Clients; error feedback and EF21 keep a residual of the model's size for each."""
+    """Clients in the population; error feedback and EF21 keep a residual of the model's size for
+    each."""
     cohort_size: int = 10
-    """Clients a round."""
+    """Clients that train in a round."""
     alpha: float = 1.0
     """Concentration of the Dirichlet partition of labels."""
     num_rounds: int = 60
-    """Rounds."""
+    """Rounds of each run."""
     epochs: int = 1
     """Passes of a client over its data in a round."""
     batch_size: int = 20
-    """Examples a local step."""
+    """Examples in a local step."""
     learning_rate: float = 0.1
     """Local learning rate, decayed by a cosine to a tenth."""
     every: int = 4
     """Rounds between evaluations."""
     target: float = 0.4
-    """Test accuracy whose price in megabytes is told."""
+    """Test accuracy, in [0, 1], whose price in megabytes is told."""
     seed: int = 0
-    """Of partition, parameters, cohorts, batches and compressors."""
+    """Seed of partition, parameters, cohorts, batches and compressors."""
     smoke: bool = False
-    """Seconds: digits, few rounds."""
+    """A run of seconds: digits, few rounds."""
     data_dir: Path | None = None
     """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/compression")
@@ -155,6 +156,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
         )
         state = algo.init(key, params, data)
         how: dict[str, Any] = {"evaluate": evaluate, "every": flags.every, "progress": False}
+        how["stop_if_diverged"] = False  # the table says which compressor failed
         _, history = fl.run(algo, key, state, data, num_rounds=flags.num_rounds, **how)
         rows.append(summarise(name, history, flags.target))
         save_json_atomic(path, {"versions": versions(), "settings": settings, "rows": rows})

@@ -47,37 +47,37 @@ class Flags:
     """The guarantee, the clients and their training; 0 means the data set's own default."""
 
     datasets: tuple[Literal["mnist", "cifar10"], ...] = ("mnist", "cifar10")
-    """Data sets."""
+    """Data sets to run, one after the other."""
     epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, math.inf)
-    """Budgets of the whole run; inf: clipping without noise."""
+    """Privacy budgets of the whole run; inf: clipping without noise."""
     delta: float = 1e-5
-    """Probability that the bound may fail."""
+    """Probability that the privacy bound may fail."""
     accountant: Literal["pld", "rdp"] = "pld"
-    """What the noise is calibrated by."""
+    """Accountant that calibrates the noise."""
     num_seeds: int = 5
-    """Runs an epsilon, each with its own parameters, cohorts, batches and noise."""
+    """Runs for each epsilon, each with its own parameters, cohorts, batches and noise."""
     num_rounds: int = 0
-    """Rounds."""
+    """Rounds of each run; 0: the data set's default."""
     expected_cohort_size: int = 0
-    """Clients a round, in expectation."""
+    """Clients in a round, in expectation; 0: the data set's default."""
     num_clients: int = 0
-    """Parts of CIFAR-10; MNIST has its writers."""
+    """Clients that CIFAR-10 is dealt to; MNIST has its writers; 0: the default."""
     alpha: float = 1.0
     """Concentration of CIFAR-10's Dirichlet partition; smaller is more skewed."""
     clip: float = 0.0
-    """Largest norm of an update."""
+    """Largest norm of a client's update; 0: the data set's default."""
     learning_rate: float = 0.0
-    """Local learning rate."""
+    """Local learning rate; 0: the data set's default."""
     epochs: int = 0
-    """Local epochs."""
+    """Local epochs in a round; 0: the data set's default."""
     server_momentum: float = 0.9
-    """Momentum of the server (its rate is scaled by one minus it)."""
+    """Momentum of the server, in [0, 1); its rate is scaled by one minus it."""
     hidden: int = -1
     """Units of the hidden layer; 0: softmax regression; -1: the data set's default."""
     noise_cohort_size: int = 0
     """Noise as for cohorts of this size (an imagined deployment); 0: as for those simulated."""
     noise_num_clients: int = 1_000_000
-    """Population of that deployment."""
+    """Clients in the population of that deployment."""
     data_dir: Path | None = None
     """Folder that holds the data (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/dp_fedavg")
@@ -85,7 +85,7 @@ class Flags:
     overwrite: bool = False
     """Replace the results of an earlier run."""
     smoke: bool = False
-    """Seconds: digits, few rounds, two seeds, calibrated by RDP."""
+    """A run of seconds: digits, few rounds, two seeds, calibrated by RDP."""
 
 
 class Setting(NamedTuple):

@@ -96,9 +96,9 @@ class DataFlags:
     num_clients: int = 0
     """Clients in the population."""
     train_size: int = 0
-    """Training examples."""
+    """Training examples to take; 0: the preset's."""
     test_size: int = 0
-    """Test examples."""
+    """Test examples to take; 0: the preset's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TrainingFlags:
     effective_rates: tuple[float, ...] = ()
     """Local learning rate over (1 - momentum), to choose from."""
     seeds: tuple[int, ...] = ()
-    """Of partition, parameters, cohorts and batches."""
+    """Seeds of partition, parameters, cohorts and batches."""
 
 
 @dataclasses.dataclass(frozen=True)

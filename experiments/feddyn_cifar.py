@@ -83,23 +83,23 @@ class Flags:
     preset: Literal["short", "paper", "smoke"] = "short"
     """short: LeNet and part of CIFAR-10; paper: the published setting; smoke: digits."""
     splits: tuple[str, ...] = ("iid", "0.6", "0.3")
-    """iid, or the concentration of the clients' class mixtures."""
+    """Splits to run: iid, or the concentration of the clients' class mixtures."""
     model: Literal["", "paper", "lenet"] = ""
     """Model for CIFAR-10; empty: the preset's."""
     cohort_size: int = 0
-    """Clients a round; 0: the preset's."""
+    """Clients that train in a round; 0: the preset's."""
     num_rounds: int = 0
-    """Rounds; 0: the preset's."""
+    """Rounds of each run; 0: the preset's."""
     train_size: int = 0
-    """Training examples; 0: the preset's."""
+    """Training examples to take; 0: the preset's."""
     targets: tuple[float, ...] = ()
-    """Accuracies to reach; none: the preset's."""
+    """Test accuracies to reach, in [0, 1]; none given: the preset's."""
     learning_rate: float = 0.1
-    """Of the clients' SGD."""
+    """Learning rate of the clients' SGD."""
     decay: float = 1.0
-    """Factor of the learning rate a round."""
+    """Factor of the learning rate per round."""
     seed: int = 0
-    """Of partition, parameters, cohorts and batches."""
+    """Seed of partition, parameters, cohorts and batches."""
     data_dir: Path | None = None
     """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/feddyn_cifar")
@@ -205,6 +205,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
         for name in METHODS:
             state = algorithms[name].init(key, params, data)
             options: dict[str, Any] = {"num_rounds": setting.num_rounds, "every": setting.every}
+            options["stop_if_diverged"] = False  # the table says who reached nothing
             options["evaluate"] = local_score if name == "feddyn" else score
             history = fl.run(algorithms[name], key, state, data, progress=False, **options)[1]
             evaluated = [row for row in history if "test_accuracy" in row]

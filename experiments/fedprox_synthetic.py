@@ -66,9 +66,9 @@ class Flags:
     stragglers: tuple[float, ...] = (0.0, 0.5, 0.9)
     """Shares of a cohort that do less than all epochs."""
     mu: float = 1.0
-    """FedProx's penalty."""
+    """FedProx's penalty on the distance from the server's model."""
     num_rounds: int = 200
-    """Rounds."""
+    """Rounds of each run."""
     cohort_size: int = 10
     """Clients that are asked in a round."""
     epochs: int = 20
@@ -76,9 +76,9 @@ class Flags:
     last: int = 20
     """Rounds at the end over which figures are averaged."""
     num_seeds: int = 5
-    """Seeds 0, 1 .. of cohorts, stragglers and batches; the data are pinned."""
+    """Number of seeds, 0, 1 and so on, of cohorts, stragglers and batches; the data are pinned."""
     num_threads: int = os.cpu_count() or 1
-    """Runs side by side."""
+    """Runs that go side by side, in threads."""
     output_dir: Path = Path("outputs/fedprox_synthetic")
     """Where results.json and curves.png go."""
     overwrite: bool = False

@@ -23,22 +23,22 @@ class DataFlags:
     dataset: Literal["auto", "cifar10", "cifar100", "mnist", "fashion_mnist", "digits"] = "auto"
     """Data set. auto: CIFAR-10 where it is found or can be downloaded, else the embedded digits."""
     data_dir: Path | None = None
-    """Folder that holds the data (else FEDJAX_LITE_DATA, then the cache, then a download)."""
+    """Folder that holds the data; else FEDJAX_LITE_DATA, then the cache, then a download."""
     partition: Literal[
         "dirichlet", "iid", "shards", "lognormal", "power_law", "dirichlet_quantity", "writer"
     ] = "dirichlet"
-    """How examples are dealt: by Dirichlet shares of each label, at random, by label shards
-    (McMahan), by skewed quantities, both, or by MNIST's writers."""
+    """How examples are dealt: by Dirichlet shares of each label, at random, by label shards as in
+    McMahan's paper, by skewed quantities, by both, or by MNIST's writers."""
     num_clients: int = 100
     """Clients in the population."""
     alpha: float = 0.5
     """Concentration of the Dirichlet partitions; smaller is more skewed."""
     shards_per_client: int = 2
-    """Label shards a client, for `shards`."""
+    """Label shards that each client gets, for --partition shards."""
     sigma: float = 1.5
-    """Spread of log sizes, for `lognormal` and `dirichlet_quantity`; exponent for `power_law`."""
+    """Spread of log sizes, for lognormal and dirichlet_quantity; exponent for power_law."""
     min_size: int = 10
-    """Examples that every client has at least (Dirichlet and quantity partitions)."""
+    """Fewest examples of any client (Dirichlet and quantity partitions)."""
 
     def partitioner(self, seed: int) -> fl.data.Partitioner:
         """The partition that the flags name."""
@@ -68,21 +68,21 @@ class ClientFlags:
     epochs: int = 1
     """Passes of a client over its data in a round."""
     batch_size: int = 20
-    """Examples a local step; 0 for all of a client's data at once."""
+    """Examples in a local step; 0 for all of a client's data at once."""
     client_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     """Local optimizer; it starts anew in each round."""
     learning_rate: float = 0.1
-    """Local learning rate."""
+    """Local learning rate, per step."""
     client_momentum: float = 0.9
-    """For `momentum`."""
+    """Local momentum, in [0, 1), for --client-optimizer momentum."""
     weight_decay: float = 0.0
-    """L2 penalty on the weights, in the local steps."""
+    """L2 penalty on the weights, added to the gradient of each local step."""
     client_clip: float = 0.0
-    """Clips each local gradient to this global norm; 0 for none."""
+    """Largest global norm of a local gradient; 0 for no clipping."""
     client_schedule: Schedule = "cosine"
-    """Local learning rate over the rounds."""
+    """How the local learning rate changes over the rounds."""
     client_decay: float = 0.05
-    """Factor a round for `exponential`; share that is left at the end for `cosine`."""
+    """Factor per round for exponential; share that is left at the end for cosine."""
     dropout_rate: float = 0.0
     """Probability that a sampled client drops out of the round."""
 
@@ -121,17 +121,17 @@ class ServerFlags:
     server_optimizer: Literal["sgd", "momentum", "adagrad", "adam", "yogi"] = "sgd"
     """sgd at rate 1 is FedAvg, momentum FedAvgM; the others as Reddi et al. (2021) have them."""
     server_learning_rate: float = 1.0
-    """Server learning rate."""
+    """Server learning rate, per round; 1 takes the mean as it is."""
     server_momentum: float = 0.9
-    """For `momentum`; first moment decay of adam and yogi."""
+    """Server momentum, in [0, 1), for momentum; first moment decay of adam and yogi."""
     tau: float = 1e-3
-    """Adaptivity of adagrad, adam and yogi."""
+    """Adaptivity of adagrad, adam and yogi: added to the root of the second moment."""
     server_schedule: Schedule = "constant"
-    """Server learning rate over the rounds."""
+    """How the server learning rate changes over the rounds."""
     server_decay: float = 0.99
-    """Factor a round for `exponential`; share that is left at the end for `cosine`."""
+    """Factor per round for exponential; share that is left at the end for cosine."""
     weighting: Literal["examples", "uniform"] = "examples"
-    """Weight of a client in the mean."""
+    """Weight of a client in the mean: its number of examples, or all alike."""
 
     def optimizer(self, num_rounds: int) -> optax.GradientTransformation:
         """The server optimizer; its schedule counts rounds."""

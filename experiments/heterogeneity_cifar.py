@@ -93,15 +93,15 @@ class Flags:
     alphas: tuple[float, ...] = (0.5, 0.1)
     """Concentrations of the Dirichlet partition; smaller is more skewed."""
     seeds: tuple[int, ...] = ()
-    """Of partition, parameters and batches; none, as for mus and rates: the preset's."""
+    """Seeds of partition, parameters, batches; none given, as for mus and rates: the preset's."""
     mus: tuple[float, ...] = ()
     """FedProx's penalties to choose from."""
     scaffold_rates: tuple[float, ...] = ()
-    """SCAFFOLD's rates to choose from."""
+    """SCAFFOLD's learning rates to choose from."""
     num_rounds: int = 0
-    """Rounds; 0: the preset's."""
+    """Rounds of each run; 0: the preset's."""
     train_size: int = 0
-    """Training examples; 0: the preset's."""
+    """Training examples to take; 0: the preset's."""
     data_dir: Path | None = None
     """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/heterogeneity_cifar")
@@ -198,6 +198,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
         state = algorithms[name].init(key, model.init(key), problem)
         how: dict[str, Any] = {"evaluate": evaluate, "every": setting.every, "progress": False}
         how["num_rounds"] = setting.num_rounds
+        how["stop_if_diverged"] = False  # a rate out of the grid may be too large
         history = fl.run(algorithms[name], key, state, problem, **how)[1]
         return [row for row in history if "test_accuracy" in row]
 

@@ -47,23 +47,23 @@ class Flags:
     num_images: int = 4
     """Images that are reconstructed, a client each."""
     num_iterations: int = 1000
-    """Iterations of the inversion."""
+    """Iterations of the gradient inversion."""
     variation: float = 1e-3
-    """Weight of the total variation."""
+    """Weight of the total variation in the inversion."""
     learning_rate: float = 0.1
     """Local learning rate of the clients under attack."""
     noise_multipliers: tuple[float, ...] = (0.001, 0.01, 0.1)
-    """Noise on a clipped update, over its clip: per coordinate."""
+    """Standard deviations of the noise on a clipped update, over its clip, per coordinate."""
     num_members: int = 400
-    """Examples trained on, eight a client."""
+    """Examples that are trained on, eight for each client."""
     num_rounds: int = 60
     """Rounds of the training that is attacked."""
     epsilons: tuple[float, ...] = (8.0, 1.0)
-    """Budgets of the private trainings."""
+    """Privacy budgets of the private trainings."""
     num_references: int = 4
-    """Models of LiRA."""
+    """Reference models of LiRA."""
     seed: int = 0
-    """Of everything."""
+    """Seed of everything random."""
     data_dir: Path | None = None
     """Folder that holds MNIST (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/leakage")
@@ -71,7 +71,7 @@ class Flags:
     overwrite: bool = False
     """Replace the results of an earlier run."""
     smoke: bool = False
-    """Tiny: digits, two images, few defences."""
+    """A run of seconds: digits, two images, few defences."""
 
 
 class Defence(NamedTuple):

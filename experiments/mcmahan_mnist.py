@@ -60,13 +60,13 @@ class Flags:
     """Which cells to run, and how."""
 
     cells: tuple[str, ...] = ("2nn-iid-b10-e1", "2nn-shards-b10-e1", "2nn-iid-binf-e1")
-    """Cells of the tables; all: every cell (the CNN takes long on a CPU)."""
+    """Cells of the tables to run; all: every cell (the CNN takes long on a CPU)."""
     num_seeds: int = 3
-    """Seeds a learning rate; the median counts."""
+    """Seeds for each learning rate; the median counts."""
     learning_rates: tuple[float, ...] = ()
-    """Instead of each cell's own."""
+    """Learning rates to try, instead of each cell's own."""
     max_rounds: int = 0
-    """Instead of each cell's own limit; 0 for that."""
+    """Limit of rounds, instead of each cell's own; 0: that one."""
     data_dir: Path | None = None
     """Folder of the MNIST idx files (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/mcmahan_mnist")
@@ -74,7 +74,7 @@ class Flags:
     overwrite: bool = False
     """Run cells again that results.json already has; else they are kept and only added to."""
     smoke: bool = False
-    """One cell, one rate, one seed, a few rounds."""
+    """A run of seconds: one cell, one rate, one seed, a few rounds."""
 
 
 def build(model: fl.models.Model, cell: Cell, learning_rate: Any) -> fl.FederatedAlgorithm:

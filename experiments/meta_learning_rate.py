@@ -36,13 +36,13 @@ class Flags:
     """The federated problem and the search."""
 
     num_clients: int = 20
-    """Clients."""
+    """Clients in the population."""
     cohort_size: int = 10
-    """Clients a round."""
+    """Clients that train in a round."""
     alpha: float = 0.3
     """Concentration of the Dirichlet partition; smaller is more skewed."""
     batch_size: int = 20
-    """Examples a local step."""
+    """Examples in a local step."""
     epochs: int = 2
     """Passes of a client over its data in a round."""
     num_rounds: int = 5
@@ -52,21 +52,21 @@ class Flags:
     mu: float = 0.1
     """FedProx's penalty to start from."""
     mixing: bool = False
-    """Also learn the clients' weights in the mean."""
+    """Also learn the weights of the clients in the mean."""
     num_corrupted: int = 0
     """Clients whose labels are drawn at random."""
     meta_steps: int = 60
-    """Steps of the search."""
+    """Steps of the search for the rates."""
     meta_learning_rate: float = 0.15
-    """Adam's, on the logarithms."""
+    """Learning rate of Adam, on the logarithms of the rates."""
     grid_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
     """Learning rates of the grid search."""
     grid_mus: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     """Penalties of the grid search."""
     num_keys: int = 5
-    """Keys that scores are averaged over."""
+    """Random keys that scores are averaged over."""
     seed: int = 0
-    """Of the partition, and of the keys."""
+    """Seed of the partition and of the keys."""
     output_dir: Path = Path("outputs/meta_learning_rate")
     """Where results.json and path.png go."""
     overwrite: bool = False

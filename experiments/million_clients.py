@@ -39,33 +39,33 @@ class Flags:
     """The population, the method and the length of the run."""
 
     num_clients: int = 1_000_000
-    """Clients."""
+    """Clients in the population."""
     mean_size: float = 60.0
-    """Examples a client has in the mean; at least 1 each."""
+    """Examples of a client in the mean; at least 1 each."""
     sigma: float = 1.5
-    """Spread of log sizes."""
+    """Spread of log sizes (log-normal)."""
     num_features: int = 32
-    """Features of an example, float16."""
+    """Features of an example, stored as float16."""
     num_classes: int = 10
-    """Classes."""
+    """Classes of the labels."""
     drift: float = 0.5
     """Size of a client's own part of the planted model beside the common one."""
     cohort_size: int = 1000
-    """Clients a round."""
+    """Clients that train in a round."""
     batch_size: int = 10
-    """Examples a local step."""
+    """Examples in a local step."""
     learning_rate: float = 0.05
-    """Local learning rate."""
+    """Local learning rate, per step."""
     num_rounds: int = 50
-    """Rounds."""
+    """Rounds of the run."""
     algorithm: Literal["fedavg", "scaffold"] = "fedavg"
-    """Method."""
+    """Method that is run."""
     state: Literal["host", "disk", "device"] = "host"
-    """Where SCAFFOLD's rows lie; on disk: under --output-dir."""
+    """Where SCAFFOLD's rows lie; on disk they are under --output-dir."""
     model: Literal["logistic", "2nn"] = "logistic"
-    """Logistic regression, or two hidden layers of 200."""
+    """Model: logistic regression, or two hidden layers of 200."""
     seed: int = 0
-    """Of the population and of the run."""
+    """Seed of the population and of the run."""
     data_dir: Path = Path("outputs/million_clients_data")
     """Folder of the population; one that is there is used if it was made with the same flags."""
     output_dir: Path = Path("outputs/million_clients")
@@ -73,7 +73,7 @@ class Flags:
     overwrite: bool = False
     """Replace the results of an earlier run, and a population made with other flags."""
     smoke: bool = False
-    """2000 clients, cohort 50, 6 rounds: does it work at all?"""
+    """A run of seconds: 2000 clients, cohorts of 50, 6 rounds."""
 
 
 EVERY = 10

@@ -41,23 +41,23 @@ class Flags:
     """The run that is audited."""
 
     noise_multipliers: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
-    """Noise over clip, a point each."""
+    """Standard deviations of the noise over the clip, a point each."""
     sampling_rates: tuple[float, ...] = (1.0, 0.2)
     """Probability that a client takes part in a round."""
     num_canaries: int = 600
     """Canary clients; the strongest provable epsilon grows with their logarithm."""
     num_writers: int = 100
-    """Honest clients."""
+    """Honest clients, writers of MNIST."""
     num_rounds: int = 10
-    """Rounds."""
+    """Rounds of each run."""
     clip: float = 0.5
-    """Largest norm of an update."""
+    """Largest norm of a client's update."""
     delta: float = 1e-5
-    """Of the guarantee."""
+    """Probability that the privacy bound may fail."""
     bug_noise: float = 6.0
     """Noise multiplier of the runs with planted bugs."""
     seed: int = 0
-    """Of everything."""
+    """Seed of everything random."""
     data_dir: Path | None = None
     """Folder that holds MNIST (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/privacy_audit")
@@ -65,7 +65,7 @@ class Flags:
     overwrite: bool = False
     """Replace the results of an earlier run."""
     smoke: bool = False
-    """Tiny: digits, one point, two bugs."""
+    """A run of seconds: digits, one point, two bugs."""
 
 
 class Problem(NamedTuple):

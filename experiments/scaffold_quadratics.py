@@ -33,15 +33,15 @@ class Flags:
     scales: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
     """Heterogeneity: spreads of the clients' optima around the common one."""
     num_clients: int = 10
-    """Clients."""
+    """Clients in the population."""
     cohort_size: int = 4
-    """Clients a round in the partial runs."""
+    """Clients in a round of the partial runs."""
     steps: int = 5
-    """Local steps."""
+    """Local steps of a client in a round."""
     learning_rate: float = 0.05
-    """Local learning rate."""
+    """Local learning rate, per step."""
     num_rounds: int = 400
-    """Rounds."""
+    """Rounds of each run."""
     output_dir: Path = Path("outputs/scaffold_quadratics")
     """Where results.json and curves.png go."""
     overwrite: bool = False

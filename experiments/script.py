@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import tyro
+from flag_groups import parse
 
 from fedjax_lite import distributed
 from fedjax_lite.compilation import keep_compiled_programs
@@ -16,8 +16,9 @@ Flags = TypeVar("Flags")
 def script(main: Callable[[Flags], Any], flags: type[Flags], description: str | None) -> None:
     """Runs an experiment from the command line; compiled programs are kept for the next start."""
     try:
-        given = tyro.cli(flags, description=description)
+        given = parse(flags, description)
         keep_compiled_programs()
         main(given)
     except (ValueError, TypeError, OSError) as error:
-        distributed.fail(f"error: {error}")
+        notes = getattr(error, "__notes__", [])
+        distributed.fail("\n".join([f"error: {error}", *notes]))

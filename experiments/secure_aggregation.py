@@ -1,7 +1,7 @@
 """What secure aggregation costs: accuracy by bits, masks in jit, the protocol's bytes, CKKS.
 
     python experiments/secure_aggregation.py
-    python experiments/secure_aggregation.py --run.smoke   # seconds, scikit-learn's digits
+    python experiments/secure_aggregation.py --smoke   # seconds, scikit-learn's digits
 
 FedAvg with the plain mean against the same runs (same seeds) with `secure_mean` at several widths,
 with and without a level at zero;
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from script import script
 from secure_aggregation_costs import CostFlags, ckks, masks, protocol, show
 
@@ -36,23 +37,23 @@ class TrainFlags:
     """The runs whose accuracy is compared."""
 
     dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """Data set, dealt IID."""
+    """Data set, dealt at random (IID)."""
     data_dir: Path | None = None
-    """Folder that holds the data (else FEDJAX_LITE_DATA, then the cache, then a download)."""
+    """Folder that holds the data; else FEDJAX_LITE_DATA, then the cache, then a download."""
     num_clients: int = 100
     """Clients in the population."""
     cohort_size: int = 10
-    """Clients a round."""
+    """Clients that train in a round."""
     dropout_rate: float = 0.1
     """Probability that a client drops out of its round."""
     num_rounds: int = 50
-    """Rounds."""
+    """Rounds of each run."""
     batch_size: int = 20
-    """Examples a local step."""
+    """Examples in a local step."""
     learning_rate: float = 0.1
-    """Local learning rate."""
+    """Local learning rate, per step."""
     bits: tuple[int, ...] = (8, 12, 16, 20)
-    """Widths of a fixed-point number."""
+    """Widths of a fixed-point number, in bits."""
     clip: float = 0.5
     """Entries of an update are clipped to plus or minus this."""
 
@@ -62,22 +63,22 @@ class RunFlags:
     """Where results go."""
 
     seed: int = 0
-    """Seed of everything random but keys."""
+    """Seed of everything random but cryptographic keys."""
     output_dir: Path = Path("outputs/secure_aggregation")
     """Where results.json and secure_aggregation.png go."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
     smoke: bool = False
-    """Everything small: digits, seconds."""
+    """A run of seconds: digits, everything small."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """All settings."""
 
-    train: TrainFlags = dataclasses.field(default_factory=TrainFlags)
+    train: tyro.conf.OmitArgPrefixes[TrainFlags] = dataclasses.field(default_factory=TrainFlags)
     cost: CostFlags = dataclasses.field(default_factory=CostFlags)
-    run: RunFlags = dataclasses.field(default_factory=RunFlags)
+    run: tyro.conf.OmitArgPrefixes[RunFlags] = dataclasses.field(default_factory=RunFlags)
 
 
 SMOKE: dict[str, dict[str, Any]] = {

@@ -21,13 +21,13 @@ class CostFlags:
     """What is timed and weighed."""
 
     num_clients: tuple[int, ...] = (10, 30, 100)
-    """Clients of a round of the protocol."""
+    """Clients in a round of the protocol, a run each."""
     dimension: int = 100_000
-    """Numbers in an update."""
+    """Numbers in a client's update."""
     degree: int = 20
     """Neighbours of a client in the sparse protocol."""
     drop_fraction: float = 0.1
-    """Clients that drop out after sharing their secrets."""
+    """Share of the clients that drop out after sharing their secrets."""
     num_repeats: int = 5
     """Repetitions of what is timed; medians are shown."""
 

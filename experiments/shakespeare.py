@@ -135,10 +135,7 @@ def run_cell(
             key = jax.random.key(seed)
             state = made(jnp.float32(rate)).init(key, model.init(key), data)
             curve = [0.0]
-            # A rate that takes longer than the slowest seed of the best one so far has lost.
-            bound = min(
-                [limit, *(max(c) for c in crossings.values() if all(map(math.isfinite, c)))]
-            )
+            bound = cutoff(crossings, num_seeds=len(setting.seeds), limit=limit)
             while (len(curve) - 1) * every < bound and max(curve) < setting.target:
                 state = block(jnp.float32(rate), key, state, data)
                 curve.append(score(state)["test_accuracy"])
@@ -172,6 +169,15 @@ def run_cell(
         "by_role": score_roles(model, models[best, setting.seeds[0]], deals),
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def cutoff(crossings: dict[float, list[float]], *, num_seeds: int, limit: int) -> float:
+    """Rounds after which a rate has lost: the slowest seed of a rate of which all have arrived.
+
+    A rate whose seeds are still being run bounds nobody, least of all its own later seeds.
+    """
+    whole = [seeds for seeds in crossings.values() if len(seeds) == num_seeds]
+    return min([limit, *(max(seeds) for seeds in whole if all(map(math.isfinite, seeds)))])
 
 
 def score_roles(model: fl.models.Model, params: Any, deals: Deals) -> dict[str, Any]:

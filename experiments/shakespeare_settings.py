@@ -89,7 +89,7 @@ class ModelFlags:
     hidden_size: int = 0
     """Units of a layer."""
     num_layers: int = 0
-    """Stacked layers."""
+    """Stacked layers of the LSTM."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class TrainingFlags:
     fedsgd_max_rounds: int = 0
     """Rounds after which a run of FedSGD is given up."""
     seeds: tuple[int, ...] = ()
-    """Of parameters, cohorts and batches; the median counts."""
+    """Seeds of parameters, cohorts and batches; the median counts."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ from fedjax_lite.engine import (
 )
 from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
-from fedjax_lite.loop import RunInterrupted, run
+from fedjax_lite.loop import RunDiverged, RunInterrupted, run
 from fedjax_lite.meta import unroll
 from fedjax_lite.proximal import proximal
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
@@ -158,6 +158,7 @@ __all__ = [
     "Message",
     "Plan",
     "RoundState",
+    "RunDiverged",
     "RunInterrupted",
     "Sampler",
     "ServerUpdate",

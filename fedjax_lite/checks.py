@@ -8,6 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+EXAMPLES = {
+    "plan": "fl.Plan(batch_size=20, epochs=1)",
+    "sampler": "fl.uniform(10)",
+    "aggregator": "fl.mean()",
+    "uplink": "fl.clip(1.0)",
+    "strategy": "fl.chunked(8)",
+    "cohort": "fl.Cohort(ids, mask)",
+}
+"""What a slot may hold, for the message to those who put something else there."""
+
 
 def check_positive(value: Any, name: str) -> None:
     """Raises ValueError where a concrete `value` is not above zero; traced values pass."""
@@ -37,13 +47,32 @@ def check_count(value: Any, name: str, *, minimum: int) -> None:
 def check_key(key: Any, name: str = "key") -> None:
     """Raises TypeError where `key` is not one typed key."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        dtype = getattr(key, "dtype", "")
+        if isinstance(key, int | np.integer):
+            remedy = f"a seed is not a key: jax.random.key({key})"
+        elif dtype:
+            remedy = "jax.random.PRNGKey's raw arrays are wrapped by jax.random.wrap_key_data"
+        else:
+            remedy = (
+                "the key comes first: algo.init(key, params, data), algo.round(key, state, data), "
+                "run(algo, key, state, data)"
+            )
         raise TypeError(
-            f"{name} must be a typed key such as jax.random.key(0), got {type(key).__name__} "
-            f"{getattr(key, 'dtype', '')}; jax.random.PRNGKey's raw arrays are wrapped by "
-            "jax.random.wrap_key_data"
+            f"{name} must be a typed key such as jax.random.key(0), got "
+            f"{f'{type(key).__name__} {dtype}'.strip()}; {remedy}"
         )
     if key.ndim:
         raise TypeError(f"{name} must be one key, got shape {key.shape}; vmap over several")
+
+
+def check_slot(slot: Any, name: str, kind: type) -> None:
+    """Raises TypeError where a slot holds something else than its protocol."""
+    if not isinstance(slot, kind):
+        example = EXAMPLES.get(name, "")
+        raise TypeError(
+            f"{name} must be a {kind.__name__}, got {slot!r}; was a factory not called?"
+            + f" For example {name}={example}" * bool(example)
+        )
 
 
 def _check(value: Any, name: str, holds: Any, message: str) -> None:

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_key
+from fedjax_lite.checks import check_slot as check_slot
 from fedjax_lite.data.dataset import ClientData, CohortDataset, SizedPopulation
+from fedjax_lite.data.dataset import check_data as check_data
 from fedjax_lite.downlink import Downlink, downlink_cost, downlinked
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto
 from fedjax_lite.engine.memory import check_table
 from fedjax_lite.engine.program import Program, Strategy, Table, Work, message_shape
 from fedjax_lite.metrics import COSTS, HasMetrics, round_metrics
+from fedjax_lite.mistakes import check_not_captured, check_not_donated, looking_at
 from fedjax_lite.private_slots import (
     UNACCOUNTED,
     blindfolded,
@@ -144,10 +147,17 @@ def federated_algorithm(
         check_slot(prologue, "prologue", Prologue)
     program = Program(client, plan, uplink, aggregator, weighed=privacy is None)
 
-    def init(key: Key, params: Params, data: ClientData | SizedPopulation) -> RoundState:
+    def init(
+        key: Key, params: Params, data: ClientData | SizedPopulation | None = None
+    ) -> RoundState:
         check_key(key)
-        if not isinstance(data, SizedPopulation):
-            check_data(data)
+        if isinstance(params, ClientData):
+            raise TypeError(
+                "params must be the model's parameters, got data; the order is "
+                "algo.init(key, params, data), with params = model.init(key)"
+            )
+        if data is None or not isinstance(data, SizedPopulation):
+            data = check_data(data)
         plan.check_population(data.num_clients)
         trees.check_floating(params, "params")
         # Copies: the state may be donated, and the caller's arrays must survive that.
@@ -232,14 +242,17 @@ def federated_algorithm(
         return new, {**round_metrics(metrics, work), **down, **extra}
 
     def round(
-        key: Key, state: RoundState, data: ClientData, cohort: Cohort | None = None
+        key: Key, state: RoundState, data: ClientData | None = None, cohort: Cohort | None = None
     ) -> tuple[RoundState, dict[str, Array]]:
         check_key(key)
-        check_data(data)
+        data = check_data(data)
         if not isinstance(state, RoundState):
             raise TypeError(
-                f"state must be the RoundState that init gave, got {type(state).__name__}"
+                f"state must be the RoundState that init gave, got {type(state).__name__}; the "
+                "order is algo.round(key, state, data)"
             )
+        check_not_donated(state)
+        check_not_captured(state, data)
         if cohort is not None:
             check_slot(cohort, "cohort", Cohort)
             if privacy is not None and not isinstance(data, CohortDataset):
@@ -249,7 +262,8 @@ def federated_algorithm(
                 "cohort must be given with a CohortDataset, got None: the data of one cohort can "
                 "only serve the round that drew it; see FederatedAlgorithm.sample"
             )
-        return jitted(key, state, data, cohort)
+        with looking_at(data.examples):
+            return jitted(key, state, data, cohort)
 
     @jax.jit
     def sample(key: Key, round: Array, state: Any, sizes: Array) -> tuple[Any, Cohort]:
@@ -276,7 +290,18 @@ def federated_algorithm(
 def with_init(
     algo: FederatedAlgorithm, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> FederatedAlgorithm:
-    """The algorithm with ``wrap(its init)`` as its `init`, whatever strategy it is given later."""
+    """The algorithm with ``wrap(its init)`` as its `init`, whatever strategy it is given later.
+
+    Args:
+      algo: the algorithm.
+      wrap: ``(init) -> init``, both ``(key, params, data) -> state``.
+
+    Example:
+      >>> algo = FederatedAlgorithm(lambda key, params, data: params, lambda *_: None)
+      >>> twice = with_init(algo, lambda init: lambda *given: 2 * init(*given))
+      >>> float(twice.init(None, jnp.float32(3.0), None))
+      6.0
+    """
 
     def with_strategy(strategy: Strategy) -> FederatedAlgorithm:
         assert algo.with_strategy is not None
@@ -366,20 +391,3 @@ def make_table(name: str, row: Any, data: Any) -> Any:
 def strongly_typed_copy(leaf: Any) -> Array:
     """A copy whose dtype is its own: a weak type is lost in round one and retraces round two."""
     return jnp.array(leaf, dtype=jnp.asarray(leaf).dtype)
-
-
-def check_slot(slot: Any, name: str, kind: type) -> None:
-    """Raises TypeError where a slot holds something else than its protocol."""
-    if not isinstance(slot, kind):
-        raise TypeError(
-            f"{name} must be a {kind.__name__}, got {slot!r}; was a factory not called?"
-        )
-
-
-def check_data(data: Any) -> None:
-    """Raises TypeError where `data` is not what clients can train on."""
-    if not isinstance(data, ClientData):
-        raise TypeError(
-            f"data must be a FederatedDataset, got {type(data).__name__}; build one with "
-            "fedjax_lite.data.from_arrays or fedjax_lite.data.partition"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks import check_count
-from fedjax_lite.data.dataset import FederatedDataset, check_examples
+from fedjax_lite.data.dataset import ClientData, FederatedDataset, check_examples
+from fedjax_lite.mistakes import check_not_donated, label_range, labels_beyond
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Params, PyTree, RoundState
 
@@ -49,12 +51,17 @@ def evaluator(
       {'test_loss': 1.0, 'test_accuracy': 0.5}
     """
     check_count(batch_size, "batch_size", minimum=1)
+    _check_model(model)
     num_examples = _check_labelled(examples)
     examples = jax.tree.map(jnp.asarray, examples)
     batch_size = min(batch_size, num_examples)
+    labels_fit: list[bool] = []
 
     def evaluate(state: RoundState | Params) -> dict[str, float]:
         params = _global_model(state)
+        if not labels_fit:
+            _check_labels_fit(model, params, examples)
+            labels_fit.append(True)
         scores = jax.device_get(_scores(params, examples, model, batch_size))
         loss, correct, counted = (np.asarray(s, np.float64) for s in scores)
         result = {f"{name}_loss": float(loss.mean())}
@@ -63,7 +70,25 @@ def evaluator(
             result[f"{name}_accuracy"] = float(correct.sum() / total) if total else math.nan
         return result
 
+    _scored[evaluate] = name, examples
     return evaluate
+
+
+_scored: weakref.WeakKeyDictionary[Any, tuple[str, PyTree]] = weakref.WeakKeyDictionary()
+"""What an evaluation scores, so that `run` can tell a wrong split."""
+
+
+def scored_by(evaluate: Any) -> tuple[str, PyTree] | None:
+    """Name and examples of a function that `evaluator` made; None of any other.
+
+    Example:
+      >>> scored_by(None) is None
+      True
+    """
+    try:
+        return _scored.get(evaluate)
+    except TypeError:  # a callable that cannot be referred to weakly is not one of ours
+        return None
 
 
 def evaluate_clients(
@@ -97,8 +122,10 @@ def evaluate_clients(
       [1.0, nan, 4.0]
     """
     check_count(batch_size, "batch_size", minimum=1)
+    _check_model(model)
     _check_labelled(data.examples)
     params = _global_model(params)
+    _check_labels_fit(model, params, data.examples)
     scores = _scores(params, data.examples, model, min(batch_size, data.num_examples))
     loss, correct, counted, owner = (np.asarray(leaf) for leaf in (*scores, data.client_of_example))
 
@@ -114,15 +141,21 @@ def evaluate_clients(
 
 def _global_model(state: RoundState | Params) -> Params:
     """The model of a state; TypeError where parts of it are personal, and no one model exists."""
+    if isinstance(state, tuple) and state and isinstance(state[0], RoundState):
+        raise TypeError(
+            "state must be a RoundState or parameters, got a tuple that begins with a RoundState; "
+            "take it apart first: state, metrics = algo.round(key, state, data)"
+        )
+    check_not_donated(state)
     if not isinstance(state, RoundState):
         return state
-    params = state.server.params
-    if any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)):
+    rows = getattr(state.clients, "row", state.clients)  # a HostTable's, or the rows themselves
+    if jax.tree.leaves(getattr(rows, "leaves", None)):  # None in params may be the model's own
         raise TypeError(
             "state must hold a whole model, but parts of it stay with the clients (fedbn, "
             "local_leaves); use evaluate_personal(model, state, data)"
         )
-    return params
+    return state.server.params
 
 
 def summarize_clients(
@@ -263,5 +296,29 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 def _check_labelled(examples: PyTree) -> int:
     if not isinstance(examples, Mapping) or "y" not in examples:
         found = sorted(examples) if isinstance(examples, Mapping) else type(examples).__name__
-        raise TypeError(f'examples must be a dict with labels under "y", got {found}')
+        remedy = '{"x": images, "y": labels}'
+        if isinstance(examples, ClientData):
+            remedy = "data.examples, or score each client with evaluate_clients(model, state, data)"
+        elif isinstance(examples, Model):
+            remedy = "the order is evaluator(model, examples)"
+        raise TypeError(f'examples must be a dict with labels under "y", got {found}; {remedy}')
     return check_examples(examples)
+
+
+def _check_model(model: Any) -> None:
+    if not callable(getattr(model, "loss", None)) or not hasattr(model, "predict"):
+        raise TypeError(
+            f"model must be a Model with loss and predict, got {type(model).__name__}; pass the "
+            "model, not model.loss, in the order (model, examples)"
+        )
+
+
+def _check_labels_fit(model: Model, params: Params, examples: PyTree) -> None:
+    """Raises ValueError where a label is beyond the model's outputs: JAX would clamp the index."""
+    found = label_range(examples["y"])
+    if found is None or found[1] < 1:
+        return
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), examples)
+    logits = jax.eval_shape(model.predict, params, one)
+    if logits.ndim == examples["y"].ndim + 1 and found[1] >= logits.shape[-1]:
+        raise ValueError(labels_beyond(np.asarray(examples["y"]), logits.shape[-1]))

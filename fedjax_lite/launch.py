@@ -275,7 +275,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--num-processes", type=_positive, default=2, help="default 2")
+    parser.add_argument(
+        "--num-processes", type=_positive, default=2, help="processes to start; default 2"
+    )
     parser.add_argument(
         "--devices-per-process",
         type=_positive,
@@ -283,21 +285,28 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="CPU devices that a process makes, or accelerators that it owns; default 1",
     )
     parser.add_argument(
-        "--cores", type=int, default=0, help="pin each process to so many cores of its own"
+        "--cores",
+        type=int,
+        default=0,
+        help="pin each process to so many cores of its own; default 0: no pinning",
     )
     parser.add_argument(
         "--grace-seconds",
         type=float,
         default=5.0,
-        help="after one has failed the others are killed when so long has passed; default 5",
+        help="seconds after a process has failed until the others are killed; default 5",
     )
     parser.add_argument(
         "--heartbeat-seconds",
         type=_positive,
         default=30,
-        help="the processes give each other up after so long without a sign of life; default 30",
+        help="seconds without a sign of life after which a process is given up; default 30",
     )
-    parser.add_argument("--verbose", action="store_true", help="show the output of all processes")
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="show the output of all processes, not only of the first; default off",
+    )
     parser.add_argument("script", help="the Python file to run")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="its own arguments")
     return parser.parse_args(arguments)

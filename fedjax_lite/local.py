@@ -12,6 +12,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
+from fedjax_lite.first_look import check_signature, losses_of
 from fedjax_lite.models.statistics_checks import check_takes_statistics
 from fedjax_lite.types import (
     Array,
@@ -46,20 +47,14 @@ def mean_loss(loss: LossFn, params: Params, batch: Batch) -> Array:
       A scalar.
 
     Raises:
-      ValueError: if the loss is not one number per example.
+      TypeError, ValueError: if the loss is not one number per example.
 
     Example:
       >>> batch = Batch({"x": jnp.array([1.0, 3.0, 9.0])}, jnp.array([True, True, False]), None)
       >>> float(mean_loss(lambda w, e, key: w * e["x"], 2.0, batch))
       4.0
     """
-    losses = loss(params, batch.examples, batch.key)
-    if jnp.shape(losses) != batch.mask.shape:
-        raise ValueError(
-            f"loss must return one value per example, shape {list(batch.mask.shape)}, got "
-            f"{list(jnp.shape(losses))}; drop the mean over the batch: the engine takes it over "
-            "the real examples"
-        )
+    losses = losses_of(loss, params, batch.examples, batch.key, batch.mask)
     losses = jnp.where(batch.mask, losses, 0)
     return losses.sum() / jnp.maximum(batch.mask.sum(), 1).astype(losses.dtype)
 
@@ -182,9 +177,11 @@ def _takes_learning_rate(function: Callable) -> bool:
 
 
 def check_loss(loss: Any) -> None:
-    """Raises TypeError where `loss` is not a function."""
+    """Raises TypeError where `loss` is not a function of params, examples and key."""
     if not callable(loss):
+        found = "a Model" if hasattr(loss, "predict") else repr(loss)
         raise TypeError(
-            f"loss must be a function (params, examples, key) -> [B], got {loss!r}; "
+            f"loss must be a function (params, examples, key) -> [B], got {found}; "
             "model.loss, not model"
         )
+    check_signature(loss)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
 import os
 import signal
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,10 @@ import jax
 import numpy as np
 
 from fedjax_lite import checkpoint, distributed
-from fedjax_lite.checks import check_count, check_key
+from fedjax_lite.checks import check_count
+from fedjax_lite.divergence import RunDiverged as RunDiverged
+from fedjax_lite.divergence import check_finite
+from fedjax_lite.divergence import warn_if_not_finite as _warn_if_not_finite  # noqa: F401
 from fedjax_lite.history import (
     History,
     Row,
@@ -30,6 +30,7 @@ from fedjax_lite.history import (
 from fedjax_lite.interrupt import Interrupt
 from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import rounds_of
+from fedjax_lite.run_arguments import check_arguments, check_split
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 MAY_CHANGE = (
@@ -56,7 +57,7 @@ def run(
     algo: FederatedAlgorithm,
     key: Key,
     state: RoundState,
-    data: PyTree,
+    data: PyTree = None,
     *,
     num_rounds: int,
     evaluate: Callable[[RoundState], Mapping[str, Any]] | None = None,
@@ -70,6 +71,7 @@ def run(
     config_may_change: Sequence[str] = MAY_CHANGE,
     checkpoint_every: int | None = None,
     keep: int = 2,
+    stop_if_diverged: bool = True,
 ) -> tuple[RoundState, list[Row]]:
     """Runs rounds until `num_rounds` of them are done, and records them.
 
@@ -113,6 +115,7 @@ def run(
       checkpoint_every: save at the first end of a call that reaches each multiple of this many
         rounds; None for `every`. The last round is always saved.
       keep: how many checkpoints stay.
+      stop_if_diverged: end with an error where the global model became NaN or infinite.
 
     Returns:
       The state, and the history: one dict a round with ``round``, the round's metrics, the
@@ -126,6 +129,8 @@ def run(
       TypeError, ValueError: if an argument cannot be right, before anything is compiled.
       FileExistsError: if `output_dir` holds a run and neither `resume` nor `overwrite` is given.
       OSError: if `output_dir` cannot be written.
+      RunDiverged: (a FloatingPointError) with the round, the likely cause and the remedy; what was
+        recorded is on disk, and the last checkpoint is from before.
       RunInterrupted: (a KeyboardInterrupt) after SIGINT; SystemExit(143) after SIGTERM.
 
     Example:
@@ -144,8 +149,18 @@ def run(
       (1.75, 1.25)
     """
     began = time.perf_counter()
-    _check_arguments(algo, state, evaluate, resume, overwrite, tensorboard, output_dir)
-    check_key(key)
+    check_arguments(
+        algo,
+        key,
+        state,
+        data,
+        evaluate=evaluate,
+        resume=resume,
+        overwrite=overwrite,
+        tensorboard=tensorboard,
+        output_dir=output_dir,
+    )
+    check_split(evaluate, data)
     check_count(num_rounds, "num_rounds", minimum=0)
     check_count(every, "every", minimum=1)
     check_count(keep, "keep", minimum=1)
@@ -247,7 +262,9 @@ def run(
                 if evaluate is not None and evaluated:
                     rows[-1] = _merge(rows[-1], _evaluation(evaluate, state))
                 history.append(rows)
-                bad_round = _warn_if_not_finite(rows, bad_round)
+                bad_round = check_finite(
+                    history.rows, len(rows), bad_round, state, data, stop=stop_if_diverged
+                )
                 bar.update(done, rows[-1], evaluated=evaluated or evaluate is None)
                 due = done // checkpoint_every > max(saved_round, 0) // checkpoint_every
                 if due or done == num_rounds or stop():
@@ -309,49 +326,6 @@ def _merge(row: Row, evaluation: Row) -> Row:
         **evaluation,
         "seconds": row["seconds"],
     }
-
-
-def _warn_if_not_finite(rows: list[Row], already: int | None) -> int | None:
-    for row in rows if already is None else ():
-        loss = row.get("train_loss")
-        someone = row.get("num_clients") != 0  # the mean loss of nobody is NaN by design
-        if someone and isinstance(loss, float) and not math.isfinite(loss):
-            warnings.warn(
-                f"train_loss is {loss} in round {row['round']}: training diverged, most likely "
-                "because learning_rate is too large; lower it or clip updates. The run goes on.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return int(row["round"])
-    return already
-
-
-def _check_arguments(
-    algo: Any,
-    state: Any,
-    evaluate: Any,
-    resume: bool,
-    overwrite: bool,
-    tensorboard: bool,
-    output_dir: Any,
-) -> None:
-    if not callable(getattr(algo, "round", None)):
-        raise TypeError(f"algo must be a FederatedAlgorithm, got {type(algo).__name__}")
-    if not isinstance(state, RoundState):
-        raise TypeError(
-            f"state must be a RoundState, got {type(state).__name__}; make it with "
-            "algo.init(key, params, data)"
-        )
-    if evaluate is not None and not callable(evaluate):
-        raise TypeError(f"evaluate must be callable, (state) -> dict, got {evaluate!r}")
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other; choose one")
-    for package in ["tensorboardX"] * tensorboard + ["orbax"] * (output_dir is not None):
-        if importlib.util.find_spec(package) is None:
-            wheel = {"orbax": "orbax-checkpoint"}.get(package, package)
-            raise ImportError(f"{package} is not installed: pip install {wheel}")
-    if output_dir is None and (resume or overwrite or tensorboard):
-        raise ValueError("resume, overwrite and tensorboard need output_dir, got output_dir=None")
 
 
 def _check_directory(

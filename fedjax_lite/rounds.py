@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_lite.engine.lanes import chunked
 from fedjax_lite.engine.peak_memory import check_fits
+from fedjax_lite.mistakes import looking_at
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 
@@ -74,7 +75,8 @@ def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacit
         leaves, structure = jax.tree.flatten((state, data))
         shapes = (capacity, structure, *map(_aval, leaves))
         if shapes not in checked:
-            check_memory(algo, key, state, data, capacity=capacity)
+            with looking_at(getattr(data, "examples", None)):
+                check_memory(algo, key, state, data, capacity=capacity)
             checked.add(shapes)
         state, metrics = many_rounds(key, state, data, np.int32(length), algo.round, capacity)
         wait((state.round, metrics))

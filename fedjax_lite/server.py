@@ -45,7 +45,10 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"server_optimizer must be an optax optimizer, got {optimizer!r}")
+        raise TypeError(
+            f"server_optimizer must be an optax optimizer, got {optimizer!r}; optax.sgd(1.0), "
+            "neither 1.0 nor optax.sgd"
+        )
 
     def init(params: Params) -> ServerState:
         check_no_local_statistics(params)

@@ -26,8 +26,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-import tyro
-from measure import alternate, check_output, machine, spread
+from measure import alternate, check_output, machine, parse, spread
 from packed import packed
 from workloads import WORKLOADS, Workload
 
@@ -49,21 +48,21 @@ class Flags:
         "packing",
         "run",
     )
-    """forms, loops, packing, run."""
+    """Tables to measure: convolution forms, loops, packing, a whole run."""
     lanes: tuple[int, ...] = (1, 5, 10, 25, 50)
-    """Clients at a time."""
+    """Clients that train at the same time, a point each."""
     num_rounds: int = 1500
     """Rounds of the last table."""
     repeats: int = 5
     """Measured calls of each program, in turns."""
     max_seconds: float = 480.0
-    """No further program is begun after so long; what is missing is listed."""
+    """No further program is begun after so many seconds; what is missing is listed."""
     output: Path = Path("outputs/benchmarks/accelerator.json")
-    """Where results go."""
+    """File for the results, JSON."""
     overwrite: bool = False
-    """Replace an earlier file."""
+    """Replace an earlier file of results."""
     smoke: bool = False
-    """Shrinks everything to seconds; its figures mean nothing."""
+    """A run of seconds on tiny sizes; its figures mean nothing."""
 
 
 class Clock:
@@ -247,4 +246,4 @@ def main(flags: Flags) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags, description=__doc__))
+    main(parse(Flags, __doc__))

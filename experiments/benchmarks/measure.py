@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.history import versions
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # it lies with the experiments
+from flag_groups import parse as parse
 
 
 class Cold(NamedTuple):

@@ -18,8 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import tyro
-from measure import check_output, machine
+from measure import check_output, machine, parse
 
 import fedjax_lite as fl
 from fedjax_lite.engine.peak_memory import forecast
@@ -42,15 +41,15 @@ class Flags:
     """Which programs to measure."""
 
     programs: tuple[str, ...] = tuple(PROGRAMS)
-    """Models: mlp, cnn, lenet, mcmahan_cnn, pfl_cnn."""
+    """Models to measure: mlp, cnn, lenet, mcmahan_cnn, pfl_cnn."""
     lanes: tuple[int, ...] = (1, 4, 16, 64)
-    """Clients at a time."""
+    """Clients that train at the same time, a point each."""
     algorithms: tuple[str, ...] = ("fedavg", "scaffold")
-    """fedavg, scaffold (with its client table)."""
+    """Algorithms: fedavg, scaffold (with its client table)."""
     output: Path = Path("outputs/benchmarks/memory.json")
-    """Where results go."""
+    """File for the results, JSON."""
     overwrite: bool = False
-    """Replace an earlier file."""
+    """Replace an earlier file of results."""
     child: str = ""
     """Internal: the one program that this process measures."""
 
@@ -143,4 +142,4 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags, description=__doc__))
+    main(parse(Flags, __doc__))

@@ -29,8 +29,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-from measure import machine
+from measure import machine, parse
 from peers_programs.compare import SYSTEMS, Bench
 from peers_programs.environments import default_folder
 from peers_programs.exports import SETTINGS
@@ -67,7 +66,7 @@ class Flags:
         "pfl",
         "flwr",
     )
-    """Who takes part."""
+    """Systems that take part; see below."""
     repeats: int = 5
     """Turns of each system (of lenet at most 3)."""
     rounds_per_turn: int | None = None
@@ -75,13 +74,13 @@ class Flags:
     num_threads: int = 2
     """Cores that every system may use."""
     env_dir: Path = dataclasses.field(default_factory=default_folder)
-    """Holds the peers' environments."""
+    """Folder of the peers' Python environments."""
     output: Path = Path("experiments/results/peers.json")
-    """The report."""
+    """File for the report, JSON."""
     overwrite: bool = False
-    """Replace an earlier report."""
+    """Replace an earlier report there."""
     agreement: bool = True
-    """Check that all systems compute the same."""
+    """Check that all systems compute the same model."""
     smoke: bool = False
     """Shrinks everything to a minute or two; its figures mean nothing, and no target is judged."""
 
@@ -214,6 +213,6 @@ if __name__ == "__main__":
     # As an exception, so that the workers are ended: frozen ones would stay for ever.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        main(tyro.cli(Flags, description=__doc__))
+        main(parse(Flags, __doc__))
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -20,8 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
-from measure import check_output, machine, spread
+from measure import check_output, machine, parse, spread
 from workloads import WORKLOADS
 
 import fedjax_lite as fl
@@ -38,17 +37,17 @@ class Flags:
     """What to measure."""
 
     workloads: tuple[str, ...] = ("logreg", "lognormal", "2nn")
-    """Of workloads.py: small models, logreg, lognormal, 2nn."""
+    """Workloads of workloads.py, small models: logreg, lognormal, 2nn."""
     repeats: int = 3
     """Fresh commands of each way, in turns; each reports the median of `calls` calls."""
     calls: int = 5
     """Timed calls in each command, after one that compiles."""
     output: Path = Path("outputs/benchmarks/processes.json")
-    """Where results go."""
+    """File for the results, JSON."""
     overwrite: bool = False
-    """Replace an earlier file."""
+    """Replace an earlier file of results."""
     smoke: bool = False
-    """Tiny sizes; the figures mean nothing."""
+    """A run of seconds on tiny sizes; its figures mean nothing."""
     child: str = ""
     """Internal: the workload that this process measures."""
 
@@ -141,4 +140,4 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags, description=__doc__))
+    main(parse(Flags, __doc__))

@@ -28,12 +28,19 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # flags.py lies with the experiments
 from algorithms import PRICED, price, print_prices
 from flags import strategy as strategy_of
-from measure import Yardstick, alternate, check_no_compilation_cache, compile_cold, machine, spread
+from measure import (
+    Yardstick,
+    alternate,
+    check_no_compilation_cache,
+    compile_cold,
+    machine,
+    parse,
+    spread,
+)
 from workloads import WORKLOADS, Workload
 
 import fedjax_lite as fl
@@ -57,7 +64,8 @@ class Flags:
     )
     """Federated settings; vmapped pfl-cnn needs about 2 GB."""
     strategies: tuple[str, ...] = ()
-    """vmapped, sequential, chunked:L, auto; by default a sensible set for each workload."""
+    """Strategies: vmapped, sequential, chunked:L, auto; by default a sensible set for each
+    workload."""
     algorithms: tuple[str, ...] = ()
     """Algorithms whose rounds on pfl's CNN are timed against FedAvg's: all, or among fedprox,
     scaffold, fednova, feddyn, mimelite; and FedAvg with clip_qsgd, clip_top_k, median, secure_mean.
@@ -65,9 +73,9 @@ class Flags:
     repeats: int = 5
     """Measured calls of each program, in turns."""
     output_dir: Path = Path("outputs/benchmarks")
-    """Where round.json goes; an earlier one is replaced."""
+    """Folder for round.json; an earlier one is replaced."""
     smoke: bool = False
-    """Shrinks everything to seconds; its figures mean nothing, and no target is judged."""
+    """A run of seconds on tiny sizes; its figures mean nothing, and no target is judged."""
 
 
 def measure_workload(
@@ -332,6 +340,6 @@ def main(flags: Flags) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Flags, description=__doc__))
+        main(parse(Flags, __doc__))
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")

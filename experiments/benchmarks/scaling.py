@@ -31,8 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-from measure import check_output, machine
+from measure import check_output, machine, parse
 
 import fedjax_lite as fl
 from fedjax_lite.engine.program import Work
@@ -47,23 +46,23 @@ class Flags:
     """What is assumed of the machines that are not here, and how much is measured."""
 
     speedup: float = 1.0
-    """How many times faster than this machine one device does b and c (clients and steps)."""
+    """How many times faster than this machine one device works off clients and steps (b and c)."""
     latency: float = 10e-6
-    """Assumed seconds of one hop between devices."""
+    """Seconds of one hop between devices, assumed."""
     bandwidth: float = 50e9
-    """Assumed bytes a second between neighbouring devices."""
+    """Bytes a second between neighbouring devices, assumed."""
     clients_per_device: int = 32
-    """Cohort size grows with the devices: C = clients_per_device * D."""
+    """Clients for each device: the cohort grows with the devices, C = clients_per_device * D."""
     mean_size: int = 60
-    """Mean examples of a client; sizes are log-normal(1.5)."""
+    """Examples of a client in the mean; sizes are log-normal(1.5)."""
     repeats: int = 5
     """Measured calls of each point."""
     output: Path = Path("outputs/benchmarks/scaling.json")
-    """Where results go."""
+    """File for the results, JSON."""
     overwrite: bool = False
-    """Replace an earlier file."""
+    """Replace an earlier file of results."""
     smoke: bool = False
-    """Few and small points; its figures mean nothing."""
+    """A run of seconds on few and small points; its figures mean nothing."""
     child: int = 0
     """Internal: measure psum of so many bytes on forced devices."""
 
@@ -310,4 +309,4 @@ def main(flags: Flags) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags, description=__doc__))
+    main(parse(Flags, __doc__))

@@ -13,7 +13,9 @@ import numpy as np
 from fedjax_lite.checks import check_count
 from fedjax_lite.data.found import Found
 from fedjax_lite.data.found import SizedPopulation as SizedPopulation
+from fedjax_lite.data.not_arrays import check_arrays, check_not_iterator
 from fedjax_lite.data.sharded import ShardedDataset
+from fedjax_lite.mistakes import check_pixels
 from fedjax_lite.types import Array, PyTree
 
 
@@ -122,6 +124,22 @@ class CohortDataset:
 ClientData: TypeAlias = FederatedDataset | CohortDataset | ShardedDataset
 
 
+def check_data(data: Any) -> ClientData:
+    """Returns `data` if clients can train on it.
+
+    Raises:
+      TypeError: if it is something else; the message knows iterators and plain arrays.
+    """
+    if isinstance(data, ClientData):
+        return data
+    check_not_iterator(data, "data")
+    raise TypeError(
+        f"data must be a FederatedDataset, got {type(data).__name__}; build one with "
+        "fedjax_lite.data.from_arrays(examples, client_ids) or "
+        "fedjax_lite.data.partition(examples, partitioner)"
+    )
+
+
 def from_arrays(
     examples: Mapping[str, Any] | PyTree,
     client_ids: Any,
@@ -151,12 +169,13 @@ def from_arrays(
       >>> data.num_clients, data.sizes.tolist()
       (2, [3, 1])
     """
-    client_ids = np.asarray(client_ids)
     num_examples = check_examples(examples)
+    client_ids = np.asarray(client_ids)
     if client_ids.shape != (num_examples,):
         raise ValueError(
             f"client_ids must have shape [{num_examples}], one owner per example, "
-            f"got {list(client_ids.shape)}"
+            f"got {list(client_ids.shape)}; np.repeat(names, sizes) names the owners of pooled "
+            "clients"
         )
     if num_clients is not None:
         check_count(num_clients, "num_clients", minimum=1)
@@ -199,6 +218,7 @@ def check_examples(examples: PyTree) -> int:
       ValueError: if there are no arrays or no examples, leading axes differ, or a float is not
         finite; the message names the leaf.
     """
+    check_arrays(examples)
     leaves = jax.tree_util.tree_leaves_with_path(examples)
     if not leaves:
         raise ValueError("examples must hold at least one array, got an empty pytree")
@@ -210,6 +230,7 @@ def check_examples(examples: PyTree) -> int:
         if leaf.ndim == 0:
             raise ValueError(f"examples{name} must have a leading axis of examples, got a scalar")
         check_values(leaf, name)
+        check_pixels(leaf, name)
         lengths[name] = leaf.shape[0]
     if len(set(lengths.values())) > 1:
         raise ValueError(f"examples must share their leading axis, got lengths {lengths}")

@@ -19,7 +19,7 @@ from fedjax_lite.models.batch_norm import (
     to_moments,
 )
 from fedjax_lite.models.functions import from_functions
-from fedjax_lite.models.inputs import as_floats
+from fedjax_lite.models.inputs import as_floats, check_channel_last
 from fedjax_lite.models.losses import cross_entropy
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params
@@ -84,6 +84,7 @@ def from_linen(
             f"module must be a flax.linen module, got {type(module).__name__}; "
             "use from_nnx for nnx, from_functions for others"
         )
+    check_channel_last(jnp.shape(example_x), "example_x")
     found = [
         name
         for name in inspect.signature(type(module).__call__).parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fedjax_lite.checks import check_key
 from fedjax_lite.models.inputs import as_floats, check_statistics
 from fedjax_lite.models.losses import check_per_example, cross_entropy
 from fedjax_lite.models.model import Model
@@ -63,11 +64,20 @@ def from_functions(
     def predict(params: Params, examples: Any) -> Array:
         return logits_of(params, examples, None)
 
-    return Model(init=init, loss=losses, predict=predict)
+    def checked_init(key: Key) -> Params:
+        if key is not None:  # a start that draws nothing may be given none
+            check_key(key)
+        return init(key)
+
+    checked_init.__qualname__ = "Model.init"  # in Python's own message where the key is forgotten
+    return Model(init=checked_init, loss=losses, predict=predict)
 
 
 def _field(examples: Any, name: str) -> Array:
     if not isinstance(examples, Mapping) or name not in examples:
         found = list(examples) if isinstance(examples, Mapping) else type(examples).__name__
-        raise TypeError(f'examples must be a dict with "x" and "y", no {name!r} in {found}')
+        raise TypeError(
+            f'examples must be a dict with "x" and "y", no {name!r} in {found}; rename them, '
+            'e.g. {"x": examples["image"], "y": examples["label"]}'
+        )
     return examples[name]

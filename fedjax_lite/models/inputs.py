@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -40,7 +41,8 @@ def as_floats(
     elif not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"x must be uint8 (divided by 255) or floating (taken as it is), got {x.dtype}; "
-            "cast it to one of them"
+            "cast pixels of 0..255 with x.astype(np.uint8), others with x.astype(np.float32), or "
+            "set raw_inputs=True for token numbers"
         )
     if mean is not None:
         x = x - jnp.asarray(mean, x.dtype)
@@ -85,10 +87,38 @@ def as_shape(x: Array, input_shape: tuple[int, ...]) -> Array:
     without_channel = input_shape[-1] == 1 and shape == input_shape[:-1]
     if without_channel or shape == (math.prod(input_shape),):
         return x.reshape(x.shape[0], *input_shape)
+    remedy = f"pass input_shape={shape} to the model (images are channel-last)"
+    if len(shape) == 3 and (*shape[1:], shape[0]) == input_shape:
+        remedy = (
+            "these images are channel-first (NCHW), models take channel-last: move the axis, "
+            "np.moveaxis(x, 1, -1)"
+        )
+    elif len(shape) == 3 and shape[0] in (1, 3) and shape[-1] not in (1, 3):
+        remedy = (
+            "these images look channel-first (NCHW): move the axis, np.moveaxis(x, 1, -1), and "
+            f"pass input_shape={(*shape[1:], shape[0])} to the model"
+        )
     raise ValueError(
-        f"x must have shape [B, {', '.join(map(str, input_shape))}], got {x.shape}; "
-        "pass input_shape=... to the model (images are channel-last)"
+        f"x must have shape [B, {', '.join(map(str, input_shape))}], got {x.shape}; {remedy}"
     )
+
+
+def check_channel_last(shape: tuple[int, ...], name: str) -> None:
+    """Warns of a batch of images that looks channel-first; flax's layers are channel-last.
+
+    Args:
+      shape: of the batch.
+      name: of the argument, for the message.
+
+    Example:
+      >>> check_channel_last((8, 32, 32, 3), "example_x")
+    """
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3] > 4:
+        warnings.warn(
+            f"{name} of shape {shape} looks channel-first (NCHW), and flax's convolutions take "
+            "the last axis for the channels; move it, np.moveaxis(x, 1, -1)",
+            stacklevel=3,
+        )
 
 
 def check_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:

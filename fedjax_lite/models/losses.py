@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite.checks import check_fraction, check_non_negative
+from fedjax_lite.first_look import check_losses
+from fedjax_lite.mistakes import check_classes
 from fedjax_lite.types import Array
 
 
@@ -217,7 +219,11 @@ def check_labels(logits: Array, y: Array) -> None:
             f"y must have shape {logits.shape[:-1]} to go with logits {logits.shape}, got {y.shape}"
         )
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"y must hold integer labels, got {y.dtype}; cast with y.astype(int)")
+        raise TypeError(
+            f"y must hold integer labels, got {y.dtype}; cast with y.astype(int), or, if they are "
+            "no classes, give the model a loss of its own: from_functions(..., loss=...)"
+        )
+    check_classes(y, logits.shape[-1])
 
 
 def check_per_example(losses: Array, batch_size: int) -> Array:
@@ -239,13 +245,5 @@ def check_per_example(losses: Array, batch_size: int) -> Array:
       >>> check_per_example(jnp.zeros(4), 4).shape
       (4,)
     """
-    shape = jnp.shape(losses)
-    if shape == (batch_size,):
-        return losses
-    if shape == ():
-        remedy = "do not average over the batch: the engine does, and leaves padding out"
-    else:
-        remedy = "average over all axes but the first"
-    raise ValueError(
-        f"loss must return one value per example, shape ({batch_size},), got {shape}; {remedy}"
-    )
+    check_losses(losses, (batch_size,))
+    return losses

@@ -67,7 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Runs techniques against closed forms, without data, in float64.",
         epilog="names: " + ", ".join(technique_names()),
     )
-    parser.add_argument("names", nargs="*", metavar="name", help="a technique; default all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="name",
+        help="techniques to run, e.g. scaffold fednova; default all",
+    )
     options = parser.parse_args(arguments)
     try:
         records = run(options.names)

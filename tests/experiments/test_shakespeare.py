@@ -152,6 +152,20 @@ def test_fedsgd_is_one_gradient_of_the_cohort_at_the_rate_of_the_schedule(script
         assert float(state.server.params) == pytest.approx(expected)
 
 
+def test_a_quick_first_seed_does_not_cut_off_its_own_rate(script):
+    inf = math.inf
+    # Rounds that each rate's three seeds need, in the order in which they are run.
+    needs = {4.0: [100.0, 300.0, 200.0], 6.0: [150.0, 400.0, 120.0], 2.0: [900.0, 10.0, 20.0]}
+    crossings = {}
+    for rate, seeds in needs.items():
+        for need in seeds:
+            bound = script.cutoff(crossings, num_seeds=3, limit=1000)
+            crossings.setdefault(rate, []).append(need if need <= bound else inf)
+    # The first rate has its whole budget; the others are given up after its slowest seed.
+    assert crossings == {4.0: [100, 300, 200], 6.0: [150, inf, 120], 2.0: [inf, 10, 20]}
+    assert script.cutoff({4.0: [5.0, inf, 7.0]}, num_seeds=3, limit=40) == 40
+
+
 def test_ratios_need_fedsgd_of_the_same_deal(script):
     rows = [
         {"cell": "fedsgd", "deal": "iid", "published": 2488, "rounds": 100.0},

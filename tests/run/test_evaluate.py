@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_algorithm import start, toy
 
+import fedjax_lite as fl
 from fedjax_lite.data.dataset import from_arrays
 from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
 from fedjax_lite.models.model import Model
@@ -122,3 +124,20 @@ def test_sizes_follow_their_values_and_no_client_is_nan():
     assert np.isnan(summarize_clients([np.nan], [0])["mean"])
     with pytest.raises(ValueError, match="shape"):
         summarize_clients([1.0], [1, 2])
+
+
+def test_a_model_may_have_none_in_its_parameters():
+    """As a partitioned Equinox module has; what stays with clients is refused all the same."""
+    train, test = fl.data.load("digits")
+    data = fl.data.partition(train, fl.data.iid(num_clients=10, seed=0))
+    model = fl.models.from_functions(
+        lambda key: {"w": jnp.zeros((64, 10)), "activation": None},
+        lambda params, x, key: x.reshape(len(x), -1) @ params["w"],
+    )
+    slots = {"plan": fl.Plan(batch_size=20), "sampler": fl.uniform(3)}
+    algo = fl.scaffold(model.loss, 0.1, **slots)
+    key = jax.random.key(0)
+    state, _ = algo.round(key, algo.init(key, model.init(key), data), data)
+    scores = fl.evaluator(model, test)(state)
+    assert scores == fl.evaluator(model, test)(state.server.params)
+    assert scores["test_accuracy"] > 0.3  # of zeros: 0.1

@@ -1,0 +1,131 @@
+"""The arguments of `run`, checked before anything is compiled."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.checks import check_key
+from fedjax_lite.data.dataset import check_data
+from fedjax_lite.evaluate import scored_by
+from fedjax_lite.mistakes import check_not_donated
+from fedjax_lite.types import FederatedAlgorithm, RoundState
+
+
+def check_arguments(
+    algo: Any,
+    key: Any,
+    state: Any,
+    data: Any,
+    *,
+    evaluate: Any,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    output_dir: Any,
+) -> None:
+    """Checks kind and order of what `run` was given.
+
+    Raises:
+      TypeError: if an argument is of another kind, with the order `run` expects.
+      ValueError: if options contradict each other, or the state was donated.
+      ImportError: if an optional package is needed and missing.
+
+    Example:
+      >>> check_arguments(None, None, None, None, evaluate=None, resume=False, overwrite=False,
+      ...                 tensorboard=False, output_dir=None)
+      Traceback (most recent call last):
+      ...
+      TypeError: algo must be a FederatedAlgorithm, got NoneType; make it with a factory, \
+algo = fl.fedavg(model.loss, optax.sgd(0.1), plan=..., sampler=...), and pass algo itself
+    """
+    if not callable(getattr(algo, "round", None)):
+        raise TypeError(
+            f"algo must be a FederatedAlgorithm, got {type(algo).__name__}; make it with a "
+            "factory, algo = fl.fedavg(model.loss, optax.sgd(0.1), plan=..., sampler=...), and "
+            "pass algo itself"
+        )
+    check_key(key)
+    if not isinstance(state, RoundState):
+        raise TypeError(
+            f"state must be a RoundState, got {type(state).__name__}; make it with "
+            "algo.init(key, params, data); the order is run(algo, key, state, data)"
+        )
+    check_not_donated(state)
+    composed = isinstance(algo, FederatedAlgorithm) and algo.sample is not None
+    if composed and (data is None or isinstance(data, Mapping | list | RoundState)):
+        check_data(data)  # raises; wrappers of a population may be of any other type
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(
+            f"evaluate must be callable, (state) -> dict, got {type(evaluate).__name__}; make it "
+            "with fl.evaluator(model, test)"
+        )
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; choose one")
+    for package in ["tensorboardX"] * tensorboard + ["orbax"] * (output_dir is not None):
+        if importlib.util.find_spec(package) is None:
+            wheel = {"orbax": "orbax-checkpoint"}.get(package, package)
+            raise ImportError(f"{package} is not installed: pip install {wheel}")
+    if output_dir is None and (resume or overwrite or tensorboard):
+        raise ValueError("resume, overwrite and tensorboard need output_dir, got output_dir=None")
+
+
+def check_split(evaluate: Any, data: Any) -> None:
+    """Compares what an evaluation scores with what clients train on, once, on the host.
+
+    Args:
+      evaluate: what `run` was given; something is known of it if it is an `evaluator`.
+      data: the population.
+
+    Warns:
+      UserWarning: where a test or validation split has the labels of the training data, one by
+        one, or where inputs are scaled otherwise (50 times larger or smaller).
+
+    Example:
+      >>> check_split(None, None)
+    """
+    known = scored_by(evaluate)
+    mine = getattr(data, "examples", None)
+    if known is None or not isinstance(mine, Mapping):
+        return
+    name, theirs = known
+    if name.startswith(("test", "val")) and _are_equal(mine.get("y"), theirs["y"]):
+        warnings.warn(
+            f"evaluate scores {len(theirs['y'])} examples under the name {name!r} whose labels are "
+            "those of the training data, one by one; give evaluator(model, test) the other split, "
+            "or name='train'",
+            stacklevel=3,
+        )
+    ours, others = _scale(mine.get("x")), _scale(theirs.get("x"))
+    if ours and others and not 1 / 50 < ours / others < 50:
+        warnings.warn(
+            f"clients train on inputs up to {ours:.3g}, and evaluate ({name!r}) scores inputs up "
+            f"to {others:.3g} (uint8 counts as divided by 255): prepare both splits alike",
+            stacklevel=3,
+        )
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    if not _at_hand(a) or not _at_hand(b) or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return np.array_equal(np.asarray(jax.device_get(a)), np.asarray(jax.device_get(b)))
+
+
+def _scale(x: Any) -> float | None:
+    """The largest magnitude in some rows, as a model sees them; None where that is unknown."""
+    if not _at_hand(x) or not x.size or x.ndim < 2:
+        return None
+    some = np.asarray(jax.device_get(x[:256]))
+    if some.dtype == np.uint8:
+        return float(some.max()) / 255
+    return float(np.abs(some).max()) if jnp.issubdtype(some.dtype, jnp.floating) else None
+
+
+def _at_hand(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray) and getattr(x, "is_fully_addressable", True)
