@@ -265,6 +265,29 @@ def test_a_private_run_cites_mechanism_and_accounting():
     assert keys(citation(tree))[:2] == ["kairouz2021practical", "choquettechoo2022multi"]
 
 
+def test_the_accounting_that_was_used_is_cited():
+    common = {"clip": 1.0, "num_clients": 100, "delta": 1e-4, "expected_cohort_size": 20}
+    by_rdp = fl.privacy.central_gaussian(noise_multiplier=1.0, accountant="rdp", **common)
+    assert keys(citation(by_rdp)) == ["mcmahan2018learning", "mironov2019renyi"]
+    alone = fl.privacy.gaussian_sum(clip=1.0, noise_multiplier=1.0, denominator=20.0)
+    assert keys(citation(fedavg(aggregator=alone))) == [FEDAVG, "mcmahan2018learning"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "cited"),
+    [
+        (optax.adamw(0.1), ["kingma2015adam", "loshchilov2019decoupled"]),
+        (optax.adamw(0.1, mask=True), ["kingma2015adam", "loshchilov2019decoupled"]),
+        (optax.lamb(0.1), ["kingma2015adam"]),  # its decay is 0
+        (optax.inject_hyperparams(optax.adam)(0.1), ["kingma2015adam"]),
+        (optax.partition({"a": optax.adam(0.1)}, "a"), ["kingma2015adam"]),
+        (fl.server.adam(lambda round: 0.1), ["reddi2021adaptive"]),
+    ],
+)
+def test_optimizers_are_cited_by_what_they_do(optimizer, cited):
+    assert keys(citation(optimizer)) == cited
+
+
 def test_the_tables_name_functions_that_exist():
     import importlib
 

@@ -122,16 +122,7 @@ def test_every_part_is_named(part):
     piece = read(part)
     assert piece.module.startswith("fedjax_lite.")
     assert piece.name not in PLUMBING
-    shown = {
-        "cohort_size",
-        "rate",
-        "clip",
-        "max_norm",
-        "num_byzantine",
-        "fraction",
-        "levels",
-        "stddev",
-    }
+    shown = "cohort_size rate clip max_norm num_byzantine fraction levels stddev".split()
     for setting, value in piece.settings.items():
         if setting in shown and value is not None:
             assert f"{value:.5g}" in words, (setting, value)
@@ -212,6 +203,14 @@ def test_weights_are_not_told_where_they_do_not_count():
     assert "divided by 20." in text
 
 
+def test_noise_is_told_by_what_is_added():
+    common = {"clip": 0.5, "num_clients": 20, "cohort_size": 2, "num_rounds": 20, "delta": 1e-4}
+    matrix = fl.privacy.matrix_noise(noise_multiplier=2.0, per_layer=True, **common)
+    # Two turns of a client in twenty rounds: the sensitivity is the root of 2.
+    assert "clipped to L2 norm 0.5 (layer by layer), summed" in describe(matrix)
+    assert "standard deviation 2.82843 times the clip" in describe(matrix)
+
+
 def test_plans():
     assert describe(fl.Plan(batch_size=None)) == "1 epoch in one batch of all its data"
     uneven = fl.Plan(batch_size=4, epochs=np.array([2, 5, 3]))
@@ -253,6 +252,14 @@ def test_what_is_known_of_an_optimizer():
     assert not read_optimizer(optax.sgd(0.1, momentum=0.9)).plain
     masked = optax.masked(optax.sgd(0.5), True)
     assert "SGD with learning rate 0.5" in read_optimizer(masked).words
+    injected = "optax.sgd (learning_rate 0.5), its settings injected into its state"
+    for optimizer, words in (
+        (optax.rmsprop(0.5, momentum=0.75), "with learning rate 0.5, then momentum 0.75"),
+        (optax.inject_hyperparams(optax.sgd)(0.5), injected),
+        (optax.partition({"a": optax.sgd(0.5)}, "a"), " around (SGD with learning rate 0.5)"),
+        (fl.server.yogi(lambda round: 0.5), "tau 0.001) with learning rate by the schedule your"),
+    ):
+        assert words in read_optimizer(optimizer).words
     for factory in (optax.lamb, optax.lbfgs, optax.adafactor, optax.novograd, optax.sm3):
         words = read_optimizer(factory(0.5)).words
         assert not [leak for leak in LEAKS if leak in words], words
@@ -264,13 +271,15 @@ def test_traced_settings_do_not_stop_it():
     @jax.jit
     def traced(rate):
         algorithm = fl.fedavg(
-            loss, optax.sgd(rate), plan=PLAN, sampler=fl.uniform(4), uplink=fl.clip(rate)
-        )
+            loss, optax.sgd(rate), plan=PLAN, sampler=fl.uniform(4), uplink=fl.clip(rate),
+            server_optimizer=optax.sgd(1.0, momentum=rate),
+        )  # fmt: skip
         texts.append(describe(algorithm))
         return rate
 
     traced(0.5)
     assert "SGD with learning rate a traced value" in texts[0]
+    assert "SGD with momentum a traced value and learning rate 1" in texts[0]
     assert not [leak for leak in LEAKS if leak in texts[0]]
 
 
@@ -306,6 +315,17 @@ def test_the_users_own_parts_are_called_so():
     assert f"Cohort: each round your own `first_three` ({module})." in text
     assert f"sent your own `my_transform` ({module})." in text
     assert f"your own `my_rule` ({module}) around the coordinate-wise median" in text
+
+
+PARTS = [fl.qsgd(7), fl.krum(1), fl.optimizer_server(optax.sgd(1.0)),
+         fl.local_sgd(loss, optax.sgd(0.5))]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_with_a_field_of_the_users_is_not_called_ours(part):
+    for field in (name for name in part._fields if callable(getattr(part, name))):
+        changed = read(part._replace(**{field: first_three}))
+        assert (changed.own, changed.name) == (True, "first_three"), field
 
 
 def my_rule():

@@ -52,6 +52,7 @@ ACCOUNTANTS = {
     "local_gaussian": ("local", "local_gaussian"),
     "distributed_discrete_gaussian": ("discrete_accounting", "epsilon_of"),
 }
+RDP = "mironov2019renyi"
 QUIET = frozenset(("mean", "optimizer_server", "uniform_mean"))
 """What their docstrings cite is cited by the algorithm, where it applies."""
 
@@ -191,22 +192,21 @@ def _optimizer_names(names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _mechanism(privacy: Mechanism) -> Iterator[str]:
-    aggregator = read(privacy.aggregator)
-    if aggregator.name in MECHANISMS:
-        module, name = MECHANISMS[aggregator.name]
-        yield from _doc(factory_of(f"fedjax_lite.privacy.{module}", name))
-    else:
-        yield from _parts(privacy.aggregator)
+    yield from _parts(privacy.aggregator)
     if privacy.uplink is not None:
         yield from _parts(privacy.uplink)
     yield from _accountant(privacy.accountant)
 
 
 def _accountant(accountant: Accountant) -> Iterator[str]:
-    for step in steps([accountant.spent]):
+    walked = list(steps([accountant.spent]))
+    by_rdp = any(step.cells.get("method") == "rdp" for step in walked)
+    for step in walked:
         if step.factory in ACCOUNTANTS:
             module, name = ACCOUNTANTS[step.factory]
-            yield from _doc(factory_of(f"fedjax_lite.privacy.{module}", name))
+            found = _doc(factory_of(f"{PACKAGE}.privacy.{module}", name))
+            # The other papers that accounting names are of the default, PLD.
+            yield from (key for key in found if key == RDP or not by_rdp)
 
 
 def _parts(part: Any) -> Iterator[str]:
@@ -219,7 +219,10 @@ def _parts(part: Any) -> Iterator[str]:
         yield from _optimizer_names(read_optimizer(part).names)
         return
     piece = read(part)
-    if not piece.own and piece.name not in QUIET:
+    if piece.name in MECHANISMS and not piece.own:
+        module, name = MECHANISMS[piece.name]
+        yield from _doc(factory_of(f"{PACKAGE}.privacy.{module}", name))
+    elif not piece.own and piece.name not in QUIET:
         yield from _doc(factory_of(piece.module, piece.name))
     yield from _inner_parts(piece)
 

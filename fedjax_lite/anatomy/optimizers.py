@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_lite.anatomy.figures import figure, optax_words
-from fedjax_lite.anatomy.pieces import PACKAGE, read, step_of, unwrapped
+from fedjax_lite.anatomy.pieces import PACKAGE, read, step_of, steps, unwrapped
 
 NAMED = {
     "scale_by_adam": "Adam",
@@ -33,6 +33,9 @@ OWN = {
 PREPARING = ("add_decayed_weights", "centralize", "zero_nans", "proximal", "add_noise")
 """Stages after which a step along the result is still called SGD; those that clip are, too."""
 NOTHING = ("identity", "init_empty_state", "")
+INJECTED = "inject_hyperparams"
+INSIDE = {"adam": ("scale_by_adam",), "adamw": ("scale_by_adam", "add_decayed_weights")}
+"""Stages of optax' optimizers that `inject_hyperparams` makes only when it is run."""
 
 
 class Stage(NamedTuple):
@@ -83,13 +86,10 @@ def read_optimizer(optimizer: Any) -> Optimizer:
             words.append(f"{'SGD with' if plainly else 'times the'} learning rate {rate}")
             rest = rest[1:]
             continue
-        used, phrase = _known(rest)
+        used, phrase = _known(rest, after=flat[: len(flat) - len(rest)])
         words.append(phrase if used else stage_words(rest[0]))
         rest = rest[max(used, 1) :]
-    names = tuple(
-        f"{stage.module}.{stage.name}" if stage.module.startswith(PACKAGE) else stage.name
-        for stage in flat
-    )
+    names = tuple(name for stage in flat for name in _names(stage))
     plain = len(flat) == 1 and _rate(flat[0]) is not None
     momentum = len(flat) == 2 and flat[0].name == "trace" and _rate(flat[1]) is not None
     return Optimizer(", then ".join(words) or "no change", names, momentum, plain)
@@ -114,7 +114,13 @@ def stages(optimizer: Any) -> list[Stage]:
         if step.factory == "_apart" and "inner" in step.cells:
             return [*stages(step.cells["inner"]), Stage("with_statistics", step.module, {})]
         piece = read(function)
+        if piece.own:  # a schedule of the user's inside one of ours
+            ours = (s.factory for s in steps([function]) if s.module == step.module)
+            name = next((name for name in ours if name in OWN), piece.name)
+            return [Stage(name, step.module, piece.found)]
         return [Stage(piece.name, piece.module, piece.found)]
+    if step.factory == INJECTED and hasattr(optimizer, "init"):  # init alone holds the numbers
+        return [Stage(INJECTED, step.module, {**step_of(optimizer.init).cells, **step.cells})]
     name = step.factory or function.__qualname__.split(".")[0]
     return [Stage(name, step.module, step.cells)]
 
@@ -138,7 +144,9 @@ def stage_words(stage: Stage) -> str:
         tail = "" if rate is None else f" with learning rate {_rate_words(rate)}"
         return f"{OWN.get(stage.name, stage.name)} ({', '.join(settings)}){tail}"
     if top == "optax":
-        inner = [read_optimizer(v).words for v in stage.cells.values() if is_optimizer(v)]
+        if stage.name == INJECTED:
+            return _injected(stage.cells)
+        inner = [read_optimizer(v).words for v in _inner(stage)]
         plain = {k: v for k, v in stage.cells.items() if not isinstance(v, tuple)}
         around = f" around ({'; '.join(inner)})" if inner else ""
         return optax_words(stage.name, plain) + around
@@ -150,20 +158,64 @@ def stage_words(stage: Stage) -> str:
     return f"your own `{stage.name.strip('<>')}` ({stage.module}){around}"
 
 
-def _known(rest: list[Stage]) -> tuple[int, str]:
+def _inner(stage: Stage) -> list[Any]:
+    """Optimizers that a stage was given, alone or by label."""
+    groups = [v.values() if isinstance(v, dict) else [v] for v in stage.cells.values()]
+    return [value for group in groups for value in group if is_optimizer(value)]
+
+
+def _names(stage: Stage) -> list[str]:
+    """A stage's name, and the names inside it; a decay of 0 is none."""
+    if stage.module.startswith(PACKAGE):
+        return [f"{stage.module}.{stage.name}"]
+    if stage.name == "add_decayed_weights" and _is_zero(stage.cells.get("weight_decay")):
+        return []
+    names = [name for inner in _inner(stage) for name in read_optimizer(inner).names]
+    if stage.name == INJECTED:
+        names += INSIDE.get(getattr(stage.cells.get("inner_factory"), "__name__", ""), ())
+    return [stage.name, *names]
+
+
+def _injected(cells: dict[str, Any]) -> str:
+    """An optimizer whose hyper-parameters are part of its state."""
+    factory = cells.get("inner_factory")
+    values = {**cells.get("sched_hps", {}), **cells.get("numeric_hps", {})}
+    values |= {k: v for k, v in cells.get("other_hps", {}).items() if v is not None}
+    values = {k: getattr(v, "schedule_fn", v) for k, v in values.items() if v is not False}
+    shown = ", ".join(f"{name} {_rate_words(value)}" for name, value in values.items())
+    name = getattr(factory, "__name__", "a function")
+    ours = getattr(factory, "__module__", "").split(".")[0] == "optax"
+    called = f"optax.{name}" if ours else f"your own `{name}`"
+    return f"{called}{f' ({shown})' if shown else ''}, its settings injected into its state"
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a setting says something; a traced one does, whatever it will be."""
+    if isinstance(value, jax.core.Tracer) or np.ndim(value):
+        return True
+    return value is not None and bool(value)
+
+
+def _known(rest: list[Stage], *, after: list[Stage]) -> tuple[int, str]:
     """How many stages from the first make an optimizer with a name, and its words."""
     first = rest[0]
-    settings = [f"{k} {figure(first.cells[k])}" for k in SHOWN if first.cells.get(k)]
+    settings = [f"{k} {figure(first.cells[k])}" for k in SHOWN if _is_set(first.cells.get(k))]
     name, used = NAMED.get(first.name, ""), 1
     if first.name == "trace":
         kind = "Nesterov momentum" if first.cells.get("nesterov") else "momentum"
-        name, settings = f"SGD with {kind} {figure(first.cells.get('decay'))}", []
+        # Behind an adaptive step or a rate it is no SGD any more.
+        lead = "SGD with " if all(s.name in PREPARING or "clip" in s.name for s in after) else ""
+        name, settings = f"{lead}{kind} {figure(first.cells.get('decay'))}", []
     if not name:
         return 0, ""
     if len(rest) > used and rest[used].name == "add_decayed_weights":
         decay = rest[used].cells.get("weight_decay")
         used += 1
-        if not (isinstance(decay, int | float) and decay == 0):
+        if not _is_zero(decay):
             settings.append(f"weight decay {figure(decay)}")
             name = "AdamW" if name == "Adam" else name
     phrase = f"{name} ({', '.join(settings)})" if settings else name

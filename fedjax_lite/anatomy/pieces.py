@@ -98,6 +98,11 @@ def read(part: Any) -> Piece:
         if step.module.split(".")[0] not in SILENT:
             for key, value in step.cells.items():
                 cells.setdefault(key, value)
+    if not own and (replaced := _replaced(part)):
+        step = step_of(unwrapped(getattr(part, replaced[0])))
+        rest = part._replace(**dict.fromkeys(replaced))
+        called = "" if step.name == "<lambda>" and not step.factory else step.factory or step.name
+        return Piece(called, step.module, {}, {"rest": rest} if is_part(rest) else {}, cells, True)
     known = parameters(module, name)
     parts = {key: value for key, value in cells.items() if is_part(value) and (own or key in known)}
     settings = {} if own else {k: v for k, v in cells.items() if k in known and k not in parts}
@@ -220,11 +225,26 @@ def factory_of(module: str, name: str) -> FunctionType | None:
 
 
 def _functions(part: Any) -> list[Callable]:
-    if isinstance(part, Sampler):
+    if isinstance(part, Sampler) and callable(part.sample):
         return [part.sample]  # its init may be a check of another sampler
     if isinstance(part, tuple):
         return [field for field in part if callable(field)]
     return [part] if callable(part) else []
+
+
+def _replaced(part: Any) -> list[str]:
+    """Fields of a part of ours in which there is a function of the user's."""
+    if not hasattr(part, "_fields"):
+        return []
+    outside = []
+    for field in part._fields:
+        function = getattr(part, field)
+        function = unwrapped(function) if callable(function) else None
+        if isinstance(function, FunctionType):
+            top = (function.__module__ or "").split(".")[0]
+            if top not in (PACKAGE, *SILENT):
+                outside.append(field)
+    return outside
 
 
 def _reach(function: Callable) -> int:

@@ -72,7 +72,8 @@ def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str
         shown += [("Messages", "nothing is sent or averaged"), ("Clients keep", kept)]
         return [*shown, ("Execution", strategy_words(whole.strategy))]
     if whole.title != "Centralised training":
-        shown.append(("Uplink", f"messages are sent {uplink_words(whole.uplink)}"))
+        words = uplink_words(whole.uplink)
+        shown.append(("Uplink", f"messages are sent {words.removeprefix('sent ')}"))
         shown.append(("Aggregation", aggregation_words(whole)))
     if accountant is not None:
         shown.append(("Privacy", privacy_words(accountant)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import textwrap
 from typing import Any
@@ -63,8 +64,10 @@ WORDS: dict[str, Segments] = {
         ", of at least {threshold:many} clients",
     ),
     "gaussian_sum": (
-        "each update clipped to L2 norm {clip}, summed with weight 1, Gaussian noise of standard "
-        "deviation {noise_multiplier} times the clip added once, divided by {denominator}",
+        "each update clipped to L2 norm {clip}",
+        " ({per_layer:layer by layer})",
+        ", summed with weight 1, Gaussian noise of standard deviation {noise_multiplier} times the "
+        "clip added once, divided by {denominator}",
     ),
     "adaptive_sum": (
         "each update clipped to an adapted L2 norm (from {initial_clip} towards the "
@@ -72,12 +75,16 @@ WORDS: dict[str, Segments] = {
         "noise of {noise_multiplier} times the clip, divided by {denominator}",
     ),
     "tree_sum": (
-        "each update clipped to L2 norm {clip}, summed with weight 1, noise of a binary tree over "
-        "the rounds (noise_multiplier {noise_multiplier}), divided by {denominator}",
+        "each update clipped to L2 norm {clip}",
+        " ({per_layer:layer by layer})",
+        ", summed with weight 1, noise of a binary tree over the rounds (standard deviation "
+        "{noise_multiplier} times the clip a node), divided by {denominator}",
     ),
     "matrix_sum": (
-        "each update clipped to L2 norm {clip}, summed with weight 1, correlated noise of a banded "
-        "matrix (noise_multiplier {noise_multiplier}), divided by {denominator}",
+        "each update clipped to L2 norm {clip}",
+        " ({per_layer:layer by layer})",
+        ", summed with weight 1, noise of standard deviation {noise_multiplier} times the clip, "
+        "correlated over the rounds by a banded matrix, divided by {denominator}",
     ),
     "modular_mean": ("the mean of integers summed modulo a power of two, decoded",),
     "byzantine": (
@@ -129,7 +136,10 @@ WORDS: dict[str, Segments] = {
     "powersgd": ("sent as a matrix of rank {rank} (PowerSGD)",),
     "error_feedback": ("with error feedback {inner}",),
     "ef21": ("sent as a change {inner} (EF21)",),
-    "noisy_codes": ("rotated, rounded to a grid and given discrete Gaussian noise by each client",),
+    "noisy_codes": (
+        "clipped to L2 norm {clip}, rotated, rounded to a grid and given discrete Gaussian noise of "
+        "standard deviation {stddev} by each client",
+    ),
     "of_direction": ("{uplink}",),
     # weightings
     "inverse_variance": ("the inverse of a client's variance, floor {floor}",),
@@ -178,7 +188,9 @@ def filled(segments: Segments, piece: Piece) -> str:
       >>> filled(("a clip to {max_norm}", ", {nothing}"), read(fl.clip(2.0)))
       'a clip to 2'
     """
-    known: dict[str, Any] = {**piece.found, **piece.settings, **piece.parts}
+    grid = piece.found.get("grid")
+    agreed = vars(grid) if dataclasses.is_dataclass(grid) else {}
+    known: dict[str, Any] = {**agreed, **piece.found, **piece.settings, **piece.parts}
     text = ""
     for i, segment in enumerate(segments):
         fields = re.findall(r"\{(\w+)(?::([^}]*))?\}", segment)

@@ -72,7 +72,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[str | os.PathLike[str] | Run] | str | os.PathLike[str],
+    runs: Sequence[str | os.PathLike[str] | Run] | str | os.PathLike[str] | Run,
     *,
     path: str | os.PathLike[str] | None = None,
     group_by: Sequence[str] | str | Callable[[Run], str] | None = None,
@@ -122,7 +122,7 @@ def compare(
       [('FedAvg', 3, 0.75), ('SCAFFOLD', 3, 0.75)]
     """
     path = _check_path(path, overwrite)
-    given = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    given = [runs] if isinstance(runs, str | os.PathLike | Run) else list(runs)
     found = _read(given)
     groups, notes = group_runs(found, group_by=group_by)
     chosen = choose_metric(groups, metric)
@@ -177,6 +177,8 @@ def _check_path(path: str | os.PathLike[str] | None, overwrite: bool) -> Path | 
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".html", ".htm", ".png"):
         raise ValueError(f"path must end in .html or .png, got {str(path)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"path must be a file to write, {path} is a folder")
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists; give overwrite=True (--overwrite) to replace it, or another path"
@@ -194,6 +196,11 @@ def _read(given: Sequence[Any]) -> list[Run]:
                 raise ValueError(f"runs must hold rows, but {item.name!r} has none")
             found.append(item)
             continue
+        if not isinstance(item, str | os.PathLike):
+            raise TypeError(
+                f"runs must be folders or Runs, got {type(item).__name__} {item!r:.80}; a history "
+                "in memory is fl.report.Run(name, rows, config={'seed': ...})"
+            )
         for folder in find_runs([item]):
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())

@@ -11,10 +11,12 @@ from typing import Any
 from fedjax_lite.report.runs import Run
 
 IGNORED = (
-    *("seed", "key", "output_dir", "resume", "overwrite", "progress", "tensorboard"),
-    *("data_dir", "devices", "strategy", "layout", "schedule_rounds"),
+    *("seed", "output_dir", "resume", "overwrite", "progress", "tensorboard"),
+    *("data_dir", "schedule_rounds"),
 )
-"""Settings that change no result but by rounding, or that the others imply."""
+"""Settings that change no result but by rounding, or that the others imply, at any depth."""
+IGNORED_OF_RUNS = ("key", "devices", "strategy", "layout")
+"""The same, but only at the top or under "run": a partition's key or an attack's strategy counts."""
 NAMES = ("method", "algorithm", "name")
 DATASETS = ("dataset_used", "dataset")
 ABSENT = "absent"
@@ -44,17 +46,25 @@ def settings_of(run: Run, keep: Sequence[str] = ()) -> dict[str, Any]:
       {'client.epochs': 5}
     """
     flat = _flat(run.config)
-    return {
-        name: value
-        for name, value in flat.items()
-        if name in keep or name.split(".")[-1] not in IGNORED
-    }
+    return {name: value for name, value in flat.items() if name in keep or not _ignored(name)}
+
+
+def _ignored(name: str) -> bool:
+    *groups, last = name.split(".")
+    return last in IGNORED or (last in IGNORED_OF_RUNS and groups in ([], ["run"]))
 
 
 def seed_of(run: Run) -> Any:
-    """The seed by the config, else the words of the key, else None."""
+    """The seed by the config (several as a tuple), else the words of the key, else None.
+
+    Example:
+      >>> seed_of(Run("a", [], config={"seed": 3})), seed_of(Run("b", [], key=(0, 7)))
+      (3, (0, 7))
+      >>> seed_of(Run("c", [], config={"data": {"seed": 0}, "seed": 3}))
+      (0, 3)
+    """
     seeds = [value for name, value in _flat(run.config).items() if name.split(".")[-1] == "seed"]
-    return seeds[0] if seeds else run.key
+    return (seeds[0] if len(seeds) == 1 else tuple(seeds)) if seeds else run.key
 
 
 def dataset_of(run: Run) -> str | None:
@@ -104,6 +114,8 @@ def group_runs(
         else:
             name = _json(settings_of(run))
         table.setdefault(name, []).append(run)
+    if group_by is None:
+        table = _by_dataset(table)
     notes: list[str] = []
     members = [_one_a_seed(found, notes) for found in table.values()]
     shared = [_shared(found, chosen) for found in members]
@@ -140,12 +152,24 @@ def _chosen(runs: Sequence[Run], group_by: Any) -> list[str]:
     return chosen
 
 
+def _by_dataset(table: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
+    """Parts groups whose runs used different data sets, whatever their settings say."""
+    parted: dict[str, list[Run]] = {}
+    for name, runs in table.items():
+        several = len({dataset_of(run) for run in runs} - {None}) > 1
+        for run in runs:
+            key = f"{name} {dataset_of(run)}" if several else name
+            parted.setdefault(key, []).append(run)
+    return parted
+
+
 def _one_a_seed(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
     """A second run of the same seed would count twice: the longer one stays."""
     best: dict[str, Run] = {}
     for run in runs:
-        seed = seed_of(run)
-        name = f"{id(run)}" if seed is None else _json([seed, settings_of(run)])
+        # One seed in the config may be that of the data, say, while keys tell runs apart.
+        same = [seed_of(run), run.key, dataset_of(run), settings_of(run)]
+        name = f"{id(run)}" if seed_of(run) is None else _json(same)
         other = best.get(name)
         if other is not None:
             keep, drop = (run, other) if run.num_rounds > other.num_rounds else (other, run)
@@ -160,7 +184,10 @@ def _one_a_seed(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
 
 
 def _order(seed: Any) -> tuple:
-    return (0, seed, "") if isinstance(seed, int | float) else (1, 0, str(seed))
+    if isinstance(seed, int | float):
+        return (0, seed, "")
+    plain = isinstance(seed, tuple) and all(isinstance(one, int | float) for one in seed)
+    return (1, seed, "") if plain else (2, 0, str(seed))
 
 
 def _shared(runs: Sequence[Run], keep: Sequence[str]) -> dict[str, Any]:

@@ -70,13 +70,14 @@ def _t_interval(table: np.ndarray, confidence: float) -> tuple[np.ndarray, np.nd
     num = len(table)
     if num == 0:
         raise ValueError("values must hold at least one number, got none")
-    mean = table.mean(0)
-    if num == 1:
-        return mean, np.full(mean.shape, math.nan)
-    from scipy.stats import t
+    with np.errstate(invalid="ignore"):  # a run that diverged to infinity has no spread: NaN
+        mean = table.mean(0)
+        if num == 1:
+            return mean, np.full(mean.shape, math.nan)
+        from scipy.stats import t
 
-    factor = float(t.ppf((1 + confidence) / 2, num - 1)) / math.sqrt(num)
-    return mean, factor * table.std(0, ddof=1)
+        factor = float(t.ppf((1 + confidence) / 2, num - 1)) / math.sqrt(num)
+        return mean, factor * table.std(0, ddof=1)
 
 
 def rising(values: Any, *, largest: bool = True) -> np.ndarray:

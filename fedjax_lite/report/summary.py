@@ -13,6 +13,8 @@ from fedjax_lite.report.groups import Group
 from fedjax_lite.report.statistics import Interval, points, rising, t_interval, to_target, wire
 
 COSTS = ("round", "bytes", "seconds")
+LESS_IS_BETTER = frozenset(("loss", "error", "perplexity", "nll", "mse", "rmse", "mae"))
+"""A column with one of these words in its name is to be small."""
 
 
 class Metric(NamedTuple):
@@ -51,7 +53,8 @@ def choose_metric(groups: Sequence[Group], name: str | None) -> Metric:
             f"the runs have no *_accuracy and no *_loss to compare, only {columns}; hand "
             "evaluate=fl.evaluator(model, test) to fl.run, or name a column as metric"
         )
-    return Metric(found, not found.endswith("loss"))
+    words = set(found.lower().split("_"))
+    return Metric(found, found.endswith("accuracy") or not words & LESS_IS_BETTER)
 
 
 def choose_target(groups: Sequence[Group], metric: Metric) -> float | None:

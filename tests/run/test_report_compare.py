@@ -246,6 +246,17 @@ def test_what_makes_runs_incomparable_is_said():
     assert "not a number" in comparison.html
 
 
+def test_one_run_alone_and_what_is_none(tmp_path):
+    (alone,) = seeds("a")[:1]
+    assert [g.label for g in report.compare(alone).groups] == ["a"]
+    with pytest.raises(TypeError, match=r"folders or Runs, got list.*report\.Run\(name, rows"):
+        report.compare([history()])
+    (tmp_path / "c.html").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        report.compare(alone, path=tmp_path / "c.html", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.html"]
+
+
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "c.png"
     path.write_bytes(b"old")

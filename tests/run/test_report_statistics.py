@@ -142,6 +142,46 @@ def test_the_same_seed_does_not_count_twice():
     assert [group.label for group in groups] == ["short", "long"]
 
 
+def test_a_constant_seed_of_the_data_does_not_drop_runs():
+    runs = [run(f"r{s}", data={"seed": 0, "alpha": 0.5}, seed=s) for s in (2, 0, 1)]
+    (group,), notes = report.group_runs(runs)
+    assert [r.name for r in group.runs] == ["r0", "r1", "r2"]
+    assert notes == []
+    # The seed of the config is the partition's, and each run has a key of its own.
+    runs = [Run(f"k{k}", [{"round": 0}], config={"seed": 0}, key=(0, k)) for k in (0, 1)]
+    (group,), notes = report.group_runs(runs)
+    assert (len(group.runs), notes) == (2, [])
+
+
+@pytest.mark.parametrize(("part", "name"), [("partition", "key"), ("attack", "strategy")])
+def test_a_parts_own_setting_parts_groups(part, name):
+    runs = [run(f"{v}{s}", seed=s, **{part: {name: v}}) for v in ("a", "b") for s in (0, 1)]
+    groups, notes = report.group_runs(runs)
+    assert [(g.label, len(g.runs)) for g in groups] == [
+        (f"{part}.{name}=a", 2),
+        (f"{part}.{name}=b", 2),
+    ]
+    assert notes == []
+    # Those of the run itself change no result.
+    runs = [run(f"{v}", seed=i, run={name: v}) for i, v in enumerate("ab")]
+    assert len(report.group_runs(runs)[0]) == 1
+
+
+def test_runs_on_different_data_are_not_averaged():
+    runs = [
+        Run(f"{d}{s}", [{"round": 0}], config={"method": "x", "seed": s}, dataset=d)
+        for d in ("mnist", "digits")
+        for s in (0, 1)
+    ]
+    groups, notes = report.group_runs(runs)
+    assert [g.label for g in groups] == ["mnist", "digits"]
+    assert [len(g.runs) for g in groups] == [2, 2]
+    assert notes == []
+    # A run that does not say stays with those of its settings.
+    one = Run("crashed", [{"round": 0}], config={"method": "x", "seed": 2})
+    assert [len(g.runs) for g in report.group_runs([*runs[:2], one])[0]] == [3]
+
+
 def test_groups_as_asked_for():
     runs = [run(f"{s}{e}", strategy=s, epochs=e, seed=0) for s in ("a", "b") for e in (1, 5)]
     groups, notes = report.group_runs(runs, group_by=["strategy"])
@@ -181,6 +221,37 @@ def write(folder, lines, config=None):
     if config is not None:
         (folder / "config.json").write_text(json.dumps({"config": config, "key": [0, 1]}))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("column", "largest"),
+    [
+        ("test_accuracy", True),
+        ("test_loss", False),
+        ("error_rate", False),
+        ("test_error", False),
+        ("perplexity", False),
+        ("test_auc", True),
+        ("drift_cosine_mean", True),
+    ],
+)
+def test_whether_more_is_better(column, largest):
+    rows = [{"round": i, column: v} for i, v in enumerate((0.5, 0.25, 0.75))]
+    groups, _ = report.group_runs([Run("a", rows)])
+    metric = choose_metric(groups, column)
+    assert metric.largest is largest
+    (row,) = summarize(groups, metric, target=0.7 if largest else 0.3, confidence=0.95)
+    assert row["best"].mean == (0.75 if largest else 0.25)
+
+
+def test_a_run_that_diverged_to_infinity_has_no_interval():
+    runs = [
+        Run(f"{s}", [{"round": 0, "test_loss": v}], config={"seed": s})
+        for s, v in enumerate((2.0, math.inf))
+    ]
+    (row,) = report.compare(runs).table
+    assert row["final"].mean == math.inf
+    assert math.isnan(row["final"].half)
 
 
 def test_finding_runs(tmp_path):

@@ -1,0 +1,37 @@
+"""Tests compile thousands of small programs and run each for a moment: compile them quickly.
+
+Without most of XLA's optimizations, and with the older and simpler emitters of its CPU backend, the
+suite takes about half of its time. `FEDJAX_LITE_OPTIMISED=1` compiles as users do: CI's second stage
+has the laws and the engine's tests so, and the tests that train for long switch it on themselves.
+"""
+
+import os
+from importlib.metadata import version
+
+import jax
+import pytest
+
+# Unknown flags end the process, and newer backends have only the new emitters.
+QUICK_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+KNOW_THEM = ((0, 8), (0, 11))
+
+if not os.environ.get("FEDJAX_LITE_OPTIMISED"):
+    # In the environment, for the processes that tests start; jax itself has read its own already.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    jax.config.update(
+        "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    )
+    jaxlib = tuple(map(int, version("jaxlib").split(".")[:2]))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if KNOW_THEM[0] <= jaxlib < KNOW_THEM[1] and QUICK_EMITTERS.split("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {QUICK_EMITTERS}".strip()  # read by the first backend
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """For a test that trains for long, or looks at compiled programs: XLA's optimizations."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
