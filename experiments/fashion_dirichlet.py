@@ -316,12 +316,13 @@ def plot(summary: list[dict[str, Any]], setting: Setting, path: Path) -> None:
                 markerfacecolor="none", ms=9, label=f"{method}, published (1,000 rounds)"
                 .replace("fedavgm", "FedAvgM").replace("fedavg", "FedAvg"),
             )  # fmt: skip
+    counts = sorted({row["num_seeds"] for row in summary})
     axes.set(
         xscale="log",
         xlabel="Dirichlet concentration alpha (left: more skewed)",
         ylabel="test accuracy (%)",
         title=f"Fashion-MNIST, {setting.model}, {setting.num_rounds} rounds, "
-        f"{len(setting.seeds)} seed{'s' * (len(setting.seeds) > 1)}",
+        f"{' to '.join(map(str, counts))} seed{'s' * (counts[-1] > 1)}",
     )
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     temporary = path.with_suffix(".tmp.png")
@@ -364,6 +365,8 @@ def main(flags: Flags) -> list[dict[str, Any]]:
         texts = ", ".join(f"{method} {value:.1%}" for method, value in best.items())
         print(f"alpha {alpha:g}, seed {seed}: {texts}, {done[0]['seconds_of_cell']} s", flush=True)
         summary = summarise(rows)
+        # An earlier run's alphas and seeds are in the summary, too.
+        settings |= {f"{k}s": list(dict.fromkeys(row[k] for row in rows)) for k in ("alpha", "seed")}
         saved = {"versions": versions(), "settings": settings, "summary": summary, "rows": rows}
         save_json_atomic(path, saved)
         plot(summary, setting, flags.run.output_dir / "accuracy.png")

@@ -85,26 +85,29 @@ def number(value: float | None, digits: int = 0) -> str:
     return str(exact.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP))
 
 
-def spread(values: Sequence[float | None], digits: int = 1, *, factor: float = 1.0) -> str:
+def spread(
+    values: Sequence[float | None], digits: int = 1, *, factor: float = 1.0, unit: str = ""
+) -> str:
     """Mean and sample standard deviation over seeds, or the one value.
 
     Args:
       values: one a seed.
       digits: after the point.
       factor: what values are multiplied by; 100 for per cent.
+      unit: what is written behind the number, with its space.
 
     Returns:
       ``mean ± deviation (n seeds)``.
 
     Example:
-      >>> spread([0.5, 0.7], factor=100), spread([0.5])
-      ('60.0 ± 14.1 (2 seeds)', '0.5 (1 seed)')
+      >>> spread([0.5, 0.7], factor=100, unit=" %"), spread([0.5])
+      ('60.0 ± 14.1 % (2 seeds)', '0.5 (1 seed)')
     """
     known = factor * np.array([math.nan if v is None else v for v in values])
     if len(known) == 1:
-        return f"{number(known[0], digits)} (1 seed)"
+        return f"{number(known[0], digits)}{unit} (1 seed)"
     mean, deviation = number(known.mean(), digits), number(known.std(ddof=1), digits)
-    return f"{mean} ± {deviation} ({len(known)} seeds)"
+    return f"{mean} ± {deviation}{unit} ({len(known)} seeds)"
 
 
 def compared(published: float, ours: float | None, *, unit: str, fewer: bool = False) -> str:

@@ -187,6 +187,7 @@ def peers(documents: Documents) -> Section | None:
             ratios["pfl"] = newer
         shown = [
             f"{SYSTEMS[system]}: {number(ratio, 1 if ratio > 3 else 2)}"
+            + (" (a later run)" if system == "pfl" and newer is not None else "")
             for system, ratio in ratios.items()
             if system != "ours"
         ]

@@ -119,9 +119,35 @@ def test_a_target_never_reached_falls_short(tables, documents):
     cell = changed["cells"]["2nn-iid-b10-e1"]
     cell["ours"] = None
     cell["rounds_by_learning_rate"]["0.2"] = [None, None, 40.0]
-    text = tables.results_learning.mnist({"mcmahan_mnist": changed}).text
-    assert "| 87 | **-**, median of 3 seeds (not reached, not reached, 40), rate 0.2 |" in text
+    section = tables.results_learning.mnist({"mcmahan_mnist": changed})
+    text = section.text
+    assert section.brief[0].here == "not reached: falls short"
+    assert (
+        "| 87 | **not reached**, median of 3 seeds (not reached, not reached, 40), rate 0.2 |"
+        in text
+    )
     assert "falls short: not reached" in text
+    cell["ours"] = 90.0
+    section = tables.results_learning.mnist({"mcmahan_mnist": changed})
+    assert section.brief[0].here == "**90**; falls short"
+
+
+def test_a_best_rate_at_the_edge_is_said(tables, documents):
+    changed = json.loads(json.dumps(documents["mcmahan_mnist"]))
+    for cell in changed["cells"].values():
+        cell["best_learning_rate"] = float(list(cell["rounds_by_learning_rate"])[1])
+    assert "edge" not in tables.results_learning.mnist({"mcmahan_mnist": changed}).text
+    changed["cells"]["2nn-iid-b10-e1"]["best_learning_rate"] = 0.2
+    text = tables.results_learning.mnist({"mcmahan_mnist": changed}).text
+    assert "may lie beyond: 2nn-iid-b10-e1 (largest)." in text
+
+
+def test_the_command_of_a_brief_row_makes_its_numbers(tables, documents):
+    section = tables.results_learning.cifar(documents)
+    (brief,) = [b for b in section.brief if "NIID" in b.what]
+    used = documents["heterogeneity_cifar_48"]["settings"]
+    assert f"--num-rounds {used['num_rounds']} --seeds 0 " in brief.command
+    assert brief.command in section.text
 
 
 def test_fedprox_rows_have_seed_0_and_all_cohorts(tables, documents):
@@ -163,9 +189,27 @@ def test_hostile_cells_stand_beside_the_published_ones(tables, documents):
     )
     assert f"{row['accuracy']:.1f} [96.2]" in section.text
     assert "fall short" in section.text
+    assert [b.here.split("; ")[-1] for b in section.brief] == [
+        "falls short",
+        "falls short with buckets",
+        "falls short",
+    ]
     assert tables.results_trust.bucketing("median", 2, "mimic") == 82.7
     assert tables.results_trust.bucketing("median", 3, "mimic") is None
     assert tables.results_trust.bucketing("median", 2, "min-max") is None
+
+
+def test_every_rule_far_below_the_mean_is_named(tables):
+    means = {
+        ("mean", 1, "none"): 94.0, ("mean", 1, "ipm"): 93.0, ("mean", 1, "min-max"): 19.0,
+        ("median", 1, "ipm"): 20.0, ("median", 1, "min-max"): 7.0, ("median", 1, "none"): 60.0,
+        ("krum", 2, "ipm"): 72.9, ("rfa", 1, "ipm"): 73.1,
+    }  # fmt: skip
+    (remark,) = tables.results_trust._robust_remarks(means)
+    assert (
+        remark
+        == "More than 20 points below the plain mean: median under ipm; krum with s=2 under ipm."
+    )
 
 
 def shakespeare_row(cell, deal, published, rounds):
@@ -193,11 +237,30 @@ def test_shakespeare_compares_ratios(tables):
     # 3906 / 164 = 23.8 published, 300 / 60 = 5 here.
     assert "5.0 times fewer rounds than FedSGD, published 23.8: falls short by 18.8" in section.text
     assert "falls short: not reached" in section.text
+    assert "Rates tried: FedSGD 4; FedAvg 4. Best at the edge of these: fedsgd by" in section.text
     assert len(section.brief) == 1  # without FedSGD's rounds there is no ratio
     assert (section.brief[0].published, section.brief[0].here) == (
         "23.8",
         "5.0, falls short (smaller LSTM, to 30 %)",
     )
+
+
+def test_a_preset_that_flags_cut_is_not_the_published_setting(tables):
+    learning = tables.results_learning
+    for preset, wanted in (("published", learning.HSU), ("paper", learning.SHAKESPEARE)):
+        assert learning._as_published({"preset": preset, **wanted}, preset, wanted)
+        assert not learning._as_published({"preset": "short", **wanted}, preset, wanted)
+        for name in wanted:
+            assert not learning._as_published({"preset": preset, **wanted, name: 7}, preset, wanted)
+
+
+def test_the_published_settings_are_the_presets(tables):
+    for script, preset, wanted in (
+        ("fashion_dirichlet", "published", tables.results_learning.HSU),
+        ("shakespeare_settings", "paper", tables.results_learning.SHAKESPEARE),
+    ):
+        setting = importlib.import_module(script).PRESETS[preset]._asdict()
+        assert {name: setting[name] for name in wanted} == wanted
 
 
 def test_fashion_shows_means_over_seeds_and_the_gain(tables):
@@ -222,7 +285,7 @@ def test_fashion_shows_means_over_seeds_and_the_gain(tables):
         ],
     }  # fmt: skip
     section = tables.results_learning.fashion({"fashion_dirichlet": document})
-    assert "| 76.5 % | 72.0 ± 2.8 (2 seeds) % | falls short by 4.5 points" in section.text
+    assert "| 76.5 % | 72.0 ± 2.8 % (2 seeds) | falls short by 4.5 points" in section.text
     (brief,) = section.brief
     assert brief.published == "76.5 / 84.7"
     assert brief.here == "72.0 ± 2.8 / 76.0 ± 1.4 (mlp, 300 rounds); the gain falls short"
