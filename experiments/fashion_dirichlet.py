@@ -366,7 +366,9 @@ def main(flags: Flags) -> list[dict[str, Any]]:
         print(f"alpha {alpha:g}, seed {seed}: {texts}, {done[0]['seconds_of_cell']} s", flush=True)
         summary = summarise(rows)
         # An earlier run's alphas and seeds are in the summary, too.
-        settings |= {f"{k}s": list(dict.fromkeys(row[k] for row in rows)) for k in ("alpha", "seed")}
+        settings |= {
+            f"{k}s": list(dict.fromkeys(row[k] for row in rows)) for k in ("alpha", "seed")
+        }
         saved = {"versions": versions(), "settings": settings, "summary": summary, "rows": rows}
         save_json_atomic(path, saved)
         plot(summary, setting, flags.run.output_dir / "accuracy.png")

@@ -190,7 +190,8 @@ def server_words(server: Piece) -> str:
     if server.name == "centralised" or server.name == "local_only" or server.name == "init":
         return "takes the result as its model"
     if server.name == "feddyn_server":
-        return f"the mean of the clients' models, corrected (alpha {figure(server.found['alpha'])})"
+        alpha = figure(server.found["alpha"])
+        return f"the model less the aggregate, corrected by what clients keep (alpha {alpha})"
     optimizer = server_optimizer(server)
     if optimizer is None:
         return part_words(server)

@@ -137,8 +137,8 @@ WORDS: dict[str, Segments] = {
     "error_feedback": ("with error feedback {inner}",),
     "ef21": ("sent as a change {inner} (EF21)",),
     "noisy_codes": (
-        "clipped to L2 norm {clip}, rotated, rounded to a grid and given discrete Gaussian noise of "
-        "standard deviation {stddev} by each client",
+        "clipped to L2 norm {clip}, rotated, rounded to a grid and given discrete Gaussian noise "
+        "of standard deviation {stddev} by each client",
     ),
     "of_direction": ("{uplink}",),
     # weightings

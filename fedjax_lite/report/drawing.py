@@ -61,7 +61,8 @@ def draw_curves(axes: Any, scene: Scene, metric: str, *, x: str = "round") -> li
     found: list[tuple[int, Curve]] = []
     for position, group in enumerate(scene.groups):
         line = curve(group.runs, metric, x=x, confidence=scene.confidence)
-        if line is not None and np.isfinite(line.mean).any():
+        # An infinite epsilon has no place on the axis, nor has what was there before it.
+        if line is not None and np.isfinite(line.mean).any() and np.isfinite(line.x[-1]):
             found.append((position, line))
     if not found:
         return []
@@ -191,7 +192,8 @@ def draw_privacy(axes: Any, scene: Scene) -> bool:
     for position, (group, row) in enumerate(zip(scene.groups, scene.table, strict=True)):
         if group.label not in drawn and row["final"] is not None:
             style = line_style(position)
-            label = text(f"{group.label} (no epsilon, at its end)")
+            spent = "no epsilon" if row["epsilon"] is None else "epsilon infinite"
+            label = text(f"{group.label} ({spent}, at its end)")
             line = {"color": style["color"], "ls": style["linestyle"], "alpha": 0.7}
             axes.axhline(row["final"].mean, lw=1.2, label=label, **line)
             ends.append(row["final"].mean)

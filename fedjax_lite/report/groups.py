@@ -16,7 +16,7 @@ IGNORED = (
 )
 """Settings that change no result but by rounding, or that the others imply, at any depth."""
 IGNORED_OF_RUNS = ("key", "devices", "strategy", "layout")
-"""The same, but only at the top or under "run": a partition's key or an attack's strategy counts."""
+"""The same, but only at the top or under "run": the key of a partition counts."""
 NAMES = ("method", "algorithm", "name")
 DATASETS = ("dataset_used", "dataset")
 ABSENT = "absent"

@@ -168,6 +168,8 @@ def axis(run: Run, name: str) -> dict[int, float] | None:
         parts = [part for part in (up, down) if part is not None]
         return {row["round"]: sum(part[row["round"]] for part in parts) for row in run.rows}
     by_round = {row["round"]: row[name] for row in run.rows if _is_number(row.get(name))}
+    if name.startswith("epsilon"):  # JSON has no infinity: what a run without noise spends
+        by_round = {r: math.inf if math.isnan(v) else v for r, v in by_round.items()}
     return by_round or None
 
 

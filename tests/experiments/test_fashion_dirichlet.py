@@ -94,6 +94,27 @@ def test_what_is_done_is_kept(script, finished):
         script.main(other)
 
 
+def test_seeds_of_an_earlier_run_are_among_the_settings(script, finished, tmp_path, monkeypatch):
+    flags, _, _ = finished
+    saved = json.loads((flags.run.output_dir / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(saved))
+
+    def run_cell(train, test, *, alpha, seed, setting):
+        rows = [r for r in saved["rows"] if (r["alpha"], r["seed"]) == (alpha, 0)]
+        return [{**row, "seed": seed} for row in rows]
+
+    monkeypatch.setattr(script, "run_cell", run_cell)
+    more = dataclasses.replace(
+        flags,
+        training=dataclasses.replace(flags.training, seeds=(7,)),
+        run=dataclasses.replace(flags.run, output_dir=tmp_path),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        summary = script.main(more)
+    assert {row["num_seeds"] for row in summary} == {3}
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["seeds"] == [0, 1, 7]
+
+
 def test_momentum_zero_is_fedavg_and_the_rate_is_effective(script):
     """At momentum m the local rate is (1 - m) times the effective one."""
     fl = script.fl

@@ -202,6 +202,22 @@ def _arrays(figures):
     return {name: np.asarray(value, float) for name, value in figures.items()}
 
 
+def test_a_run_without_noise_has_an_infinite_epsilon_not_none_at_0():
+    nan = float("nan")  # as JSON's null reads back
+    spent = [0.0, 0.5, 1.0, 1.5]
+    runs = [
+        *seeds("dp", extra={"epsilon": spent}),
+        *seeds("bare", extra={"epsilon": [0.0] + 3 * [nan]}),
+    ]
+    comparison = report.compare(runs)
+    assert [row["epsilon"].mean for row in comparison.table] == [1.5, float("inf")]
+    assert "not a number" not in comparison.html
+    (axes,) = comparison.figures["privacy"][0].axes
+    labels = [line.get_label() for line in axes.get_lines() if line.get_label()[0] != "_"]
+    assert labels == ["dp", "bare (epsilon infinite, at its end)"]
+    assert "privacy" in report.compare(runs[2:]).missing
+
+
 def test_bands_need_two_seeds():
     def bands(runs):
         figure = report.compare(runs).figures["metric"][0]
@@ -250,7 +266,7 @@ def test_one_run_alone_and_what_is_none(tmp_path):
     (alone,) = seeds("a")[:1]
     assert [g.label for g in report.compare(alone).groups] == ["a"]
     with pytest.raises(TypeError, match=r"folders or Runs, got list.*report\.Run\(name, rows"):
-        report.compare([history()])
+        report.compare([history()])  # type: ignore[list-item]
     (tmp_path / "c.html").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder"):
         report.compare(alone, path=tmp_path / "c.html", overwrite=True)
