@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_lite.report.style import BLUE, GREEN, GREY, ORANGE, finish, make_figure, plain, text
+from fedjax_lite.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    finish,
+    line_style,
+    make_figure,
+    plain,
+    text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,14 +64,17 @@ def plot_curves(
     for position, (kind, names) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), position)
         spare = iter([GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9"] * len(names))
-        for name in names:
+        for position_of_line, name in enumerate(names):
             rows = [(row["round"], row[name]) for row in history if name in row]
             prefix = name.removesuffix(f"_{kind}")
             colour = _COLOURS.get(prefix) or next(spare)
             x, y = np.array(rows, np.float64).T
-            marker = "o" if len(rows) <= 30 else None
-            axes.plot(x, y, color=colour, label=text(prefix), marker=marker, markersize=3.5, lw=1.6)
+            style: dict[str, Any] = {**line_style(position_of_line), "color": colour}
+            if len(rows) > 30:
+                style["marker"] = None
+            axes.plot(x, y, label=text(prefix), markersize=3.5, lw=1.6, **style)
         axes.set(xlabel="Communication round", ylabel=kind.capitalize())
+        axes.locator_params(axis="x", integer=True)
         if kind == "loss":
             axes.set_ylabel("Loss (mean per example)")
         else:
@@ -110,15 +123,10 @@ def plot_sweep(
         lines.setdefault(label, []).append(row)
     figure = make_figure(5.4, 3.8)
     axes = figure.add_subplot(1, 1, 1)
-    colours = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
     for position, (label, rows) in enumerate(lines.items()):
         rows = sorted(rows, key=lambda row: row[x])
         values, mean, std = (np.array([row[k] for row in rows], float) for k in (x, "mean", "std"))
-        style = {
-            "color": colours[position % 7],
-            "marker": "os^vDP*"[position % 7],
-            "label": text(label),
-        }
+        style: dict[str, Any] = {**line_style(position), "label": text(label)}
         axes.errorbar(values, mean, np.nan_to_num(std), capsize=2.5, lw=1.4, markersize=4, **style)
     values = np.array([row[x] for row in table], float)
     if values.min() > 0 and values.max() >= 10 * values.min():
