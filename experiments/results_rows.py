@@ -116,7 +116,8 @@ def compared(published: float, ours: float | None, *, unit: str, fewer: bool = F
     Args:
       published: the paper's.
       ours: None or not finite where a run never arrived.
-      unit: of the difference, such as "points" or "rounds".
+      unit: of the difference, such as "points" or "rounds"; "times" of a ratio: its difference is
+        of no use and left out.
       fewer: less is better.
 
     Returns:
@@ -134,6 +135,8 @@ def compared(published: float, ours: float | None, *, unit: str, fewer: bool = F
     size = number(abs(gain), 0 if unit == "rounds" else 1)
     if float(size) == 0:
         return "as published"
+    if unit == "times":
+        return "better than published" if gain > 0 else "falls short"
     return (
         f"better than published, by {size} {unit}" if gain > 0 else f"falls short by {size} {unit}"
     )
