@@ -12,7 +12,7 @@ EXAMPLES = {
     "plan": "fl.Plan(batch_size=20, epochs=1)",
     "sampler": "fl.uniform(10)",
     "aggregator": "fl.mean()",
-    "uplink": "fl.clip(1.0)",
+    "uplink": "fl.clip(1.0), several as fl.chain(fl.clip(1.0), fl.qsgd(15))",
     "strategy": "fl.chunked(8)",
     "cohort": "fl.Cohort(ids, mask)",
 }

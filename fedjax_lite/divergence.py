@@ -122,7 +122,8 @@ def diverged(row: Mapping[str, Any], data: Any = None) -> str:
 def _first_bad(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     for row in rows:
         loss = row.get("train_loss")
-        someone = row.get("num_clients") != 0  # the mean loss of nobody is NaN by design
+        # The mean loss of nobody, or of no step, is NaN by design.
+        someone = row.get("num_clients") != 0 and row.get("num_steps") != 0
         if someone and isinstance(loss, float) and not math.isfinite(loss):
             return row
     return None

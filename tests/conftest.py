@@ -15,12 +15,16 @@ import pytest
 QUICK_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 KNOW_THEM = ((0, 8), (0, 11))
 
+
+def quick() -> bool:
+    """Whether this process shall compile without most optimizations."""
+    return os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "0") == "1"
+
+
 if not os.environ.get("FEDJAX_LITE_OPTIMISED"):
     # In the environment, for the processes that tests start; jax itself has read its own already.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    jax.config.update(
-        "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-    )
+    jax.config.update("jax_disable_most_optimizations", quick())
     jaxlib = tuple(map(int, version("jaxlib").split(".")[:2]))
     flags = os.environ.get("XLA_FLAGS", "")
     if KNOW_THEM[0] <= jaxlib < KNOW_THEM[1] and QUICK_EMITTERS.split("=")[0] not in flags:
@@ -30,9 +34,16 @@ if not os.environ.get("FEDJAX_LITE_OPTIMISED"):
 @pytest.fixture
 def optimised(monkeypatch):
     """For a test that trains for long, or looks at compiled programs: XLA's optimizations."""
+    before = quick()
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(QUICK_EMITTERS, ""))
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_a_module():
+    """Compiled programs of a module are forgotten after it: else a worker grows to 6 GB."""
+    yield
+    jax.clear_caches()

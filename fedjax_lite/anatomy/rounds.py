@@ -174,6 +174,10 @@ def aggregation_words(whole: Composed) -> str:
         return words
     if innermost.found.get("weighting") == "uniform" or innermost.found.get("weighted") is False:
         return words  # secure_mean, geometric_median: weights can count, but here they do not
+    if whole.client.own:
+        return f"{words}; a message weighs what your own client says"
+    if innermost.own:  # it may count the weights, or not
+        return f"{words}, handed each message with the weight: {weighting_words(weight)}"
     return f"{words}; a message weighs {weighting_words(weight)}"
 
 

@@ -82,7 +82,7 @@ def from_linen(
     if not isinstance(module, linen.Module):
         raise TypeError(
             f"module must be a flax.linen module, got {type(module).__name__}; "
-            "use from_nnx for nnx, from_functions for others"
+            "an instance, Net(), not the class; use from_nnx for nnx, from_functions for others"
         )
     check_channel_last(jnp.shape(example_x), "example_x")
     found = [
@@ -182,6 +182,12 @@ def from_nnx(
       (4, 3)
     """
     from flax import nnx
+
+    if isinstance(factory, nnx.Module):
+        raise TypeError(
+            f"factory must be a function (rngs) -> module, got a {type(factory).__name__}; "
+            "pass e.g. lambda rngs: Net(rngs=rngs)"
+        )
 
     def make(key: Key) -> Any:
         module = factory(nnx.Rngs(key))

@@ -226,7 +226,7 @@ def test_mcmahan_smoke(tmp_path):
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")
-def test_cifar_learns(tmp_path):
+def test_cifar_learns(tmp_path, optimised):
     """12 rounds of the default run on real CIFAR-10: well above chance."""
     done = run_script(
         "fedavg_cifar.py",
