@@ -202,7 +202,7 @@ fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 for colour, style, (name, runs) in zip(colours[::2], styles[::2], curves.items(), strict=True):
     rounds = [row["round"] for row in runs[0]]
     accuracy = np.array([[row["test_accuracy"] for row in rows] for rows in runs])  # a row a seed
-    mean, std = accuracy.mean(0), accuracy.std(0, ddof=1)
+    mean, std = accuracy.mean(0), accuracy.std(0, ddof=int(len(runs) > 1))
     ax.plot(rounds, mean, color=colour, ls=style, lw=1.8, label=name)
     ax.fill_between(rounds, mean - std, mean + std, color=colour, alpha=0.2, lw=0)
     print(f"{name}: {mean[-1]:.3f} +- {std[-1]:.3f} (s.d. of {len(runs)} seeds)")

@@ -231,7 +231,7 @@ for rate, (colour, dash) in zip(rates, looks, strict=False):
     mine = [row for row in sweep.rows if row["learning_rate"] == rate]
     rounds = sorted({row["round"] for row in mine})
     values = np.array([[r["test_accuracy"] for r in mine if r["round"] == at] for at in rounds])
-    mean, std = values.mean(1), values.std(1, ddof=1)
+    mean, std = values.mean(1), values.std(1, ddof=int(num_seeds > 1))
     axes.plot(rounds, mean, color=colour, ls=dash, label=f"learning rate {rate:g}")
     axes.fill_between(rounds, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
 axes.set(xlabel="round", ylabel=f"test accuracy (fraction),\nmean and s.d. of {num_seeds} seeds")

@@ -24,6 +24,8 @@ def opened(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FEDJAX_LITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, source in list(sources.SOURCES.items()):  # Debian's Fashion-MNIST may be installed
+        monkeypatch.setitem(sources.SOURCES, name, source._replace(folders=()))
     tried = []
 
     def refuse(url, timeout):
