@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any
 
 import jax
@@ -37,9 +39,7 @@ def check_fraction(value: Any, name: str) -> None:
 def check_count(value: Any, name: str, *, minimum: int) -> None:
     """Raises where `value` is not a Python int of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(
-            f"{name} must be an int, got {value!r}; it fixes shapes, so it cannot be traced"
-        )
+        raise TypeError(f"{name} must be an int, got {_shown(value)}{_count_remedy(value, name)}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
@@ -68,11 +68,54 @@ def check_key(key: Any, name: str = "key") -> None:
 def check_slot(slot: Any, name: str, kind: type) -> None:
     """Raises TypeError where a slot holds something else than its protocol."""
     if not isinstance(slot, kind):
-        example = EXAMPLES.get(name, "")
-        raise TypeError(
-            f"{name} must be a {kind.__name__}, got {slot!r}; was a factory not called?"
-            + f" For example {name}={example}" * bool(example)
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        if isinstance(slot, str) and (call := _factory_call(slot, kind)):
+            remedy = f"; give {call}, not {slot!r}"
+        else:
+            remedy = "; was a factory not called?" if callable(slot) else ""
+            if name in EXAMPLES:
+                start = " For" if callable(slot) else "; for"
+                remedy += f"{start} example {name}={EXAMPLES[name]}"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, got {_shown(slot)}{remedy}")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: plain ones as they are, all else by what it is."""
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        return f"{value!r:.80}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}"
+    if isinstance(value, jax.core.Tracer):
+        return "a traced value"
+    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
+def _count_remedy(value: Any, name: str) -> str:
+    if isinstance(value, jax.core.Tracer):
+        return "; it fixes shapes, so it cannot be traced"
+    if not isinstance(value, float | np.floating):
+        return "; int(...) of it on the host" if isinstance(value, jax.Array | np.ndarray) else ""
+    if name == "cohort_size" and 0 < value < 1:
+        return (
+            f"; for a share of the population use fl.poisson({value:g}), whose cohorts vary in "
+            f"size, or round({value:g} * num_clients) for a fixed one"
         )
+    return f"; give {int(value)}" if float(value).is_integer() else "; round it"
+
+
+def _factory_call(name: str, kind: type) -> str:
+    """How the library's factory `name` is called; "" where it makes nothing of this kind."""
+    factory = getattr(sys.modules.get("fedjax_lite"), name, None)
+    if not inspect.isfunction(factory):
+        return ""
+    if factory.__annotations__.get("return") not in (kind, kind.__name__):
+        return ""
+    required = [
+        p
+        for p in inspect.signature(factory).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return f"fl.{name}({'...' if required else ''})"
 
 
 def _check(value: Any, name: str, holds: Any, message: str) -> None:

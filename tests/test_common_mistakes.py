@@ -407,6 +407,108 @@ def test_a_plan_that_is_missing():
         fl.fedavg(MODEL.loss, optax.sgd(0.1), sampler=fl.everyone())  # type: ignore[call-arg]
 
 
+def test_parameters_of_another_model():
+    other = fl.models.mlp((5,), num_classes=3, input_shape=(4, 4, 1))
+    with says(ValueError, "params belong to another model", "expected keys [dense1.bias", "head."):
+        train({"x": X, "y": Y}, other.loss)
+    wide = fl.models.linear(3, (4, 5, 1)).init(KEY)
+    with says(ValueError, "another model", "head.kernel [16, 3]", "got [20, 3]"):
+        MODEL.predict(wide, {"x": X})
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_parameters_of_another_model_for_flax(kind):
+    from flax import linen, nnx
+
+    if kind == "linen":
+        model = fl.models.from_linen(linen.Dense(3), jnp.zeros((1, 4, 4, 1)))
+    else:
+        model = fl.models.from_nnx(lambda rngs: nnx.Linear(1, 3, rngs=rngs))
+    with says(ValueError, "another model: expected keys [bias, kernel], got [head.bias, head.k"):
+        train({"x": X, "y": Y}, model.loss)
+
+
+def test_other_errors_of_a_network_stay_what_they_are():
+    def broken(w, x, key):
+        raise KeyError("mine")
+
+    model = fl.models.from_functions(lambda key: jnp.zeros(2), broken)
+    with pytest.raises(KeyError, match="mine"):
+        model.predict(jnp.zeros(2), {"x": X})
+    with says(ValueError, "another model: expected an array [2], got [3]"):
+        model.predict(jnp.zeros(3), {"x": X})
+
+
+def test_a_state_for_parameters(ready):
+    _, state, _ = ready
+    with says(TypeError, "params", "got a RoundState", "state.server.params"):
+        MODEL.predict(state, {"x": X})
+    with says(TypeError, "begins with a RoundState", "[0].server.params"):
+        MODEL.predict((state, {}), {"x": X})
+
+
+@pytest.mark.parametrize(
+    ("partitioner", "words"),
+    [
+        ("dirichlet", ("Partitioner, got 'dirichlet'", "fl.data.dirichlet(alpha=0.3")),
+        (fl.data.iid, ("got function", "factory not called", "fl.data.dirichlet(")),
+    ],
+)
+def test_partitioners(partitioner, words):
+    with says(TypeError, "partitioner must be", *words):
+        fl.data.partition({"x": X, "y": Y}, partitioner)
+
+
+def test_data_are_printed_without_their_values(ready):
+    data = ready[2]
+    words = "FederatedDataset(4 clients, 12 examples, x float32[4,4,1], y int32[])"
+    assert repr(data) == words
+    told = []
+    jax.jit(lambda traced: told.append(repr(traced)))(data)
+    assert told == [words]
+    bare = fl.data.from_arrays((np.zeros((2, 3)), {"a": np.zeros(2, bool)}), [0, 1])
+    assert repr(bare).endswith("2 examples, 0 float32[3], 1.a bool[])")
+    assert repr(fl.data.from_arrays(np.zeros(2), [0, 1])).endswith("2 examples, float32[])")
+    for tree in (jax.tree.map(lambda leaf: "text", data), jax.tree.map(lambda leaf: None, data)):
+        assert repr(tree).startswith("FederatedDataset(? clients")
+
+
+@pytest.mark.parametrize(
+    ("slots", "words"),
+    [
+        ({"aggregator": "median"}, "aggregator must be an Aggregator, got 'median'; give "
+         "fl.median(), not 'median'"),
+        ({"sampler": "uniform"}, "give fl.uniform(...), not 'uniform'"),
+        ({"aggregator": "fedavg"}, "got 'fedavg'; for example aggregator=fl.mean()"),
+        ({"aggregator": fl.uniform(2)}, "aggregator must be an Aggregator, got a Sampler; for"),
+        ({"uplink": np.zeros(9)}, "uplink must be a Transform, got a ndarray; for example"),
+        ({"plan": fl.Plan}, "plan must be a Plan, got the class Plan; was a factory not called?"),
+    ],
+)  # fmt: skip
+def test_slots_are_told_by_what_they_are(slots, words):
+    with says(TypeError, words):
+        train({"x": X, "y": Y}, **slots)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.1, ("got 0.1", "fl.poisson(0.1)", "round(0.1 * num_clients)")),
+        (2.0, ("got 2.0; give 2",)),
+        (2.5, ("got 2.5; round it",)),
+    ],
+)
+def test_counts_that_are_floats(value, words):
+    with says(TypeError, "cohort_size must be an int", *words) as caught:
+        fl.uniform(value)
+    assert "traced" not in str(caught.value)
+
+
+def test_counts_that_are_traced():
+    with says(TypeError, "got a traced value", "fixes shapes", "cannot be traced"):
+        jax.jit(lambda n: (fl.uniform(n), n)[1])(2)
+
+
 # -- at no cost --------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ def ready():
         ({"plan": fl.Plan}, "plan must be a Plan"),
         ({"sampler": fl.everyone}, "sampler must be a Sampler.*factory not called"),
         ({"sampler": 10}, "sampler must be a Sampler, got 10"),
-        ({"aggregator": fl.mean}, "aggregator must be a Aggregator.*factory not called"),
+        ({"aggregator": fl.mean}, "aggregator must be an Aggregator.*factory not called"),
         ({"uplink": fl.identity}, "uplink must be a Transform.*factory not called"),
         ({"uplink": optax.clip_by_global_norm(1.0)}, "uplink must be a Transform"),
         ({"strategy": fl.vmapped}, "strategy must be a Strategy.*factory not called"),

@@ -236,6 +236,36 @@ def test_a_loss_is_told_by_its_model():
     assert f"Loss: your own `loss` ({__name__})." in describe(own)
 
 
+def test_linear_and_flax_models_are_called_what_they_are():
+    from flax import linen, nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dense(x)
+
+    for model, words in (
+        (fl.models.linear(3, (4,)), "linear."),
+        (fl.models.linear(3, (4,), sigmoid_outputs=True), "linear."),
+        (fl.models.mlp((), num_classes=3, input_shape=(4,)), "mlp."),
+        (fl.models.from_nnx(lambda rngs: Net(rngs)), "Net (from_nnx)."),
+        (fl.models.from_linen(linen.Dense(3), jnp.zeros((1, 4))), "Dense (from_linen)."),
+    ):
+        algorithm = fl.fedavg(model.loss, optax.sgd(0.1), plan=PLAN, sampler=fl.uniform(4))
+        assert f"Loss: cross_entropy of {words}" in describe(algorithm)
+
+
+def test_what_is_refused_is_told_by_its_type():
+    class Big(dict):
+        pass
+
+    with pytest.raises(TypeError) as caught:
+        describe(Big(x=np.zeros(99)))
+    assert str(caught.value).endswith("got Big")
+
+
 def test_what_is_known_of_an_optimizer():
     chained = optax.chain(optax.clip_by_global_norm(2.0), optax.adamw(0.5, weight_decay=0.25))
     assert read_optimizer(chained).words == (

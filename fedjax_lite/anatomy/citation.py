@@ -135,7 +135,7 @@ def keys_of(thing: Any) -> Iterator[str]:
     else:
         raise TypeError(
             "citation takes algorithms, their parts, models, partitioners and names of data sets, "
-            f"got {type(thing).__name__} {thing!r:.80}"
+            f"got {type(thing).__name__}"
         )
 
 

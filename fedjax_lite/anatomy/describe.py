@@ -64,10 +64,11 @@ def describe(algorithm: Any) -> Text:
         return Text(privacy_words(algorithm))
     if is_optimizer(algorithm) or (is_part(algorithm) and hasattr(algorithm, "_fields")):
         return Text(phrase(algorithm))
-    called = "; was a factory not called?" if callable(algorithm) else ""
+    name = getattr(algorithm, "__name__", "") if callable(algorithm) else ""
+    called = f" {name}; was a factory not called?" if callable(algorithm) else ""
     raise TypeError(
         f"describe takes an algorithm, such as fl.fedavg(...), or one of its parts, got "
-        f"{type(algorithm).__name__} {algorithm!r:.80}{called}"
+        f"{type(algorithm).__name__}{called}"
     )
 
 

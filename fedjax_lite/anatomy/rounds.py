@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_lite.anatomy.composed import Composed, client_optimizer, round_words, server_optimizer
 from fedjax_lite.anatomy.figures import figure, function_words
-from fedjax_lite.anatomy.pieces import PLUMBING, Piece, factory_of, is_part, read, steps
+from fedjax_lite.anatomy.pieces import PLUMBING, Piece, Step, factory_of, is_part, read, steps
 from fedjax_lite.anatomy.words import own_words, phrase, plain_words, weighting_words
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.types import Accountant
@@ -309,7 +309,8 @@ def loss_words(client: Piece) -> str | None:
     around = [f", {name}" for name in models if name in MODEL_WRAPPERS]
     if not criteria or not told:
         return words
-    return f"{criteria[0]} of {told[0]}{''.join(around)}"
+    name = f"{kind} ({told[0]})" if (kind := _flax_class(within)) else told[0]
+    return f"{criteria[0]} of {name}{''.join(around)}"
 
 
 def part_words(piece: Piece) -> str:
@@ -320,6 +321,17 @@ def part_words(piece: Piece) -> str:
 def keeps_optimizer(client: Piece) -> bool:
     """Whether a baseline's optimizer lives on between rounds."""
     return bool(client.found.get("keep_optimizer"))
+
+
+def _flax_class(within: list[Step]) -> str:
+    """The class of the flax module that a loss runs; "" where there is none."""
+    for step in within:
+        if step.factory == "from_linen" and "module" in step.cells:
+            return type(step.cells["module"]).__name__
+        if step.factory == "from_nnx" and "evaluation" in step.cells:
+            nodes = getattr(step.cells["evaluation"], "nodes", ())
+            return getattr(getattr(nodes[0], "type", None), "__name__", "") if nodes else ""
+    return ""
 
 
 def _weight(client: Piece) -> Any:

@@ -41,6 +41,11 @@ class FederatedDataset:
     order: Array | None
     max_client_size: int = dataclasses.field(metadata={"static": True})
 
+    def __repr__(self) -> str:
+        """Counts, names and types; no values."""
+        counts = f"{_length(self.offsets, -1)} clients, {_length_of_all(self.examples)} examples"
+        return f"FederatedDataset({counts}{_leaf_words(self.examples)})"
+
     @property
     def num_clients(self) -> int:
         """The size `N` of the population."""
@@ -106,6 +111,11 @@ class CohortDataset:
     max_client_size: int = dataclasses.field(metadata={"static": True})
     order: None = dataclasses.field(default=None, metadata={"static": True})
 
+    def __repr__(self) -> str:
+        """Counts, names and types; no values."""
+        counts = f"{_length(self.offsets, -1)} of {self.num_clients} clients"
+        return f"CohortDataset({counts}{_leaf_words(self.examples)})"
+
     @property
     def num_padded(self) -> int:
         """Rows of `examples`, padding included."""
@@ -119,6 +129,29 @@ class CohortDataset:
     def find(self, ids: Array, slots: Array) -> Found:
         """A client is found by its slot."""
         return Found(slots, slots, self.offsets[slots + 1] - self.offsets[slots])
+
+
+def _length(leaf: Any, more: int = 0) -> str:
+    """The leading axis; "?" in trees of something else than arrays, which JAX makes at times."""
+    shape = getattr(leaf, "shape", ())
+    return str(shape[0] + more) if shape else "?"
+
+
+def _length_of_all(examples: PyTree) -> str:
+    leaves = jax.tree.leaves(examples)
+    return _length(leaves[0]) if leaves else "?"
+
+
+def _leaf_words(examples: PyTree) -> str:
+    """Each leaf's name, dtype and shape without the axis of examples; at most 8 of them."""
+    words = []
+    leaves = jax.tree_util.tree_leaves_with_path(examples)
+    for path, leaf in leaves[:8]:
+        shape = ",".join(str(size) for size in getattr(leaf, "shape", ())[1:])
+        kind = str(getattr(leaf, "dtype", type(leaf).__name__))
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        words.append(f", {name} {kind}[{shape}]" if name else f", {kind}[{shape}]")
+    return "".join(words) + ", ..." * (len(leaves) > 8)
 
 
 ClientData: TypeAlias = FederatedDataset | CohortDataset | ShardedDataset

@@ -55,7 +55,7 @@ def partition(
       A `FederatedDataset` on the default device, examples in their given order and dtype.
 
     Raises:
-      TypeError: if the examples are not a dict of numeric arrays.
+      TypeError: if the examples are not a dict of numeric arrays, or `partitioner` is not one.
       ValueError: if they are empty, uneven or not finite, or do not suit the partitioner.
 
     Example:
@@ -215,6 +215,13 @@ def _assign(examples: Mapping[str, Any], partitioner: Partitioner) -> tuple[np.n
         raise TypeError(
             "examples must be a dict of arrays such as {'x': ..., 'y': ...}, "
             f"got {type(examples).__name__}"
+        )
+    if not isinstance(partitioner, Partitioner):
+        example = "fl.data.dirichlet(alpha=0.3, num_clients=100, seed=0)"
+        called = "; was a factory not called?" if callable(partitioner) else ""
+        found = repr(partitioner) if isinstance(partitioner, str) else type(partitioner).__name__
+        raise TypeError(
+            f"partitioner must be a Partitioner, got {found}{called}; for example {example}"
         )
     rest: PyTree = {k: v for k, v in examples.items() if k not in partitioner.drops}
     num_examples = check_examples(rest) if rest else None

@@ -49,14 +49,13 @@ def linear(
       arXiv:1812.06127.
     """
     model = mlp((), num_classes=num_classes, input_shape=input_shape, init=init, mean=mean, std=std)
-    if not sigmoid_outputs:
-        return model
     shape = check_input_shape(input_shape)
 
     def apply(params: Params, x: Array, key: Key | None) -> Array:
         del key
         x = as_shape(x, shape)
-        return jax.nn.sigmoid(dense(params["head"], x.reshape(x.shape[0], -1)))
+        logits = dense(params["head"], x.reshape(x.shape[0], -1))
+        return jax.nn.sigmoid(logits) if sigmoid_outputs else logits
 
     return from_functions(model.init, apply, mean=mean, std=std)
 

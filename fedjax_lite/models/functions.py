@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from fedjax_lite.checks import check_key
 from fedjax_lite.models.inputs import as_floats, check_statistics
 from fedjax_lite.models.losses import check_per_example, cross_entropy
 from fedjax_lite.models.model import Model
-from fedjax_lite.types import Array, Key, Params
+from fedjax_lite.types import Array, Key, Params, RoundState
 
 
 def from_functions(
@@ -39,8 +42,10 @@ def from_functions(
       A `Model` on examples ``{"x": [B, ...], "y": [B]}``.
 
     Raises:
-      ValueError: if `mean` or `std` is unusable; when traced, if the loss is not one per example.
-      TypeError: when traced, if examples are not a dict with "x" and "y".
+      ValueError: if `mean` or `std` is unusable; when traced, if the loss is not one per example,
+        or if `apply` fails on parameters that are not like those of `init`.
+      TypeError: when traced, if examples are not a dict with "x" and "y", or a state is given
+        for parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,8 +59,15 @@ def from_functions(
         raise ValueError("mean and std must be None with raw_inputs=True: nothing is scaled")
 
     def logits_of(params: Params, examples: Any, key: Key | None) -> Array:
+        _check_params(params)
         x = _field(examples, "x")
-        return apply(params, x if raw_inputs else as_floats(x, mean=mean, std=std), key)
+        x = x if raw_inputs else as_floats(x, mean=mean, std=std)
+        try:
+            return apply(params, x, key)
+        except Exception as error:  # each framework raises its own; nothing is compared before
+            if differs := _difference(init, params):
+                raise ValueError(f"params belong to another model: {differs}") from error
+            raise
 
     def losses(params: Params, examples: Any, key: Key | None) -> Array:
         y = _field(examples, "y")
@@ -71,6 +83,46 @@ def from_functions(
 
     checked_init.__qualname__ = "Model.init"  # in Python's own message where the key is forgotten
     return Model(init=checked_init, loss=losses, predict=predict)
+
+
+def _check_params(params: Any) -> None:
+    kind, remedy = "", ""
+    if isinstance(params, RoundState):
+        kind, remedy = "RoundState", "state.server.params"
+    elif isinstance(params, tuple) and params and isinstance(params[0], RoundState):
+        kind, remedy = "tuple that begins with a RoundState", "its [0].server.params"
+    if kind:
+        raise TypeError(f"params must be the model's parameters, got a {kind}; pass {remedy}")
+
+
+def _difference(init: Callable[[Key], Params], params: Any) -> str:
+    """How `params` differ from those of `init`, in words; "" where they do not, or nobody knows."""
+    try:
+        expected = _shapes(jax.eval_shape(init, jax.random.key(0)))
+        found = _shapes(params)
+    except Exception:  # what failed first is told
+        return ""
+    if expected.keys() != found.keys():
+        return f"expected keys {_some(expected, found)}, got {_some(found, expected)}"
+    wrong = [name for name in expected if expected[name] != found[name]]
+    if not wrong:
+        return ""
+    name = wrong[0]
+    return f"expected {name or 'an array'} {list(expected[name])}, got {list(found[name])}"
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): jnp.shape(leaf)
+        for path, leaf in leaves
+    }
+
+
+def _some(names: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """The first names, those that the others lack before the rest."""
+    ordered = sorted(names, key=lambda name: name in others)
+    return f"[{', '.join(ordered[:4])}{', ...' if len(ordered) > 4 else ''}]"
 
 
 def _field(examples: Any, name: str) -> Array:
