@@ -110,7 +110,7 @@ def run(
       progress: show a bar or plain lines.
       tensorboard: also write TensorBoard event files.
       config: JSON-like settings of the run, kept in ``config.json`` beside the key and the
-        versions; a resumed run must agree with them.
+        versions; a resumed run must agree with them. Without it settings are not compared.
       config_may_change: top-level keys of `config` that may differ on resume.
       checkpoint_every: save at the first end of a call that reaches each multiple of this many
         rounds; None for `every`. The last round is always saved.
@@ -120,10 +120,11 @@ def run(
     Returns:
       The state, and the history: one dict a round with ``round``, the round's metrics, the
       evaluation's where there was one, running totals of what was sent (``uplink_bits_total``
-      ..., over the rows of this history), what a private algorithm has spent (``epsilon``, in the
-      last row of a call), and ``seconds``, wall-clock from the run's start to the end
-      of the call that did the round, compiling included, added up over resumes. An evaluation
-      of the initial state is row 0.
+      ..., over the rows of this history), what a private algorithm has spent (``epsilon``, in row
+      0 and in the last row of a call only, for it takes up to half a second to compute:
+      ``[r["epsilon"] for r in history if "epsilon" in r]``, or ``every=1``), and ``seconds``,
+      wall-clock from the run's start to the end of the call that did the round, compiling
+      included, added up over resumes. An evaluation of the initial state is row 0.
 
     Raises:
       TypeError, ValueError: if an argument cannot be right, before anything is compiled.
@@ -187,7 +188,8 @@ def run(
         if saved:
             state = checkpoint.restore(directory / "checkpoints", state, num_clients=num_clients)
             restored = True
-            notices.append(f"resuming {directory} after round {int(state.round)}")
+            unknown = "; without config= settings are not compared" if settings is None else ""
+            notices.append(f"resuming {directory} after round {int(state.round)}{unknown}")
     rounds = rounds_of(algo, key, data, capacity=every)
     state = rounds.start(state)  # donation would destroy the caller's arrays
     done = int(state.round)
@@ -243,7 +245,8 @@ def run(
         with interrupt:
             if evaluate is not None and done == 0 and not history.rows:
                 first = _evaluation(evaluate, state)
-                history.append([{"round": 0} | first | {"seconds": seconds()}])
+                spent = {} if accountant is None else accountant.spent(0)
+                history.append([_merge({"round": 0, **spent, "seconds": seconds()}, first)])
                 bar.update(0, history.rows[-1], evaluated=True)
             while done < num_rounds and not stop():
                 length = min(every - done % every, num_rounds - done)

@@ -50,7 +50,7 @@ class Progress:
 
         Args:
           round_: rounds done.
-          metrics: the round's row; those named loss or accuracy are shown.
+          metrics: the round's row; those named loss or accuracy, and epsilon, are shown.
           evaluated: whether the row holds an evaluation; plain lines are printed only then.
         """
         if self._enabled:
@@ -100,7 +100,8 @@ class Progress:
         shown = {
             name: float(value)
             for name, value in metrics.items()
-            if name.endswith(("loss", "accuracy")) and isinstance(value, int | float)
+            if (name.endswith(("loss", "accuracy")) or name == "epsilon")
+            and isinstance(value, int | float)
         }
         self._metrics |= shown
         pace = self._pace(round_)

@@ -23,6 +23,13 @@ COPIES = 6
 """States that a member is taken to need: its own, the new one, a lane's weights and gradient."""
 
 
+_CONVERSIONS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
 class Sweep(NamedTuple):
     """What a sweep gives."""
 
@@ -129,7 +136,8 @@ def sweep(
       noise, so only one of them may be published.
 
     Raises:
-      TypeError: if `make` does not return an algorithm, or a value is not a number.
+      TypeError: if `make` does not return an algorithm, `init` is not callable, or a value is not
+        a number.
       ValueError: if the grid or the seeds are empty, a count is below 1, or `num_rounds` exceeds a
         privacy budget.
 
@@ -145,6 +153,11 @@ def sweep(
       [0.5, 1.0]
     """
     points = _product(grid, seeds)
+    if not callable(init):
+        raise TypeError(
+            f"init must be callable, (key) -> params, got {type(init).__name__}: every seed has "
+            "its own parameters; hand on the function itself, init=model.init"
+        )
     if mesh is not None:
         sharded(mesh)  # refuses a mesh without the axis
     every = num_rounds if every is None else every
@@ -248,7 +261,14 @@ class _Member(NamedTuple):
     def algorithm(self, point: Row) -> tuple[FederatedAlgorithm, Key]:
         settings = dict(point)
         key = jax.random.key(settings.pop("seed"))
-        algo = self.make(**settings)
+        try:
+            algo = self.make(**settings)
+        except _CONVERSIONS as error:
+            error.add_note(
+                f"sweep: make was called with traced values of {', '.join(settings)}: hand them "
+                "on, do not convert them (float(...), if, numpy)"
+            )
+            raise
         if not isinstance(algo, FederatedAlgorithm):
             raise TypeError(
                 f"make must return a FederatedAlgorithm, got {algo!r}; was a factory not called?"

@@ -39,6 +39,8 @@ from fedjax_lite.testing import problem
 from fedjax_lite.transforms.worker_momentum import worker_momentum
 from fedjax_lite.types import Cohort, Message
 
+EVERYTHING = stacked(lambda key, state, stack, cohort: (state, stack.values), like_message=False)
+
 
 @pytest.fixture
 def double():
@@ -52,9 +54,8 @@ def close(got, expected, tolerance=1e-9):
 
 def shown(attack, points, hostile, **options):
     """What an attacker sends: the rows `[C, D]` that an aggregator is given."""
-    everything = stacked(lambda key, state, stack, cohort: (state, stack.values))
     tree = as_tree(points)
-    got = aggregate_stack(byzantine(attack, clients=hostile, inner=everything), tree, **options)
+    got = aggregate_stack(byzantine(attack, clients=hostile, inner=EVERYTHING), tree, **options)
     return np.stack([as_rows(jax.tree.map(lambda x, i=i: x[i], got)) for i in range(len(points))])
 
 
@@ -175,8 +176,7 @@ def test_mimic_repeats_the_client_that_leans_furthest(double):
     rng = np.random.default_rng(0)
     rows = 0.01 * rng.normal(size=(9, 3))
     rows[:, 1] += np.array([0, 0, 0, 0, 0, 0, 8, 0, 0.0])
-    everything = stacked(lambda key, state, stack, cohort: (state, stack.values))
-    rule = byzantine(mimic(warmup=3), clients=[7, 8], inner=everything)
+    rule = byzantine(mimic(warmup=3), clients=[7, 8], inner=EVERYTHING)
     centered, state, chosen = rows[:7] - rows[:7].mean(0), None, -1
     for number in range(1, 6):
         old = state

@@ -260,6 +260,37 @@ def test_run_shows_epsilon_and_stops_at_the_budget():
     assert shown == pytest.approx({t: epsilon_of(t) for t in [*range(4, last, 4), last]})
 
 
+def test_epsilon_in_row_0_and_in_the_progress_line(capsys):
+    algo, data = fedavg(central(noise_multiplier=5.0)), testing.population()
+    state = algo.init(KEY, testing.init_params(KEY), data)
+    _, history = fl.run(
+        algo, KEY, state, data, num_rounds=2, every=2, evaluate=lambda state: {"test_loss": 1.0}
+    )
+    assert history[0].keys() >= {"round", "epsilon", "test_loss", "seconds"}
+    assert [row["epsilon"] for row in history[::2]] == pytest.approx(
+        [0.0, dp.gdp_epsilon(1e-5, math.sqrt(2) / 5)]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "epsilon 0.0000" in lines[0]
+    assert f"epsilon {history[-1]['epsilon']:.4f}" in lines[-1]
+
+
+def test_a_delta_of_at_least_one_over_the_clients_is_warned_of():
+    few = {"num_clients": 30, "noise_multiplier": 1.0}
+    turns = {**few, "cohort_size": 2, "num_rounds": 2, "clip": 1.0}
+    for delta in (1 / 30, 0.5):
+        for make in (
+            lambda delta: dp.central_gaussian(clip=1.0, sampling_rate=1.0, delta=delta, **few),
+            lambda delta: dp.adaptive_clipping(sampling_rate=1.0, delta=delta, **few),
+            lambda delta: dp.tree_noise(delta=delta, **turns),
+            lambda delta: dp.matrix_noise(delta=delta, **turns),
+            lambda delta: dp.local_gaussian(delta=delta, **turns),
+        ):
+            with pytest.warns(UserWarning, match=r"not below 1 / num_clients = 0.0333.*one client"):
+                make(delta)
+            make(0.03)  # silent: warnings are errors here
+
+
 def test_calibrated_run_ends_with_its_rounds():
     mechanism = central(epsilon=2.0, num_rounds=9, sampling_rate=1.0)
     assert mechanism.accountant.max_rounds == 9

@@ -444,3 +444,20 @@ def test_stacked_passes_what_it_was_sent():
     assert seen["values"].dtype == jnp.float32
     np.testing.assert_array_equal(seen["weights"], [0, 0, 0, 2])
     np.testing.assert_array_equal(seen["mask"], [False, False, False, True])
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "match"),
+    [
+        (lambda state, v: v[0], TypeError, r"rule must return \(state, value\), got \w*Tracer"),
+        (lambda state, v: (state, v[0], 1), TypeError, r"\(state, value\), got a tuple of 3"),
+        (lambda state, v: (state, v), ValueError, r"a value .* message: .* \[2, 3\], not \[3\]"),
+        (lambda state, v: (state, {"w": v[0]}), ValueError, r"value .* \{'w': \[3\]\}, not \[3\]"),
+        (lambda state, v: (v, v[0]), ValueError, r"state shaped like the state that it got"),
+    ],
+)
+def test_what_a_rule_returns_is_checked(returned, error, match):
+    """Two rows: a bare array of them would unpack as a pair."""
+    rule = stacked(lambda key, state, stack, cohort: returned(state, stack.values))
+    with pytest.raises(error, match=match):
+        aggregate_stack(rule, jnp.ones((2, 3)))

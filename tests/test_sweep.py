@@ -233,3 +233,22 @@ def test_with_four_devices():
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert "1 passed" in done.stdout
+
+
+def test_parameters_in_place_of_init_are_named():
+    with pytest.raises(TypeError, match=r"init must be callable.*got dict.*init=model\.init"):
+        fl.sweep(
+            scaffold, {"learning_rate": [0.1]}, init={"w": 1.0},  # type: ignore[arg-type]
+            data=population(), num_rounds=1,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("convert", [float, bool, int, np.asarray])
+def test_a_maker_that_converts_gets_a_note(convert):
+    def make(learning_rate):
+        convert(learning_rate)
+        return scaffold(learning_rate)
+
+    with pytest.raises(Exception) as caught:
+        fl.sweep(make, {"learning_rate": [0.1]}, init=init, data=population(), num_rounds=1)
+    assert "hand them on, do not convert them" in caught.value.__notes__[0]

@@ -40,6 +40,7 @@ def stacked(
     *,
     init_state: Callable[[Params], PyTree] = lambda params: (),
     check: Callable[[int], None] = lambda cohort_size: None,
+    like_message: bool = True,
 ) -> Aggregator:
     """An aggregator whose `rule` sees the whole stack of messages.
 
@@ -54,12 +55,16 @@ def stacked(
       init_state: ``(params) ->`` what the rule keeps between rounds.
       check: ``(C) -> None``, raises ValueError where the rule's condition cannot be met by any
         round of such a cohort; called when the round is built.
+      like_message: whether the value must be shaped like a message; False for a rule that is
+        looked at outside of a round, or hands on what another aggregator returns.
 
     Returns:
       An `Aggregator`.
 
     Raises:
-      ValueError: (when the round is traced) if messages do not have one scalar weight.
+      TypeError: (when the round is traced) if `rule` does not return a pair.
+      ValueError: (when the round is traced) if messages do not have one scalar weight, or the
+        rule's state or value is shaped otherwise than the last state or a message.
 
     Example:
       >>> def largest(key, state, stack, cohort):
@@ -93,11 +98,34 @@ def stacked(
         if not jax.tree.leaves(acc.values):
             return state, acc.values
         stack = Stack(acc.values, acc.weights, acc.weights > 0)
-        state, value = rule(key, state, stack, cohort)
+        result = rule(key, state, stack, cohort)
+        message = jax.tree.map(lambda leaf: leaf[0], acc.values) if like_message else None
+        state, value = check_result(result, state, message)
         anybody = stack.mask.any()
         return state, jax.tree.map(lambda leaf: jnp.where(anybody, leaf, 0), value)
 
     return Aggregator(init_state, init, add, finish)
+
+
+def check_result(result: object, state: PyTree, message: PyTree) -> tuple[PyTree, PyTree]:
+    """What a rule returned, as a pair; raises where it is none or its parts have other shapes.
+
+    The value may have any where `message` is None.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise TypeError(f"rule must return (state, value), got {got}")
+    new, value = result
+    message = value if message is None else message
+    for name, is_, was, of in (("value", value, message, "a message"),
+                               ("state", new, state, "the state that it got")):  # fmt: skip
+        shapes, wanted = (jax.tree.map(lambda leaf: list(jnp.shape(leaf)), x) for x in (is_, was))
+        if shapes != wanted or jax.tree.structure(is_) != jax.tree.structure(was):
+            raise ValueError(
+                f"rule must return (state, value) with a {name} shaped like {of}: got shapes "
+                f"{shapes}, not {wanted}"
+            )
+    return new, value
 
 
 def void_below(least: Array | int, stack: Stack, value: PyTree) -> PyTree:

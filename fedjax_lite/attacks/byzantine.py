@@ -136,7 +136,7 @@ def byzantine(
         inner.init(message, cohort_size)  # for its conditions
         return aggregator.init(message, cohort_size)
 
-    aggregator = stacked(rule, init_state=init_state)
+    aggregator = stacked(rule, init_state=init_state, like_message=False)  # the inner one checks
     return aggregator._replace(init=init)
 
 

@@ -113,7 +113,7 @@ def adaptive_clipping(
     Reference: Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive
     Clipping", 2021, arXiv:1905.03871.
     """
-    check_delta(delta)
+    check_delta(delta, num_clients=num_clients)
     cohorts = stated_cohorts(num_clients, expected_cohort_size, sampling_rate, capacity)
     rate = declared_rate(num_clients, expected_cohort_size, sampling_rate)
     z = stated_noise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -17,12 +18,22 @@ def check_epsilon(epsilon: Any) -> None:
         raise ValueError(f"epsilon must not be negative, got {epsilon}")
 
 
-def check_delta(delta: Any) -> None:
-    """Raises where `delta` lies outside `(0, 1)`."""
+def check_delta(delta: Any, *, num_clients: int | None = None) -> None:
+    """Raises where `delta` lies outside `(0, 1)`; warns where it is at least ``1 / num_clients``.
+
+    A mechanism that publishes all data of one client drawn at random is (0, 1 / N)-private.
+    """
     _check_number(delta, "delta")
     if not 0 < delta < 1:
         raise ValueError(
             f"delta must lie in (0, 1), got {delta}; well below 1 / num_clients, e.g. 1e-5"
+        )
+    if isinstance(num_clients, int) and num_clients > 0 and delta >= 1 / num_clients:
+        warnings.warn(
+            f"delta={delta:g} is not below 1 / num_clients = {1 / num_clients:.3g}: so large a "
+            "delta allows publishing all data of one client drawn at random, whatever epsilon is; "
+            "choose it well below, e.g. 1e-5",
+            stacklevel=3,
         )
 
 

@@ -47,7 +47,7 @@ def central_gaussian(
     Args:
       clip: `S`, the largest norm of an update; infinity only without noise.
       num_clients: `N`. A run on another population is refused.
-      delta: probability that the bound may fail, well below ``1 / N``.
+      delta: probability that the bound may fail, well below ``1 / N`` (from there on: a warning).
       expected_cohort_size: ``q N``; or state `sampling_rate`.
       sampling_rate: `q` in `(0, 1]`.
       epsilon: the budget of the run. Without `noise_multiplier` the noise is calibrated for
@@ -87,7 +87,7 @@ def central_gaussian(
     Reference: McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language
     Models", 2018, arXiv:1710.06963.
     """
-    check_delta(delta)
+    check_delta(delta, num_clients=num_clients)
     cohorts = stated_cohorts(num_clients, expected_cohort_size, sampling_rate, capacity)
     rate = declared_rate(num_clients, expected_cohort_size, sampling_rate)
     z = stated_noise(

@@ -94,7 +94,7 @@ def local_gaussian(
     2013, arXiv:1302.3203.
     """
     check_count(num_rounds, "num_rounds", minimum=1)
-    check_delta(delta)
+    check_delta(delta, num_clients=num_clients)
     if adjacency not in ("replace", "add_remove"):
         raise ValueError(f"adjacency must be 'replace' or 'add_remove', got {adjacency!r}")
     if (epsilon is None) == (noise_multiplier is None):

@@ -93,7 +93,7 @@ def matrix_noise(
     Matrix Factorization", 2023, arXiv:2306.08153.
     """
     check_count(num_rounds, "num_rounds", minimum=1)
-    check_delta(delta)
+    check_delta(delta, num_clients=num_clients)
     if (epsilon is None) == (noise_multiplier is None):
         raise ValueError(
             "exactly one of epsilon and noise_multiplier must be given, got "

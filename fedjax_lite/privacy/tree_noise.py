@@ -92,7 +92,7 @@ def tree_noise(
     several epochs: Choquette-Choo et al. 2022, arXiv:2211.06530.
     """
     check_count(num_rounds, "num_rounds", minimum=1)
-    check_delta(delta)
+    check_delta(delta, num_clients=num_clients)
     if (epsilon is None) == (noise_multiplier is None):
         raise ValueError(
             "exactly one of epsilon and noise_multiplier must be given, got "

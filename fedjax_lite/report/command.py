@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from fedjax_lite.report.comparison import compare
+from fedjax_lite.report.page import count
 from fedjax_lite.report.statistics import CONFIDENCE
 
 
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"note: {note}", file=sys.stderr)
     for panel, remedy in comparison.missing.items():
         print(f"left out: {panel}; {remedy}", file=sys.stderr)
-    runs = sum(len(group.runs) for group in comparison.groups)
-    print(f"{runs} runs in {len(comparison.groups)} groups: {comparison.path}")
+    runs = count(sum(len(group.runs) for group in comparison.groups), "run")
+    print(f"{runs} in {count(len(comparison.groups), 'group')}: {comparison.path}")
     return 0
 
 

@@ -248,6 +248,13 @@ def _warnings(groups: Sequence[Group], metric: str) -> list[str]:
             f"one seed only, so no interval: {', '.join(alone[:6])}"
             + (f" and {len(alone) - 6} more" if len(alone) > 6 else "")
         )
+    two = [group.label for group in groups if len(group.runs) == 2]
+    if two:
+        notes.append(
+            "two seeds only, so intervals are very wide (at 95 % 9 times the standard deviation; "
+            f"with three seeds 2.5 times): {', '.join(two[:6])}"
+            + (f" and {len(two) - 6} more" if len(two) > 6 else "")
+        )
     return notes
 
 

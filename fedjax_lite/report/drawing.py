@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_lite.report.groups import Group
-from fedjax_lite.report.statistics import Curve, Interval, curve, t_interval
+from fedjax_lite.report.statistics import Curve, Interval, curve, ends, t_interval
 from fedjax_lite.report.style import GREY, line_style, plain, text
 from fedjax_lite.report.summary import Metric
 
@@ -66,8 +66,8 @@ def draw_curves(axes: Any, scene: Scene, metric: str, *, x: str = "round") -> li
             found.append((position, line))
     if not found:
         return []
-    ends = [float(line.x[-1]) for _, line in found]
-    scale, unit = unit_of(x, max(ends))
+    last = [float(line.x[-1]) for _, line in found]
+    scale, unit = unit_of(x, max(last))
     for position, line in found:
         style = line_style(position)
         every = max(1, len(line.x) // 8)
@@ -75,10 +75,11 @@ def draw_curves(axes: Any, scene: Scene, metric: str, *, x: str = "round") -> li
         axes.plot(over, line.mean, lw=1.7, markersize=4.2, label=name,
                   markevery=(min(position, every - 1), every), **style)  # fmt: skip
         if np.isfinite(line.half).any():
-            axes.fill_between(over, line.mean - line.half, line.mean + line.half,
+            fraction = metric.endswith(("accuracy", "fraction"))
+            axes.fill_between(over, *ends(line.mean, line.half, fraction=fraction),
                               color=style["color"], alpha=0.16, lw=0)  # fmt: skip
     label = X_LABELS.get(x, text(x.replace("_", " ").capitalize()))
-    if x != "round" and min(ends) > 0 and max(ends) > LOG_SPAN * min(ends):
+    if x != "round" and min(last) > 0 and max(last) > LOG_SPAN * min(last):
         axes.set_xscale("log", nonpositive="mask")  # what is at 0 has no place there
     axes.set(xlabel=f"{label} ({unit})" if unit else label, ylabel=y_label(metric))
     _limit(axes, [line for _, line in found], fraction=metric.endswith("accuracy"))
@@ -173,7 +174,9 @@ def draw_fairness(axes: Any, scene: Scene) -> bool:
         for offset, name, face in ((-0.12, "mean", style["color"]), (0.12, "worst", "white")):
             value = t_interval([s[name] for s in summaries], confidence=scene.confidence)
             half = 0.0 if math.isnan(value.half) else value.half
-            axes.errorbar(value.mean, position + offset, xerr=half, capsize=3, lw=1.6,
+            low, high = ends(value.mean, half, fraction=True)
+            error = [[value.mean - low], [high - value.mean]]
+            axes.errorbar(value.mean, position + offset, xerr=error, capsize=3, lw=1.6,
                           color=style["color"], marker=style["marker"], markersize=6,
                           markerfacecolor=face)  # fmt: skip
     axes.set(xlabel="Accuracy (fraction of labels)\nfilled: mean of clients, hollow: worst 10 %")
@@ -188,7 +191,7 @@ def draw_privacy(axes: Any, scene: Scene) -> bool:
     drawn = draw_curves(axes, scene, scene.metric.name, x="epsilon")
     if not drawn:
         return False
-    ends: list[float] = []
+    finals: list[float] = []
     for position, (group, row) in enumerate(zip(scene.groups, scene.table, strict=True)):
         if group.label not in drawn and row["final"] is not None:
             style = line_style(position)
@@ -196,10 +199,11 @@ def draw_privacy(axes: Any, scene: Scene) -> bool:
             label = text(f"{group.label} ({spent}, at its end)")
             line = {"color": style["color"], "ls": style["linestyle"], "alpha": 0.7}
             axes.axhline(row["final"].mean, lw=1.2, label=label, **line)
-            ends.append(row["final"].mean)
+            finals.append(row["final"].mean)
     bottom, top = axes.get_ylim()
-    ends = [end for end in ends if math.isfinite(end)]
-    axes.set_ylim(min([bottom, *ends]), max([top, *(end + 0.03 * (top - bottom) for end in ends)]))
+    finals = [end for end in finals if math.isfinite(end)]
+    above = (end + 0.03 * (top - bottom) for end in finals)
+    axes.set_ylim(min([bottom, *finals]), max([top, *above]))
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     return True
 

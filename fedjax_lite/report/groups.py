@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -246,7 +247,7 @@ def _common_name(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs]
     same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names))
     start = "".join(letters[0] for letters in same).rstrip("0123456789-_. ")
-    return start.removesuffix("seed").rstrip("-_. ")
+    return re.sub(r"([-_. ](s|seed|run)|seed)$", "", start).rstrip("-_. ")
 
 
 def show(value: Any) -> str:

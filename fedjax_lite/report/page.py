@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_lite.report.drawing import Scene, unit_of
 from fedjax_lite.report.groups import ABSENT, differences, show
 from fedjax_lite.report.panels import Panel
-from fedjax_lite.report.statistics import Interval
+from fedjax_lite.report.statistics import Interval, ends
 from fedjax_lite.report.style import line_style, percent
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def body(
     """The report as one element with its style, to be put into any page or notebook."""
     parts = [f"<style>{STYLE}</style>", '<div class="fl-report">', f"<h1>{escape(title)}</h1>"]
     runs = sum(len(group.runs) for group in scene.groups)
-    summary = f"{_count(runs, 'run')} in {_count(len(scene.groups), 'group')}. {about['data']}"
+    summary = f"{count(runs, 'run')} in {count(len(scene.groups), 'group')}. {about['data']}"
     parts.append(f'<p class="quiet">{escape(summary)} Made {escape(about["date"])}.</p>')
     if notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
@@ -164,7 +164,8 @@ def _key(scene: Scene, target_note: str) -> str:
     words = (
         f"Mean ± half width of the {level} confidence interval of the mean over seeds (Student t "
         "with n - 1 degrees of freedom; not the standard error), without ± for one seed and where "
-        "all seeds agree. Bold: the best mean, whether or not intervals overlap. Best: over the "
+        "all seeds agree; [low, high] where it would leave 0 to 100 %, which is cut off. "
+        "Bold: the best mean, whether or not intervals overlap. Best: over the "
         "rounds, so it looks at the test data. Bytes: all clients together, decimal units, up and "
         f"down where not said. {target_note}"
     )
@@ -177,6 +178,9 @@ def _figure(value: Interval | None, in_percent: bool) -> str:
     if math.isnan(value.mean):
         return "not a number"
     if in_percent:
+        low, high = (100 * float(end) for end in ends(value.mean, value.half, fraction=True))
+        if high - low < 199.999 * value.half:  # clipped, so no longer symmetric
+            return f"{100 * value.mean:.2f} [{low:.2f}, {high:.2f}] %"
         return f"{100 * value.mean:.2f}{_half(value, lambda half: f'{100 * half:.2f}')} %"
     return f"{value.mean:.4g}{_half(value, lambda half: f'{half:.2g}')}"
 
@@ -252,5 +256,6 @@ def _picture(figure: Figure, title: str) -> str:
     return f'<img width="{width}" alt="{escape(title)}" src="data:image/svg+xml;base64,{code}">'
 
 
-def _count(number: int, word: str) -> str:
+def count(number: int, word: str) -> str:
+    """A number with its noun: "1 group", "2 groups"."""
     return f"{number} {word}{'' if number == 1 else 's'}"

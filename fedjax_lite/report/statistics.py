@@ -80,6 +80,27 @@ def _t_interval(table: np.ndarray, confidence: float) -> tuple[np.ndarray, np.nd
         return mean, factor * table.std(0, ddof=1)
 
 
+def ends(mean: Any, half: Any, *, fraction: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of an interval, cut to [0, 1] for the mean of a fraction, which cannot leave it.
+
+    Args:
+      mean: a number or `[P]`; where a mean lies outside [0, 1] it is no fraction: nothing is cut.
+      half: half width, of the same shape; NaN gives NaN.
+      fraction: whether the figure is one, such as an accuracy.
+
+    Example:
+      >>> low, high = ends(0.5, 1.3, fraction=True)
+      >>> float(low), float(high)
+      (0.0, 1.0)
+    """
+    mean = np.asarray(mean, np.float64)
+    low, high = mean - half, mean + half
+    if not fraction:
+        return low, high
+    inside = (mean >= 0) & (mean <= 1)
+    return np.where(inside, np.maximum(low, 0), low), np.where(inside, np.minimum(high, 1), high)
+
+
 def rising(values: Any, *, largest: bool = True) -> np.ndarray:
     """The best value so far: an accuracy curve made monotone, as McMahan et al. do.
 

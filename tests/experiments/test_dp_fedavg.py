@@ -80,6 +80,7 @@ def test_noise_of_an_imagined_deployment(script, tmp_path):
         num_rounds=1,
         noise_cohort_size=200,
         noise_num_clients=100_000,
+        delta=1e-6,  # below one over the clients
         output_dir=tmp_path,
     )
     (row,) = script.curve("digits", script.chosen("digits", flags), flags)

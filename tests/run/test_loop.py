@@ -188,6 +188,18 @@ def test_resume_of_nothing_starts_anew_with_a_notice(tmp_path, capsys):
     assert "nothing to resume" in capsys.readouterr().err
 
 
+def test_resume_without_a_config_says_that_nothing_is_compared(tmp_path, capsys):
+    algo = toy()
+    _, state = start(algo)
+    words = "without config= settings are not compared"
+    go(algo, state, 5, output_dir=tmp_path / "a")
+    go(algo, state, 6, output_dir=tmp_path / "a", resume=True)
+    assert f"after round 5; {words}" in capsys.readouterr().err
+    go(algo, state, 5, output_dir=tmp_path / "b", config={"learning_rate": 0.1})
+    go(algo, state, 6, output_dir=tmp_path / "b", resume=True, config={"learning_rate": 0.1})
+    assert words not in capsys.readouterr().err
+
+
 def test_a_config_is_compared_also_where_checkpoints_are_gone(tmp_path):
     algo = toy()
     _, state = start(algo)

@@ -68,7 +68,7 @@ def test_command_end_to_end(real, tmp_path, capsys):
     words = [str(real / "*"), "--output", str(page), "--target-accuracy", "0.99"]
     assert main(words) == 0
     said = capsys.readouterr()
-    assert said.out == f"2 runs in 1 groups: {page}\n"
+    assert said.out == f"2 runs in 1 group: {page}\n"
     assert "left out: target" in said.err
     html = page.read_text()
     assert "2 runs in 1 group." in html
@@ -302,3 +302,40 @@ def test_figures_show_themselves_in_a_notebook():
     shown, _ = formatter.format(report.compare(bare))
     assert shown["text/html"].startswith("<style>")
     assert shown["text/html"].endswith("</div>\n")
+
+
+def test_intervals_of_accuracies_stay_between_0_and_1():
+    """Accuracies 0.42 and 0.63 have a mean of 0.525 and a half width of 12.7 x 0.105 = 1.33."""
+    runs = [
+        Run(f"a-{s}", [{"round": r, "test_accuracy": a, "test_loss": a} for r in (1, 2)],
+            config={"method": "a", "seed": s}, clients={"accuracy": np.array([a, a])})
+        for s, a in enumerate((0.42, 0.63))
+    ]  # fmt: skip
+    comparison = report.compare(runs)
+    assert "52.50 [0.00, 100.00] %" in comparison.html
+    assert "± 1" not in comparison.html
+    bands = comparison.figures["metric"][0].axes[0].collections
+    heights = bands[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0, 1)
+    losses = comparison.figures["loss"][0].axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert losses.min() < -0.8  # a loss has no such limits
+    for axes in comparison.figures["clients"][0].axes:
+        for bars in axes.collections:
+            if "LineCollection" in type(bars).__name__:
+                ends = np.concatenate([path.vertices[:, 0] for path in bars.get_paths()])
+                assert ends.min() >= 0
+                assert ends.max() <= 1
+
+
+def test_two_seeds_are_noted():
+    said = "two seeds only, so intervals are very wide"
+    (note,) = report.compare(seeds("a") + seeds("b", num=3)).notes
+    assert note.startswith(said)
+    assert note.endswith(": a")
+    assert said in report.compare(seeds("a")).html
+
+
+@pytest.mark.parametrize("end", ["-s", "_seed", "-seed", "seed", "-run", "-", "_s"])
+def test_the_seeds_mark_is_no_part_of_the_name(end):
+    runs = [Run(f"fedavg{end}{s}", history(), config={"seed": s}) for s in (0, 1)]
+    assert [group.label for group in report.compare(runs).groups] == ["fedavg"]
