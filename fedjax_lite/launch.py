@@ -5,8 +5,8 @@
 
 The script calls ``fedjax_lite.distributed.initialize()`` first; what it needs for that (a
 coordinator on loopback, a free port) is put into its environment. Process 0 writes to the terminal;
-what the others write is shown when they fail, or with --verbose. When one process dies the others
-are stopped. SIGINT and SIGTERM go to all processes once; a second one kills them.
+what the others write is shown when they fail, or with --verbose, line by line. When one process
+dies the others are stopped. SIGINT and SIGTERM go to all processes once; a second one kills them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, local_ids)),
                 "JAX_NUM_CPU_DEVICES": str(flags.devices_per_process),
                 "FEDJAX_LITE_HEARTBEAT_SECONDS": str(flags.heartbeat_seconds),
-                "PYTHONUNBUFFERED": "1",
+                **group.buffering(),
                 # Forced devices of this shell are not meant for each process.
                 "XLA_FLAGS": _FORCED_DEVICES.sub("", os.environ.get("XLA_FLAGS", "")),
             }
@@ -92,7 +92,12 @@ class ProcessGroup:
     def __init__(self, *, verbose: bool = False, grace_seconds: float = 5.0) -> None:
         self.processes: list[subprocess.Popen[str]] = []
         self._tails: list[collections.deque[str]] = []
-        self._readers: list[threading.Thread] = []
+        self._readers: dict[int, threading.Thread] = {}
+        self._writing = threading.Lock()
+        # A terminal is process 0's own (its progress bars need one, and Python writes to one line
+        # by line). Into a file or a pipe several processes would write parts of lines: what is
+        # shown goes through this process.
+        self._direct = not verbose or os.isatty(1)
         self._verbose, self._grace = verbose, grace_seconds
         self._signal = 0
         self._old: dict[int, object] = {}
@@ -107,20 +112,30 @@ class ProcessGroup:
         self._kill()
         for number, old in self._old.items():
             signal.signal(number, old)  # pyright: ignore[reportArgumentType]
-        for reader in self._readers:
+        for reader in self._readers.values():
             reader.join(timeout=5)
+
+    def buffering(self) -> dict[str, str]:
+        """The environment that makes the next process write its lines whole and at once.
+
+        Python writes to a terminal line by line, and unbuffered in pieces: a line of another
+        process could fall between them.
+        """
+        terminal = not self.processes and self._direct and os.isatty(1)
+        return {"PYTHONUNBUFFERED": "" if terminal else "1"}
 
     def start(
         self, command: list[str], environment: dict[str, str], cores: list[int] | None
     ) -> None:
-        """Starts one more process; the first has the terminal's output, the others a pipe."""
-        output = subprocess.PIPE if self.processes else None
+        """Starts one more process; a first that owns the output inherits it, others get a pipe."""
+        first = not self.processes
+        output = None if first and self._direct else subprocess.PIPE
         process = subprocess.Popen(
             [sys.executable, "-c", _PREPARE, ",".join(map(str, cores or [])), *command],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT if output else None,
+            stderr=None if first else subprocess.STDOUT,
             text=True,
             errors="replace",
             # A session of its own: a terminal's Ctrl-C would reach it besides what is forwarded.
@@ -137,7 +152,7 @@ class ProcessGroup:
                     target=self._read, args=(index, process.stdout), daemon=True
                 )
                 reader.start()
-                self._readers.append(reader)
+                self._readers[index] = reader
         failed = None
         while failed is None:
             codes = [process.poll() for process in self.processes]
@@ -170,7 +185,7 @@ class ProcessGroup:
         if quiet:
             return
         if failed and not self._verbose:
-            self._readers[failed - 1].join(timeout=2)
+            self._readers[failed].join(timeout=2)
             for line in self._tails[failed]:
                 print(f"[{failed}] {line}", file=sys.stderr)
         _say(
@@ -204,7 +219,9 @@ class ProcessGroup:
         for line in pipe:
             self._tails[index].append(line.rstrip("\n"))
             if self._verbose:
-                print(f"[{index}] {line}", end="", flush=True)
+                with self._writing:
+                    sys.stdout.write(f"[{index}] {line}" if index else line)
+                    sys.stdout.flush()
 
 
 def free_port() -> int:

@@ -57,6 +57,47 @@ def test_verbose_shows_all_with_their_numbers(script, capfd):
     assert sorted(capfd.readouterr().out.splitlines()) == ["[1] hello", "hello"]
 
 
+MANY = "for i in range(300):\n  print('a', 'line', i)\n  time.sleep(0.0005)\n"
+
+
+def whole_lines():
+    lines = [f"a line {i}" for i in range(300)]
+    return sorted([*lines, *(f"[1] {line}" for line in lines)])
+
+
+def test_lines_of_several_processes_stay_whole(script, capfd):
+    assert launch.main(["--verbose", script(MANY)]) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == whole_lines()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a terminal of Linux")
+def test_process_0_owns_a_terminal_and_lines_stay_whole(script):
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "fedjax_lite.launch", "--verbose"),
+            script("print(sys.stdout.isatty())\n" + MANY),
+        ],
+        cwd=ROOT,
+        stdout=end,
+        start_new_session=True,
+    )
+    os.close(end)
+    output = b""
+    with open(terminal, "rb", buffering=0) as screen:
+        while True:
+            try:
+                piece = screen.read(65536)
+            except OSError:  # EIO: everyone has closed the other end
+                break
+            if not piece:
+                break
+            output += piece
+    assert process.wait(timeout=30) == 0
+    lines = output.decode().split("\r\n")
+    assert sorted(lines) == sorted(["", "True", "[1] False", *whole_lines()])
+
+
 def test_what_initialize_reads(script, capfd, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=8 --b=2")
     names = [
