@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import results_drift
+import results_hospitals
+import results_leaks
 import results_learning
 import results_speed
 import results_trust
@@ -34,12 +36,14 @@ SECTIONS: tuple[Callable[[Documents], Section | None], ...] = (
     results_learning.cifar,
     results_learning.fashion,
     results_learning.shakespeare,
+    results_hospitals.heart,
     results_drift.fedprox,
     results_drift.quadratics,
     results_trust.byzantine,
     results_trust.private,
     results_trust.compression,
     results_trust.audit,
+    results_leaks.leakage,
     results_speed.rounds,
     results_speed.costs,
     results_speed.peers,
