@@ -47,13 +47,19 @@ def source_of(module: str) -> Path | None:
 
 
 @functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A source file, parsed."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def bindings(module: str) -> dict[str, tuple[str, str] | None]:
     """Names bound at a module's top level: None where defined there, else (module, name)."""
     path = source_of(module)
     found: dict[str, tuple[str, str] | None] = {}
     if path is None:
         return found
-    for node in ast.parse(path.read_text()).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = None
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -72,7 +78,7 @@ def public_names(module: str) -> tuple[str, ...]:
     """A module's ``__all__``; without one, what it defines itself under a public name."""
     path = source_of(module)
     assert path is not None
-    for node in ast.parse(path.read_text()).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return tuple(ast.literal_eval(node.value))
     return tuple(n for n, origin in bindings(module).items() if origin is None and n[0] != "_")
@@ -144,11 +150,11 @@ def summary_of(defined: str) -> str:
     """The first line of a definition's docstring; a module's, if it is one."""
     path = source_of(defined)
     if path is not None:
-        return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+        return (ast.get_docstring(tree_of(path)) or "").split("\n")[0]
     module, name = defined.rsplit(".", 1)
     path = source_of(module)
     assert path is not None
-    body = ast.parse(path.read_text()).body
+    body = tree_of(path).body
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return (ast.get_docstring(node) or "").split("\n")[0]
@@ -165,7 +171,7 @@ def unpacked(defined: str) -> str | None:
     module, name = defined.rsplit(".", 1)
     path = source_of(module)
     assert path is not None
-    for node in ast.parse(path.read_text()).body:
+    for node in tree_of(path).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         parts = target.elts if isinstance(target, ast.Tuple) else []
         if name in [part.id for part in parts if isinstance(part, ast.Name)]:

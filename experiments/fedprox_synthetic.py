@@ -13,8 +13,9 @@ FedAvg is left with one client of ten: its last model is that client's, so its l
 matter of who came last. Prints the last rounds' means of seed 0 beside the reference and
 the mean over all seeds, and writes results.json and curves.png.
 
-Cohorts, penalty and seed are arguments of one compiled program a method. Runs share nothing,
-so they go side by side in threads, one a core; a run is bound by the latency of its small steps.
+Cohorts, penalties and seed are arguments of one compiled program a method. Runs share nothing,
+so they go side by side in threads, one a core; a run is bound by the latency of its small steps,
+which FedProx's two penalties therefore take together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,10 +133,10 @@ def draw(seed: int, share: float, num_clients: int, flags: Flags) -> Rounds:
 
 
 def compiled(method: str, problem: Problem, flags: Flags) -> Callable[..., Any]:
-    """``(seed, mu, rounds) -> (training losses, test accuracies)``, one program.
+    """``(seed, mus, rounds) -> (training losses, test accuracies)``, one program.
 
-    Curves are of the global model after each round; the loss is the mean over all training
-    examples, without the penalty.
+    Curves `[P, R]` are of the global model after each round, for each of the `P` penalties; the
+    loss is the mean over all training examples, without the penalty.
     """
     model, sampler = problem.model, fl.uniform(flags.cohort_size)
 
@@ -145,8 +146,7 @@ def compiled(method: str, problem: Problem, flags: Flags) -> Callable[..., Any]:
             return fl.fedavg(model.loss, optimizer, plan=plan, sampler=sampler)
         return fl.fedprox(model.loss, optimizer, mu=mu, plan=plan, sampler=sampler)
 
-    @jax.jit
-    def run(seed: Any, mu: Any, rounds: Rounds, data: Any, test: Any) -> tuple[Any, Any]:
+    def curves(seed: Any, mu: Any, rounds: Rounds, data: Any, test: Any) -> tuple[Any, Any]:
         key = jax.random.key(seed)
         state = build(fl.Plan(batch_size=10), mu).init(key, model.init(key), data)
 
@@ -162,20 +162,27 @@ def compiled(method: str, problem: Problem, flags: Flags) -> Callable[..., Any]:
 
         return jax.lax.scan(one, state, rounds)[1]
 
-    def arguments(seed: int, mu: float, rounds: Rounds) -> tuple[Any, ...]:
+    run = jax.jit(jax.vmap(curves, in_axes=(None, 0, None, None, None)))
+
+    def arguments(seed: int, mus: Sequence[float], rounds: Rounds) -> tuple[Any, ...]:
         ids, epochs = (jnp.asarray(leaf, jnp.int32) for leaf in rounds[:2])
         rounds_ = Rounds(ids, epochs, jnp.asarray(rounds.slow))  # pyright: ignore[reportArgumentType]
-        return jnp.int32(seed), jnp.float32(mu), rounds_, problem.data, problem.test
+        return jnp.int32(seed), jnp.asarray(mus, jnp.float32), rounds_, problem.data, problem.test
 
     # Ahead of time: threads that meet an uncompiled function each compile it.
     example = draw(0, 0.0, problem.data.num_clients, flags)
-    program = run.lower(*arguments(0, 0.0, example)).compile()
+    program = run.lower(*arguments(0, penalties(method, flags), example)).compile()
 
-    def call(seed: int, mu: float, rounds: Rounds) -> tuple[np.ndarray, np.ndarray]:
-        loss, accuracy = program(*arguments(seed, mu, rounds))
+    def call(seed: int, mus: Sequence[float], rounds: Rounds) -> tuple[np.ndarray, np.ndarray]:
+        loss, accuracy = program(*arguments(seed, mus, rounds))
         return np.asarray(loss), np.asarray(accuracy)
 
     return call
+
+
+def penalties(program: str, flags: Flags) -> tuple[float, ...]:
+    """Values of mu that a program trains with, in the order of `METHODS`."""
+    return (0.0,) if program == "fedavg" else (0.0, flags.mu)
 
 
 def main(flags: Flags) -> list[dict[str, Any]]:
@@ -184,24 +191,25 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     began = time.perf_counter()
     problem = load()
     programs = {name: compiled(name, problem, flags) for name in ("fedavg", "fedprox")}
-    settings = list(itertools.product(flags.stragglers, METHODS))
+    settings = list(itertools.product(flags.stragglers, programs))
     jobs = [(share, name, seed) for share, name in settings for seed in range(flags.num_seeds)]
 
     def train(job: tuple[float, str, int]) -> tuple[np.ndarray, np.ndarray]:
         share, name, seed = job
-        mu = flags.mu if name == "fedprox mu" else 0.0
         rounds = draw(seed, share, problem.data.num_clients, flags)
-        return programs[name.split()[0]](seed, mu, rounds)
+        return programs[name](seed, penalties(name, flags), rounds)
 
     rows: list[dict[str, Any]] = []
     print(HEADER)
     with ThreadPoolExecutor(max(1, flags.num_threads)) as pool:
         results = pool.map(train, jobs)
-        for share, name in settings:
+        for share, program in settings:
             curves = [next(results) for _ in range(flags.num_seeds)]
             loss, accuracy = (np.stack(kind) for kind in zip(*curves, strict=True))
-            rows.append(summary(name, share, loss, accuracy, flags))
-            print(line(rows[-1]), flush=True)
+            methods = [name for name in METHODS if name.split()[0] == program]
+            for i, name in enumerate(methods):
+                rows.append(summary(name, share, loss[:, i], accuracy[:, i], flags))
+                print(line(rows[-1]), flush=True)
     bars = verdicts(rows)
     for text in bars:
         print(text)

@@ -183,10 +183,15 @@ def reconstructions(flags: Flags, train: dict) -> tuple[dict, list[dict[str, Any
     data = fl.data.from_arrays({"x": x, "y": y}, np.arange(count))
     shape = tuple(x.shape[1:])
     model = sigmoid_lenet(shape)
-    params = model.init(key)
-    per_client = jax.vmap(lambda x, y: leakage.gradient_of(model.loss)(params, {"x": x, "y": y}))
-    gradients = per_client(jnp.asarray(x)[:, None], jnp.asarray(y)[:, None])
-    lengths = jax.vmap(optax.tree.norm)(gradients)
+    params = jax.jit(model.init)(key)
+
+    @jax.jit
+    @jax.vmap
+    def length(x: jax.Array, y: jax.Array) -> jax.Array:
+        gradient = leakage.gradient_of(model.loss)(params, {"x": x, "y": y})
+        return jnp.asarray(optax.tree.norm(gradient))
+
+    lengths = length(jnp.asarray(x)[:, None], jnp.asarray(y)[:, None])
     norm = flags.learning_rate * float(jnp.min(lengths))
     guess = np.broadcast_to(train["x"].mean(0), x.shape)
     images, rows = {"original": x}, []
@@ -291,7 +296,7 @@ def memberships(flags: Flags, train: dict) -> list[dict[str, Any]]:
     for epsilon in flags.epsilons:
         private = central_gaussian(
             clip=0.5, num_clients=num_clients, sampling_rate=0.5, epsilon=epsilon, delta=delta,
-            num_rounds=flags.num_rounds,
+            num_rounds=flags.num_rounds, accountant="rdp" if flags.smoke else "pld",
         )  # fmt: skip
         algo = fl.fedavg(model.loss, optax.sgd(0.2), privacy=private, **slots)
         spent = algo.accountant.spent(flags.num_rounds)["epsilon"] if algo.accountant else np.nan

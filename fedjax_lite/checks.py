@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def check_fraction(value: Any, name: str) -> None:
 def check_count(value: Any, name: str, *, minimum: int) -> None:
     """Raises where `value` is not a Python int of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int, got {_shown(value)}{_count_remedy(value, name)}")
+        raise TypeError(f"{name} must be an int, got {shown(value)}{_count_remedy(value, name)}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
@@ -65,6 +66,30 @@ def check_key(key: Any, name: str = "key") -> None:
         raise TypeError(f"{name} must be one key, got shape {key.shape}; vmap over several")
 
 
+def check_params(params: Any) -> None:
+    """Raises TypeError where no parameters were given, or a model in their place; float16 warns.
+
+    Example:
+      >>> check_params({"w": jnp.zeros(2)})
+      >>> check_params(None)
+      Traceback (most recent call last):
+      ...
+      TypeError: params must be the model's parameters, got None; give params = model.init(key)
+    """
+    is_model = type(params).__name__ == "Model"
+    if params is None or inspect.isroutine(params) or is_model:
+        found = "a Model" if is_model else shown(params)
+        raise TypeError(
+            f"params must be the model's parameters, got {found}; give params = model.init(key)"
+        )
+    if any(getattr(leaf, "dtype", None) == jnp.float16 for leaf in jax.tree.leaves(params)):
+        warnings.warn(
+            "params are float16, in which small steps are lost and large values overflow; give "
+            "float32 and, for speed, fl.models.with_precision(model, 'bfloat16')",
+            stacklevel=3,
+        )
+
+
 def check_slot(slot: Any, name: str, kind: type) -> None:
     """Raises TypeError where a slot holds something else than its protocol."""
     if not isinstance(slot, kind):
@@ -76,17 +101,25 @@ def check_slot(slot: Any, name: str, kind: type) -> None:
             if name in EXAMPLES:
                 start = " For" if callable(slot) else "; for"
                 remedy += f"{start} example {name}={EXAMPLES[name]}"
-        raise TypeError(f"{name} must be {article} {kind.__name__}, got {_shown(slot)}{remedy}")
+        raise TypeError(f"{name} must be {article} {kind.__name__}, got {shown(slot)}{remedy}")
 
 
-def _shown(value: Any) -> str:
-    """A value for a message: plain ones as they are, all else by what it is."""
+def shown(value: Any) -> str:
+    """A value for a message: plain ones as they are, all else by what it is.
+
+    Example:
+      >>> shown(0.5), shown(len), shown(jnp.zeros(3)), shown([1])
+      ('0.5', 'the function len', 'an array float32[3]', 'a list')
+    """
     if value is None or isinstance(value, bool | int | float | str | np.generic):
         return f"{value!r:.80}"
     if callable(value) and hasattr(value, "__name__"):
         return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}"
     if isinstance(value, jax.core.Tracer):
         return "a traced value"
+    if isinstance(value, jax.Array):
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return "a key of JAX" if is_key else f"an array {value.dtype}{list(value.shape)}"
     return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
 
 
@@ -122,7 +155,7 @@ def _check(value: Any, name: str, holds: Any, message: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
-        raise TypeError(f"{name} must be a number or an array, got {value!r}")
+        raise TypeError(f"{name} must be a number or an array, got {shown(value)}")
     values = np.asarray(value)
     if not np.all(holds(values)):  # NaN fails every comparison
         raise ValueError(f"{name} {message}, got {value}")

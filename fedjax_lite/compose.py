@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import mean
-from fedjax_lite.checks import check_key
+from fedjax_lite.checks import check_key, check_params
 from fedjax_lite.checks import check_slot as check_slot
 from fedjax_lite.data.dataset import ClientData, CohortDataset, SizedPopulation
 from fedjax_lite.data.dataset import check_data as check_data
@@ -156,6 +156,7 @@ def federated_algorithm(
                 "params must be the model's parameters, got data; the order is "
                 "algo.init(key, params, data), with params = model.init(key)"
             )
+        check_params(params)
         if data is None or not isinstance(data, SizedPopulation):
             data = check_data(data)
         plan.check_population(data.num_clients)

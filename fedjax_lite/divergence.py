@@ -105,6 +105,41 @@ def warn_if_not_finite(
     return int(row["round"])
 
 
+def warn_of_members(members: list[dict[str, Any]], rounds: list[int], *, num_members: int) -> None:
+    """Warns of the members of a sweep that are not finite, by name; at most five are spelt out.
+
+    Args:
+      members: their settings.
+      rounds: by when it was seen, for each.
+      num_members: of the sweep.
+
+    Example:
+      >>> warn_of_members([], [], num_members=4)
+    """
+    if not members:
+        return
+    named = [f"{member} (by round {at})" for member, at in zip(members, rounds, strict=True)][:5]
+    if len(members) > len(named):
+        named.append(f"{len(members) - len(named)} more (all of them: the result's `diverged`)")
+    others = "no others" if len(members) == num_members else "the others went on as ever"
+    warnings.warn(
+        f"{len(members)} of {num_members} members of the sweep diverged, their model or loss is "
+        f"not finite: {', '.join(named)}; {others}. Training diverged, {_REMEDY}.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def loss_is_finite(row: Mapping[str, Any]) -> bool:
+    """Whether a row's training loss is finite, or nobody trained so that it need not be.
+
+    Example:
+      >>> loss_is_finite({"round": 1, "train_loss": math.nan}), loss_is_finite({"round": 1})
+      (False, True)
+    """
+    return _first_bad([dict(row)]) is None
+
+
 def diverged(row: Mapping[str, Any], data: Any = None) -> str:
     """What happened in a round whose loss is not finite, and the most likely remedy.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.population import Population
+from fedjax_lite.checks import shown
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate, Transform, Wire
 
@@ -92,8 +93,8 @@ def downlinked(server: ServerUpdate, downlink: Downlink | Transform) -> ServerUp
     downlink = Downlink(downlink) if isinstance(downlink, Transform) else downlink
     if not isinstance(downlink, Downlink) or not isinstance(downlink.transform, Transform):
         raise TypeError(
-            f"downlink must be a Transform or a Downlink, got {downlink!r}; was a factory not "
-            "called?"
+            f"downlink must be a Transform or a Downlink, got {shown(downlink)}; for example "
+            "downlink=fl.qsgd(15); was a factory not called?"
         )
     if downlink.of not in OF:
         raise ValueError(f"downlink.of must be one of {OF}, got {downlink.of!r}")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import check_count, shown
 from fedjax_lite.data.dataset import ClientData, FederatedDataset, check_examples
 from fedjax_lite.mistakes import check_not_donated, label_range, labels_beyond
 from fedjax_lite.models.model import Model
@@ -123,6 +123,11 @@ def evaluate_clients(
     """
     check_count(batch_size, "batch_size", minimum=1)
     _check_model(model)
+    if not hasattr(data, "examples") or hasattr(params, "examples"):
+        raise TypeError(
+            f"data must be a FederatedDataset, got {shown(data)}; the order is "
+            "evaluate_clients(model, params, data)"
+        )
     _check_labelled(data.examples)
     params = _global_model(params)
     _check_labels_fit(model, params, data.examples)

@@ -120,7 +120,10 @@ over the batch, if there is one, and the last axis, losses[..., 0]
         elif found == (*shape, 1):
             remedy += "the last axis, losses[..., 0]"
         else:
-            remedy += "average over all axes but the first"
+            remedy += (
+                "average over all axes but the first; logits are no losses: "
+                "fl.models.cross_entropy(logits, labels)"
+            )
         raise ValueError(
             f"loss must return one value per example, shape {list(shape)}, got {list(found)}; "
             f"{remedy}"

@@ -12,7 +12,9 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
+from fedjax_lite.checks import shown
 from fedjax_lite.first_look import check_signature, losses_of
+from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.statistics_checks import check_takes_statistics
 from fedjax_lite.types import (
     Array,
@@ -147,24 +149,43 @@ def resolve_optimizer(
       TypeError: if it is neither.
     """
     if isinstance(client_optimizer, optax.GradientTransformation):
+        check_descends(client_optimizer, "client_optimizer")
         constant = optax.with_extra_args_support(client_optimizer)
         return lambda round: constant
     if callable(client_optimizer) and not _takes_learning_rate(client_optimizer):
+        if not _takes_one(client_optimizer):
+            raise TypeError(
+                "client_optimizer, a function of the round, must take the round's number alone, "
+                f"lambda r: optax.sgd(rate(r)); got {shown(client_optimizer)}"
+                f"{inspect.signature(client_optimizer)}; an optimizer that does not change is "
+                "given as it is, optax.sgd(0.1)"
+            )
 
         def at_round(round: Array) -> optax.GradientTransformationExtraArgs:
             optimizer = client_optimizer(round)
             if not isinstance(optimizer, optax.GradientTransformation):
                 raise TypeError(
                     "client_optimizer, a function of the round, must return an optax optimizer, "
-                    f"got {optimizer!r}; lambda r: optax.sgd(rate(r)), not lambda r: rate(r)"
+                    f"got {shown(optimizer)}; lambda r: optax.sgd(rate(r)), not lambda r: rate(r)"
                 )
             return optax.with_extra_args_support(optimizer)
 
         return at_round
     raise TypeError(
         "client_optimizer must be an optax optimizer or a function (round) -> optimizer, "
-        f"got {client_optimizer!r}; optax.sgd(0.1), neither 0.1 nor optax.sgd"
+        f"got {shown(client_optimizer)}; optax.sgd(0.1), neither 0.1 nor optax.sgd"
     )
+
+
+def _takes_one(function: Callable) -> bool:
+    """Whether a function can be called with one argument; so says one that nothing is known of."""
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _takes_learning_rate(function: Callable) -> bool:

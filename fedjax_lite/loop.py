@@ -120,11 +120,14 @@ def run(
     Returns:
       The state, and the history: one dict a round with ``round``, the round's metrics, the
       evaluation's where there was one, running totals of what was sent (``uplink_bits_total``
-      ..., over the rows of this history), what a private algorithm has spent (``epsilon``, in row
-      0 and in the last row of a call only, for it takes up to half a second to compute:
-      ``[r["epsilon"] for r in history if "epsilon" in r]``, or ``every=1``), and ``seconds``,
+      ..., over the rows of this history), what a private algorithm has spent, and ``seconds``,
       wall-clock from the run's start to the end of the call that did the round, compiling
       included, added up over resumes. An evaluation of the initial state is row 0.
+      What was spent: of mechanisms over Poisson cohorts ``epsilon``, by privacy loss
+      distributions, which takes up to half a second, so that only row 0 and the last row of a call
+      have it (``[r["epsilon"] for r in history if "epsilon" in r]``, or ``every=1``), and
+      ``epsilon_rdp``, the looser bound by Rényi divergences, in every row. Of all others, and
+      with ``accountant="rdp"`` or every client in every round, ``epsilon`` is in every row.
 
     Raises:
       TypeError, ValueError: if an argument cannot be right, before anything is compiled.
@@ -260,6 +263,8 @@ def run(
                         f"state.round is {int(state.round)}"
                     )
                 if accountant is not None:
+                    if (quick := accountant.every_round) is not None:
+                        rows[:-1] = [_merge(row, quick(row["round"])) for row in rows[:-1]]
                     rows[-1] = _merge(rows[-1], accountant.spent(done))
                 evaluated = evaluate is not None and (done % every == 0 or done == num_rounds)
                 if evaluate is not None and evaluated:
@@ -340,6 +345,10 @@ def _check_directory(
     notices: list[str],
 ) -> bool:
     """Checks the folder before anything is compiled; True where there is a state to resume."""
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(
+            f"output_dir must be a folder to write to, got the file {directory}"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory):  # an OSError now, not after hours of training
         pass

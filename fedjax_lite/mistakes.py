@@ -172,6 +172,48 @@ def _like_images(shape: tuple[int, ...]) -> bool:
     return shape[1] >= 64 and shape[1] in sides
 
 
+def check_descends(optimizer: Any, name: str) -> None:
+    """Warns where an optimizer of optax has a negative learning rate: its steps go up.
+
+    Looks at the numbers that a chain scales by, and runs nothing; schedules are passed over.
+
+    Args:
+      optimizer: with an `update`.
+      name: of the argument, for the message.
+
+    Example:
+      >>> import optax
+      >>> check_descends(optax.sgd(0.1), "client_optimizer")
+    """
+    factors = list(_factors(getattr(optimizer, "update", None)))
+    if not factors or any(not isinstance(f, int | float | np.number) for f in factors):
+        return
+    rate = -float(np.prod(factors))
+    if rate < 0:
+        warnings.warn(
+            f"{name} has the learning rate {rate:g}, which climbs: the loss grows; give a positive "
+            f"one, optax.sgd({-rate:g}), and where ascent is meant, a loss of the opposite sign",
+            stacklevel=4,
+        )
+
+
+def _factors(update: Any) -> Iterator[Any]:
+    """What the stages of a chain scale by, from their closures."""
+    code = getattr(update, "__code__", None)
+    if code is None:
+        return
+    kind = getattr(update, "__qualname__", "").split(".")[0]
+    cells: Any = update.__closure__ or ()
+    for name, cell in zip(code.co_freevars, cells):
+        if (kind, name) in (("scale", "step_size"), ("scale_by_schedule", "step_size_fn")):
+            yield cell.cell_contents
+        elif (kind, name) == ("with_extra_args_support", "tx"):
+            yield from _factors(cell.cell_contents.update)
+        elif (kind, name) == ("chain", "update_fns"):
+            for inner in cell.cell_contents:
+                yield from _factors(inner)
+
+
 def check_not_donated(state: Any, name: str = "state") -> None:
     """Raises ValueError where the arrays of a state were donated to an earlier call.
 

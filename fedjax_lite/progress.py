@@ -22,6 +22,8 @@ class Progress:
       start: rounds done when it begins.
       enabled: False shows nothing but notices.
       notices: False hides those, too, as all processes but one do.
+      unit: what is counted, for the text.
+      pause: least time between two plain lines, in seconds; the last one is always printed.
 
     Example:
       >>> progress = Progress(4, enabled=True)
@@ -31,9 +33,17 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, start: int = 0, *, enabled: bool = True, notices: bool = True
+        self,
+        total: int,
+        start: int = 0,
+        *,
+        enabled: bool = True,
+        notices: bool = True,
+        unit: str = "round",
+        pause: float = 0.0,
     ) -> None:
-        self._total, self._start, self._enabled = total, start, enabled
+        self._pause, self._printed = pause, -math.inf
+        self._total, self._start, self._enabled, self._unit = total, start, enabled, unit
         self._notices = notices
         self._metrics: dict[str, float] = {}
         self._clock: tuple[float, int] | None = None  # set after the first call: compiling is over
@@ -76,7 +86,7 @@ class Progress:
 
     def _start_bar(self) -> None:
         if in_notebook():
-            self._bar = NotebookBar(self._total, self._start)
+            self._bar = NotebookBar(self._total, self._start, unit=self._unit)
             return
         from rich.console import Console
 
@@ -87,7 +97,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         bar = Bar(
-            TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn(self._unit + " {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[text]}"),
             console=console,
@@ -113,11 +123,12 @@ class Progress:
             return
         last, total = self._last_line, self._total
         due = last is None or round_ - last >= (total - self._start) / _MOST_LINES
+        due = due and time.perf_counter() - self._printed >= self._pause
         if (evaluated and due) or round_ >= total:
-            self._last_line = round_
+            self._last_line, self._printed = round_, time.perf_counter()
             width = len(str(total))
             parts = [
-                f"round {round_:{width}d}/{total}",
+                f"{self._unit} {round_:{width}d}/{total}",
                 *(f"{n} {v:.4f}" for n, v in shown.items()),
             ]
             print("  ".join([*parts, *pace]), flush=True)
@@ -149,23 +160,25 @@ class NotebookBar:
     Args:
       total: rounds at the end of the run.
       completed: rounds done when it begins.
+      unit: what is counted, for the text.
 
     Example:
       >>> NotebookBar.draw(1, 4, "train_loss 0.2500")["text/plain"]
       'round 1/4  train_loss 0.2500'
     """
 
-    def __init__(self, total: int, completed: int = 0) -> None:
+    def __init__(self, total: int, completed: int = 0, *, unit: str = "round") -> None:
         from IPython.display import display  # type: ignore[import-not-found]
 
+        self._unit = unit
         self._total, self._completed, self._text = total, completed, "compiling"
         self._drawn = -math.inf
         self._handle: Any = display(self._picture(), raw=True, display_id=True)
 
     @staticmethod
-    def draw(completed: int, total: int, text: str) -> dict[str, str]:
+    def draw(completed: int, total: int, text: str, unit: str = "round") -> dict[str, str]:
         """The bar as HTML, and as text for what shows none, by MIME type."""
-        count = f"round {completed}/{total}"
+        count = f"{unit} {completed}/{total}"
         bar = f'<progress value="{completed}" max="{max(total, 1)}"></progress>'
         style = "font-family: monospace; white-space: pre-wrap"
         return {
@@ -195,7 +208,7 @@ class NotebookBar:
         self._handle.update(self._picture(), raw=True)
 
     def _picture(self) -> dict[str, str]:
-        return self.draw(self._completed, self._total, self._text)
+        return self.draw(self._completed, self._total, self._text, self._unit)
 
 
 def in_notebook() -> bool:

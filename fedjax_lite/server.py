@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_fraction, check_non_negative, check_positive
+from fedjax_lite.checks import check_fraction, check_non_negative, check_positive, shown
+from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.batch_norm import check_no_local_statistics
 from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate
 
@@ -46,9 +47,10 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
-            f"server_optimizer must be an optax optimizer, got {optimizer!r}; optax.sgd(1.0), "
-            "neither 1.0 nor optax.sgd"
+            f"server_optimizer must be an optax optimizer, got {shown(optimizer)}; "
+            "optax.sgd(1.0), neither 1.0 nor optax.sgd"
         )
+    check_descends(optimizer, "server_optimizer")
 
     def init(params: Params) -> ServerState:
         check_no_local_statistics(params)

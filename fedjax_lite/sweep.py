@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +15,21 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count
+from fedjax_lite.divergence import loss_is_finite, warn_of_members
 from fedjax_lite.engine.memory import available_bytes
+from fedjax_lite.engine.reuse import reusing
 from fedjax_lite.engine.sharded import AXIS, sharded
+from fedjax_lite.progress import Progress
+from fedjax_lite.rounds import wait
 from fedjax_lite.types import Accountant, FederatedAlgorithm, Key, Params, PyTree, RoundState
 
 Row = dict[str, Any]
+PAUSE = 10.0
+"""Seconds between the plain lines of progress: rounds come in large steps, and quickly."""
 COPIES = 6
 """States that a member is taken to need: its own, the new one, a lane's weights and gradient."""
-
+PIECES = 10
+"""Calls that the rounds of a chunk are split into, for the display; the program is the same."""
 
 _CONVERSIONS = (
     jax.errors.ConcretizationTypeError,
@@ -40,6 +48,8 @@ class Sweep(NamedTuple):
     where they ran in chunks."""
     points: list[Row]
     """The settings of each member, ``seed`` included."""
+    diverged: Sequence[Row] = ()
+    """Settings of the members whose model or last training loss is not finite."""
 
     def best(self, metric: str, *, largest: bool = True) -> Row:
         """The settings with the best last value of a metric, in the mean over seeds.
@@ -67,7 +77,8 @@ class Sweep(NamedTuple):
           metric: a column of `rows`.
 
         Returns:
-          One row a setting: its hyper-parameters, ``mean``, ``std`` (n - 1; NaN for one seed) and
+          One row a setting: its hyper-parameters, ``mean``, ``std`` (n - 1; NaN for one seed or
+          where one is not finite) and
           ``num_seeds``.
 
         Raises:
@@ -87,7 +98,7 @@ class Sweep(NamedTuple):
             {
                 **dict(zip(names[:-1], settings, strict=True)),
                 "mean": float(np.mean(values)),
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+                "std": _deviation(values),
                 "num_seeds": len(values),
             }
             for settings, values in groups.items()
@@ -106,12 +117,17 @@ def sweep(
     every: int | None = None,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
+    progress: bool = True,
 ) -> Sweep:
     """Runs every combination of a grid and every seed, side by side under `vmap`.
 
     Hyper-parameters are traced, so all members share one compiled program. A member is the run
     that ``run(make(**point), jax.random.key(seed), ...)`` would be with parameters
     ``init(jax.random.key(seed))``, up to rounding: a batched matrix product adds in another order.
+
+    A call that asks for the same program as one of the last few (the same algorithm, shapes and
+    number of members at a time; other values, seeds and rounds) traces it anew but compiles
+    nothing. A member that diverges goes on, its rows show NaN, and a warning names it at the end.
 
     Args:
       make: ``(**point) -> algorithm``, e.g. ``lambda learning_rate, mu: fl.fedprox(...)``. The
@@ -130,6 +146,8 @@ def sweep(
         six states each. Lanes and activations are not counted: with `vmapped` cohorts choose it.
       mesh: with an axis ``clients`` (`client_mesh`): members are dealt to its devices, which never
         wait for each other; `chunk_size` is rounded up to a multiple of them.
+      progress: show a bar or plain lines, as `run` does, with the best loss and accuracy of the
+        members that run; where they run in chunks, rounds of all chunks are counted.
 
     Returns:
       A `Sweep`; rows of private algorithms have what was spent. Members of one seed have the same
@@ -148,7 +166,7 @@ def sweep(
       ...     return fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(learning_rate),
       ...                      plan=fl.Plan(batch_size=1), sampler=fl.everyone())
       >>> result = sweep(make, {"learning_rate": [0.5, 1.0]}, init=lambda key: jnp.float32(0),
-      ...                data=data, num_rounds=1)
+      ...                data=data, num_rounds=1, progress=False)
       >>> result.states.server.params.tolist()
       [0.5, 1.0]
     """
@@ -164,6 +182,7 @@ def sweep(
     check_count(num_rounds, "num_rounds", minimum=1)
     check_count(every, "every", minimum=1)
     num_devices = 1 if mesh is None else mesh.shape[AXIS]
+    data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
     table = {name: jnp.asarray([point[name] for point in points]) for name in points[0]}
     one = _Member(make, init)
     accountants: dict[tuple, Accountant | None] = {}
@@ -171,8 +190,8 @@ def sweep(
         if point["seed"] == points[0]["seed"]:
             accountants[_setting(point)] = one.algorithm(point)[0].accountant
             _check_budget(accountants[_setting(point)], point, num_rounds)
-    shapes = jax.eval_shape(one.start, {name: leaf[0] for name, leaf in table.items()}, data)
     if chunk_size is None:
+        shapes = jax.eval_shape(one.start, {name: leaf[0] for name, leaf in table.items()}, data)
         chunk_size = fitting(shapes, available_bytes(jax.local_devices()[0])) * num_devices
     check_count(chunk_size, "chunk_size", minimum=1)
     chunk_size = -(-min(chunk_size, len(points)) // num_devices) * num_devices
@@ -180,35 +199,70 @@ def sweep(
     start, advance = _programs(one, mesh)
     rows: list[Row] = []
     states = []
-    for first in range(0, len(points), chunk_size):
-        # The last chunk is filled up with its last member, so that nothing is compiled again.
-        ids = np.minimum(np.arange(first, first + chunk_size), len(points) - 1)
-        chunk = {name: leaf[ids] for name, leaf in table.items()}
-        here = points[first : first + chunk_size]
-        state, done = start(chunk, data), 0
-        while done < num_rounds:
-            length = min(every, num_rounds - done)
-            state, metrics = advance(chunk, state, data, np.int32(length))
-            done += length
-            host = jax.device_get(metrics)
-            for index, point in enumerate(here):
-                row = _merge(
-                    {**point, "round": done}, {k: v[index].item() for k, v in host.items()}
-                )
-                accountant = accountants[_setting(point)]
-                if accountant is not None:
-                    row = _merge(row, accountant.spent(done))
-                if evaluate is not None:
-                    member = jax.tree.map(lambda leaf, i=index: leaf[i], state)
-                    row = _merge(row, evaluate(member))
-                rows.append(row)
-        count = len(here)
-        kept = jax.tree.map(lambda leaf, n=count: leaf[:n], state)
-        # On the host, or the chunks would pile up on the device that they were made for.
-        states.append(kept if count == len(points) else jax.device_get(kept))
-    if len(states) == 1:
-        return Sweep(rows, states[0], points)
-    return Sweep(rows, jax.tree.map(_concatenate, *states), points)
+    seen: dict[int, int] = {}  # the round by which a member was not finite
+    num_chunks = -(-len(points) // chunk_size)
+    unit = "round" if num_chunks == 1 else f"round (of {num_chunks} chunks)"
+    bar = Progress(num_chunks * num_rounds, enabled=progress, unit=unit, pause=PAUSE)
+    piece = -(-num_rounds // PIECES)
+    with contextlib.closing(bar):
+        for first in range(0, len(points), chunk_size):
+            # The last chunk is filled up with its last member, so that nothing is compiled again.
+            ids = np.minimum(np.arange(first, first + chunk_size), len(points) - 1)
+            chunk = {name: leaf[ids] for name, leaf in table.items()}
+            here = points[first : first + chunk_size]
+            state, done, before = start(chunk, data), 0, first // chunk_size * num_rounds
+            while done < num_rounds:
+                length = min(every - done % every, piece - done % piece, num_rounds - done)
+                state, metrics, finite = advance(chunk, state, data, np.int32(length))
+                wait(finite)  # where Ctrl-C is seen
+                done += length
+                host, finite = jax.device_get((metrics, finite))
+                fresh = [{k: v[i].item() for k, v in host.items()} for i in range(len(here))]
+                for index, row in enumerate(fresh):
+                    if not (finite[index] and loss_is_finite({"round": done, **row})):
+                        seen.setdefault(first + index, done)
+                    else:
+                        seen.pop(first + index, None)  # a loss may come back
+                if done % every and done < num_rounds:
+                    bar.update(before + done, _best(fresh), evaluated=True)
+                    continue
+                for index, point in enumerate(here):
+                    row = _merge({**point, "round": done}, fresh[index])
+                    accountant = accountants[_setting(point)]
+                    if accountant is not None:
+                        row = _merge(row, accountant.spent(done))
+                    if evaluate is not None:
+                        member = jax.tree.map(lambda leaf, i=index: leaf[i], state)
+                        row = _merge(row, evaluate(member))
+                    rows.append(row)
+                bar.update(before + done, _best(rows[-len(here) :]), evaluated=True)
+            count = len(here)
+            kept = jax.tree.map(lambda leaf, n=count: leaf[:n], state)
+            # On the host, or the chunks would pile up on the device that they were made for.
+            states.append(kept if count == len(points) else jax.device_get(kept))
+    diverged = [points[index] for index in sorted(seen)]
+    warn_of_members(diverged, [seen[index] for index in sorted(seen)], num_members=len(points))
+    state = states[0] if len(states) == 1 else jax.tree.map(_concatenate, *states)
+    return Sweep(rows, state, points, diverged)
+
+
+def _best(rows: list[Row]) -> Row:
+    """The best finite loss and accuracy of some members, for the display."""
+    best: Row = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if name in row]
+        numbers = [v for v in values if isinstance(v, int | float) and np.isfinite(v)]
+        if numbers and name.endswith("loss"):
+            best[f"lowest {name}"] = min(numbers)
+        elif numbers and name.endswith("accuracy"):
+            best[f"highest {name}"] = max(numbers)
+    return best
+
+
+def _deviation(values: list[float]) -> float:
+    if len(values) < 2 or not np.isfinite(values).all():
+        return float("nan")
+    return float(np.std(values, ddof=1))
 
 
 def _setting(point: Row) -> tuple:
@@ -281,13 +335,19 @@ class _Member(NamedTuple):
 
     def advance(
         self, point: Row, state: RoundState, data: PyTree, length: Any
-    ) -> tuple[RoundState, PyTree]:
-        """`length` rounds, and the metrics of the last of them."""
+    ) -> tuple[RoundState, PyTree, jax.Array]:
+        """`length` rounds, the metrics of the last of them, and whether the model is finite."""
         algo, key = self.algorithm(point)
-        one_round = lambda state: algo.round(key, state, data)  # noqa: E731
-        _, shapes = jax.eval_shape(one_round, state)
+        one_round = jax.jit(algo.round)  # traced once for both the shapes and the loop
+        _, shapes = jax.eval_shape(one_round, key, state, data)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.fori_loop(0, length, lambda _, carry: one_round(carry[0]), (state, empty))
+        state, metrics = jax.lax.fori_loop(
+            0, length, lambda _, carry: one_round(key, carry[0], data), (state, empty)
+        )
+        leaves = jax.tree.leaves(getattr(state.server, "params", state.server))
+        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats] or [jnp.bool_(True)])
+        return state, metrics, finite.all()
 
 
 def _programs(one: _Member, mesh: Mesh | None) -> tuple[Callable, Callable]:
@@ -299,7 +359,7 @@ def _programs(one: _Member, mesh: Mesh | None) -> tuple[Callable, Callable]:
         over = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
         start = over(start, in_specs=(part, whole), out_specs=part)
         advance = over(advance, in_specs=(part, part, whole, whole), out_specs=part)
-    return jax.jit(start), jax.jit(advance, donate_argnums=1)
+    return reusing(start, place=mesh), reusing(advance, donate_argnums=1, place=mesh)
 
 
 def _product(grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Row]:

@@ -161,6 +161,12 @@ class Accountant(NamedTuple):
     """One line: the guarantee, its unit of privacy and its conditions."""
     delta: float | None = None
     """The delta that `spent`'s epsilon belongs to."""
+    noise_multiplier: float | None = None
+    """The `z` that was stated, or found for a target epsilon; None: there is none, or it is traced
+    (in a `sweep`)."""
+    every_round: Callable[[int], dict[str, float]] | None = None
+    """``(rounds done) ->`` those of `spent`'s figures that take no time (a millisecond or two), so
+    that `run` has them in every row of its history; None: none of them."""
 
 
 class Mechanism(NamedTuple):
@@ -177,6 +183,11 @@ class Mechanism(NamedTuple):
     accountant: Accountant
     uplink: Transform | None = None
     """Applied after the caller's own uplink: what the clients do themselves (local noise)."""
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """The `z` that was stated, or found for a target epsilon; None where it is traced."""
+        return self.accountant.noise_multiplier
 
 
 # -- the whole ------------------------------------------------------------------------------

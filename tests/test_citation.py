@@ -327,6 +327,18 @@ def test_wrong_types(wrong):
         citation(wrong)
 
 
+def test_factories_that_were_not_called_are_cited_or_refused():
+    assert list(keys_of(fl.krum)) == ["blanchard2017machine"]
+    assert "kingma2015adam" in keys_of(optax.adam)
+    for factory, called in ((optax.sgd, r"optax\.sgd"), (fl.uniform, "uniform")):
+        with pytest.raises(
+            TypeError, match=rf"^{called} is .*not called.*give .*{called}\(\.\.\.\)"
+        ):
+            citation(factory)
+    # What they make has no paper, which is no mistake.
+    assert list(keys_of(optax.sgd(0.1))) == list(keys_of(fl.uniform(3))) == []
+
+
 def test_unknown_data_set():
     with pytest.raises(ValueError, match=r"'cifar11' is not known.*cifar10"):
         citation("cifar11")

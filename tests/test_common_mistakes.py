@@ -10,6 +10,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
+from fedjax_lite.data.sharded import ShardedDataset
+from fedjax_lite.data.store import ArrayStore
 from fedjax_lite.loop import RunDiverged
 
 KEY = jax.random.key(0)
@@ -469,6 +471,15 @@ def test_data_are_printed_without_their_values(ready):
     bare = fl.data.from_arrays((np.zeros((2, 3)), {"a": np.zeros(2, bool)}), [0, 1])
     assert repr(bare).endswith("2 examples, 0 float32[3], 1.a bool[])")
     assert repr(fl.data.from_arrays(np.zeros(2), [0, 1])).endswith("2 examples, float32[])")
+    sharded = ShardedDataset(
+        data.examples, np.zeros(6, np.int32), np.ones(4, np.int32), num_blocks=2, max_client_size=3
+    )
+    words = "4 clients in 2 blocks, 12 rows with padding, x float32[4,4,1], y int32[])"
+    assert repr(sharded) == f"ShardedDataset({words}"
+    assert repr(jax.tree.map(lambda leaf: None, sharded)).startswith("ShardedDataset(? clients in")
+    streamed = fl.stream.StreamedDataset(ArrayStore({"x": X}, [5, 7]))
+    words = "2 clients, 12 examples, ArrayStore, client rows: device"
+    assert repr(streamed) == f"StreamedDataset({words})"
     for tree in (jax.tree.map(lambda leaf: "text", data), jax.tree.map(lambda leaf: None, data)):
         assert repr(tree).startswith("FederatedDataset(? clients")
 
@@ -507,6 +518,105 @@ def test_counts_that_are_floats(value, words):
 def test_counts_that_are_traced():
     with says(TypeError, "got a traced value", "fixes shapes", "cannot be traced"):
         jax.jit(lambda n: (fl.uniform(n), n)[1])(2)
+
+
+# -- found in later trials ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [(None, "got None"), (MODEL, "got a Model"), (MODEL.init, "got the function checked_init")],
+)
+def test_what_is_given_for_parameters(ready, params, words):
+    algo, _, data = ready
+    with says(TypeError, "params must be the model's parameters", words, "model.init(key)"):
+        algo.init(KEY, params, data)
+
+
+def test_parameters_from_numpy(ready):
+    algo, _, data = ready
+    wide = jax.tree.map(lambda w: np.asarray(w, np.float64), W)
+    told = algo.init(KEY, wide, data).server.params
+    assert jax.tree.map(lambda w: w.dtype, told) == jax.tree.map(lambda w: w.dtype, W)
+    with warns("params are float16", "float32", "with_precision"):
+        algo.init(KEY, jax.tree.map(lambda w: np.asarray(w, np.float16), W), data)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [
+        (optax.sgd(-0.1), "-0.1"),
+        (optax.chain(optax.clip(1.0), optax.adam(-0.25)), "-0.25"),
+        (optax.chain(optax.scale(2.0), optax.scale(0.25)), "-0.5"),
+    ],
+)
+def test_a_negative_learning_rate(optimizer, rate):
+    for name, use in (("client", fl.local_sgd), ("server", None)):
+        with warns(f"{name}_optimizer has the learning rate {rate}", "climbs", "give a positive"):
+            fl.optimizer_server(optimizer) if use is None else use(MODEL.loss, optimizer)
+
+
+def test_learning_rates_that_are_fine_or_unknown():
+    schedule = optax.linear_schedule(0.1, 0.0, 5)
+    with jax.transfer_guard("disallow"):  # and nothing is run
+        for optimizer in (
+            optax.sgd(0.1, momentum=0.9), optax.adamw(0.1), optax.sgd(schedule),
+            fl.server.yogi(0.1), optax.clip(1.0), optax.chain(optax.scale(2.0), optax.sgd(0.1)),
+            optax.inject_hyperparams(optax.sgd)(0.1),
+        ):  # fmt: skip
+            fl.local_sgd(MODEL.loss, optimizer)
+    jax.jit(lambda rate: (fl.local_sgd(MODEL.loss, optax.sgd(rate)), rate)[1])(0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: fl.local_sgd(MODEL.loss, lambda: optax.sgd(0.1)), TypeError,
+         ("client_optimizer", "take the round's number", "<lambda>()", "optax.sgd(0.1)")),
+        (lambda: fl.local_sgd(MODEL.loss, optax.sgd), TypeError,
+         ("client_optimizer", "got the function sgd; optax.sgd(0.1)")),
+        (lambda: MODEL.loss(W, (X, Y), None), TypeError, ("got a tuple", '"x": inputs')),
+        (lambda: MODEL.predict(W, X), TypeError, ("examples", "got an array", '"x": inputs')),
+        (lambda: MODEL.predict(W, {"x": X[0]}), ValueError, ("got (4, 4, 1)", "x[None]")),
+        (lambda: fl.models.accuracy(np.zeros((12, 3)), np.eye(3)[Y]), ValueError,
+         ("y must hold integer labels", "one-hot", "argmax")),
+        (lambda: fl.models.cross_entropy(np.zeros((12, 3)), Y[:, None]), ValueError,
+         ("y must have shape (12,), got (12, 1)", "y[..., 0]")),
+        (lambda: fl.models.linear(3, cast(Any, 4)), TypeError, ("input_shape", "got 4; (4,)")),
+        (lambda: fl.models.mlp(cast(Any, 200), num_classes=3, input_shape=(4,)), TypeError,
+         ("hidden", "got 200; give (200,)")),
+        (lambda: fl.chain(cast(Any, [fl.clip(1.0)])), TypeError,
+         ("chain takes Transforms, got a list", "chain(*transforms)")),
+        (lambda: fl.data.iid(num_clients=3, seed=cast(Any, KEY)), TypeError,
+         ("seed must be an integer, got a key of JAX; pass an int",)),
+        (lambda: fl.data.from_arrays({"x": X[:0], "y": Y[:0]}, OWNERS[:0]), ValueError,
+         ("examples must not be empty", "0 rows", "the split or the filter")),
+        (lambda: fl.uniform(0), ValueError, ("cohort_size must be at least 1, got 0",)),
+        (lambda: fl.scaffold(MODEL.loss, -0.1, plan=fl.Plan(batch_size=3), sampler=fl.uniform(1)),
+         ValueError, ("learning_rate must be positive, got -0.1",)),
+    ],
+)  # fmt: skip
+def test_other_values_that_cannot_be_right(call, error, words):
+    with says(error, *words):
+        call()
+
+
+def test_a_loss_that_returns_logits():
+    with says(ValueError, "[3, 3]", "logits are no losses", "cross_entropy(logits, labels)"):
+        train({"x": X, "y": Y}, lambda w, e, key: MODEL.predict(w, e))
+
+
+def test_what_run_is_given(ready, tmp_path):
+    algo, state, data = ready
+    (tmp_path / "file").touch()
+    with says(NotADirectoryError, "output_dir must be a folder", "the file", "/file"):
+        fl.run(algo, KEY, state, data, num_rounds=1, output_dir=tmp_path / "file")
+    with says(TypeError, "num_rounds must be an int, got 10.0; give 10"):
+        fl.run(algo, KEY, state, data, num_rounds=cast(Any, 10.0))
+    with says(TypeError, "downlink", "got 'qsgd'", "fl.qsgd(15)"):
+        train({"x": X, "y": Y}, downlink="qsgd")
+    with says(TypeError, "data must be", "got a dict", "(model, params, data)"):
+        fl.evaluate_clients(MODEL, data, W)
 
 
 # -- at no cost --------------------------------------------------------------------------------

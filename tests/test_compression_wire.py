@@ -82,7 +82,7 @@ def test_known_sizes():
     value = jnp.ones(1000)
 
     def bits(transform):
-        return float(transform.send(KEY, transform.init(value), value)[2].bits)
+        return float(jax.jit(transform.send)(KEY, transform.init(value), value)[2].bits)
 
     assert [bits(tr.qsgd(s)) for s in (1, 4, 15)] == [2032, 4032, 5032]
     assert bits(tr.scaled_sign()) == 1032
@@ -100,7 +100,7 @@ def test_known_sizes():
 def test_powersgd_sends_factors_and_the_rest_whole():
     value = {"w": jnp.ones((3, 3, 8, 16)), "b": jnp.ones(16), "tiny": jnp.ones((2, 2))}
     transform = tr.powersgd(2)
-    _, _, wire = transform.send(KEY, transform.init(value), value)
+    _, _, wire = jax.jit(transform.send)(KEY, transform.init(value), value)
     assert float(wire.bits) == float(wire.entropy) == 32 * (2 * (72 + 16) + 16 + 4)
 
 
@@ -112,7 +112,7 @@ def test_per_leaf_pays_side_information_for_each_leaf():
         (tr.top_k(3, per_leaf=True), 3 * (32 + 4) + 3 * (32 + 5)),
         (tr.drive(per_leaf=True), 16 + 32 + 32 + 32),
     ):
-        assert float(transform.send(KEY, (), value)[2].bits) == bits
+        assert float(jax.jit(transform.send)(KEY, (), value)[2].bits) == bits
 
 
 # -- entropy --------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_entropy_is_the_ideal_length_for_the_symbols_sent():
     vector = jnp.asarray(np.random.default_rng(0).normal(size=3000), jnp.float32)
 
     def sent(transform):
-        _, out, wire = transform.send(KEY, (), vector)
+        _, out, wire = jax.jit(transform.send)(KEY, (), vector)
         return np.asarray(out), float(wire.entropy)
 
     for transform, side in (
@@ -200,10 +200,20 @@ COMPRESSORS = {
 }
 
 
-@pytest.mark.parametrize("name", ["top-k of qsgd", "random-k of qsgd", "drive blocks", "chain"])
+VARIANTS = {
+    "sparse ternary per leaf": tr.sparse_ternary(2, per_leaf=True),
+    "feedback of signs": tr.error_feedback(tr.scaled_sign()),
+    **{
+        name: COMPRESSORS[name]
+        for name in ("top-k of qsgd", "random-k of qsgd", "drive blocks", "chain")
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_laws_of_variants(name):
     """The others are in the registry."""
-    testing.check_transform(COMPRESSORS[name])
+    testing.check_transform(VARIANTS[name])
 
 
 def tree(rng, scale=1.0):
@@ -247,7 +257,7 @@ def test_squares_neither_overflow_nor_vanish(name, power):
 def test_bfloat16_leaves_stay_bfloat16():
     value = {"a": jnp.arange(6, dtype=jnp.bfloat16), "b": jnp.ones((3, 4))}
     for transform in COMPRESSORS.values():
-        _, out = transform.update(KEY, transform.init(value), value)
+        _, out = jax.eval_shape(transform.update, KEY, transform.init(value), value)
         assert jax.tree.map(lambda x: x.dtype, out) == jax.tree.map(lambda x: x.dtype, value)
 
 
@@ -321,9 +331,10 @@ def test_clients_round_differently():
         tr.stochastic_levels(3),
     ):
         value = jnp.asarray(np.random.default_rng(0).normal(size=64), jnp.float32)
-        draws = jax.vmap(lambda k: transform.update(k, (), value)[1])(keys)  # noqa: B023
+        update = jax.jit(lambda k, value: transform.update(k, (), value)[1])  # noqa: B023
+        draws = jax.jit(jax.vmap(update, in_axes=(0, None)))(keys, value)
         assert len({row.tobytes() for row in np.asarray(draws)}) == 6
-        again = transform.update(keys[2], (), value)[1]
+        again = update(keys[2], value)
         np.testing.assert_allclose(again, draws[2], rtol=1e-6, atol=1e-6)
 
 

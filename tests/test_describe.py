@@ -12,7 +12,8 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite.anatomy import describe
 from fedjax_lite.anatomy.optimizers import read_optimizer
-from fedjax_lite.anatomy.pieces import ALIASES, PLUMBING, factory_of, read
+from fedjax_lite.anatomy.pieces import ALIASES, PLUMBING, factory_of, read, steps
+from fedjax_lite.anatomy.rounds import num_parameters
 from fedjax_lite.anatomy.words import WORDS, phrase
 from fedjax_lite.testing import registry
 from fedjax_lite.types import Aggregator, ClientUpdate, Sampler, Transform
@@ -226,12 +227,21 @@ def test_numbers_are_told_to_the_precision_of_float32():
     assert describe(fl.clip(123456.0)).endswith(" 123456")
 
 
-def test_a_loss_is_told_by_its_model():
-    model = fl.models.with_precision(
-        fl.models.cnn(num_classes=3, input_shape=(8, 8, 1)), "bfloat16"
-    )
+def loss_line(model):
     algorithm = fl.fedavg(model.loss, optax.sgd(0.1), plan=PLAN, sampler=fl.uniform(4))
-    assert "Loss: cross_entropy of cnn, with_precision." in describe(algorithm)
+    text = lines_of(algorithm)[0]
+    return text[text.index("Loss: ") : text.index(" Uplink:")]
+
+
+def size(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_a_loss_is_told_by_its_model():
+    cnn = fl.models.cnn(num_classes=3, input_shape=(8, 8, 1))
+    model = fl.models.with_precision(cnn, "bfloat16")
+    words = f"cnn ({size(cnn.init(jax.random.key(0))):,} parameters), with_precision."
+    assert loss_line(model) == f"Loss: cross_entropy of {words}"
     own = fl.fedavg(jax.jit(loss), optax.sgd(0.1), plan=PLAN, sampler=fl.uniform(4))
     assert f"Loss: your own `loss` ({__name__})." in describe(own)
 
@@ -247,14 +257,97 @@ def test_linear_and_flax_models_are_called_what_they_are():
             return self.dense(x)
 
     for model, words in (
-        (fl.models.linear(3, (4,)), "linear."),
-        (fl.models.linear(3, (4,), sigmoid_outputs=True), "linear."),
-        (fl.models.mlp((), num_classes=3, input_shape=(4,)), "mlp."),
-        (fl.models.from_nnx(lambda rngs: Net(rngs)), "Net (from_nnx)."),
-        (fl.models.from_linen(linen.Dense(3), jnp.zeros((1, 4))), "Dense (from_linen)."),
+        (fl.models.linear(3, (4,)), "linear"),
+        (fl.models.linear(3, (4,), sigmoid_outputs=True), "linear"),
+        (fl.models.mlp((), num_classes=3, input_shape=(4,)), "mlp"),
+        (fl.models.from_nnx(lambda rngs: Net(rngs)), "Net (from_nnx)"),
+        (fl.models.from_linen(linen.Dense(3), jnp.zeros((1, 4))), "Dense (from_linen)"),
     ):
-        algorithm = fl.fedavg(model.loss, optax.sgd(0.1), plan=PLAN, sampler=fl.uniform(4))
-        assert f"Loss: cross_entropy of {words}" in describe(algorithm)
+        assert loss_line(model) == f"Loss: cross_entropy of {words} (15 parameters)."
+
+
+def test_a_model_is_named_after_the_factory_that_was_called():
+    # The published numbers of parameters; they are asserted on the parameters elsewhere.
+    for name, num in (("mcmahan_cnn", "1,663,370"), ("lenet", "62,006"), ("pfl_cnn", "1,626,442")):
+        made = getattr(fl.models, name)()
+        assert loss_line(made) == f"Loss: cross_entropy of {name} ({num} parameters)."
+    cropped = fl.models.augmented(fl.models.cifar_cnn24(), size=24, crop=0)
+    assert "cifar_cnn24 (1,068,298 parameters), augmented." in loss_line(cropped)
+    assert loss_line(fl.models.conv_net()).startswith("Loss: cross_entropy of conv_net (")
+
+
+def test_running_statistics_are_no_parameters_and_a_failing_init_has_no_size():
+    from flax import linen
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x, train=False):
+            x = linen.Dense(3, use_bias=False)(x)
+            return linen.BatchNorm(use_running_average=not train)(x)
+
+    model = fl.models.from_linen(Net(), jnp.zeros((1, 4)), statistics="averaged")
+    assert "(18 parameters)" in loss_line(model)  # 4 * 3 weights, scale and bias
+    broken = fl.models.from_functions(lambda key: 1 / 0, lambda params, x, key: x)
+    assert num_parameters(list(steps([broken.loss], into_parts=True))) is None
+
+
+@pytest.mark.parametrize(
+    ("chain", "title"),
+    [
+        ((optax.clip_by_global_norm(1.0), optax.sgd(1.0)),
+         "FedAvg with a clipped pseudo-gradient (McMahan"),
+        ((optax.sgd(1.0), optax.clip(0.5)), "FedAvg with a clipped server step (McMahan"),
+        ((optax.sgd(optax.linear_schedule(1.0, 0.5, 9)),), "FedAvg (McMahan"),
+        ((optax.inject_hyperparams(optax.sgd)(0.5),), "FedAvg (McMahan"),
+        ((optax.inject_hyperparams(optax.sgd)(0.5, momentum=0.9),), "FedAvgM (Hsu"),
+        ((optax.clip(1.0), optax.sgd(1.0, momentum=0.9)),
+         "FedAvgM with a clipped pseudo-gradient (Hsu"),
+        ((optax.zero_nans(), optax.clip(1.0), fl.server.adam(0.1)),
+         "FedAdam with NaNs set to zero and a clipped pseudo-gradient (Reddi"),
+        ((optax.add_decayed_weights(0.01), optax.sgd(1.0)), "FedAvg with weight decay (McMahan"),
+        ((optax.add_decayed_weights(0.0), optax.sgd(1.0)), "FedAvg (McMahan"),
+        ((optax.clip(1.0), optax.adam(0.1)), "FedOpt with a clipped pseudo-gradient (Reddi"),
+        ((optax.adam(0.1),), "FedOpt (Reddi"),
+        ((optax.clip(1.0),), "FedOpt with a clipped pseudo-gradient (Reddi"),
+    ],
+)  # fmt: skip
+def test_the_servers_chain_names_the_method(chain, title):
+    algorithm = make(server_optimizer=optax.chain(*chain))
+    assert describe(algorithm).startswith(title + " et al.")
+    cited = [
+        key for key in ("mcmahan2017c", "hsu2019", "reddi2021") if key in fl.citation(algorithm)
+    ]
+    assert [key[:3] for key in cited][-1:] == [title.split(" (")[1][:3].lower()]
+
+
+COSINE = optax.cosine_decay_schedule(0.5, 90)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (COSINE, "optax.cosine_decay_schedule(init_value 0.5, decay_steps 90)"),
+        (optax.linear_schedule(0.5, 0.25, 9),
+         "optax.linear_schedule(init_value 0.5, end_value 0.25, transition_steps 9)"),
+        (optax.piecewise_constant_schedule(0.5, {7: 0.25}), "boundaries_and_scales {7: 0.25})"),
+        (optax.linear_onecycle_schedule(100, 0.5), "interpolate_type linear, init_value 0.02, "),
+        (optax.warmup_cosine_decay_schedule(0.0, 0.5, 10, 100),
+         "optax.join_schedules(optax.linear_schedule(init_value 0, end_value 0.5, transition_steps "
+         "10), from 10 on optax.cosine_decay_schedule(init_value 0.5, decay_steps 90))"),
+        (lambda round: 2 * COSINE(round), f"your own function ({__name__}), which uses "
+         "optax.cosine_decay_schedule(init_value 0.5, decay_steps 90)"),
+    ],
+)  # fmt: skip
+def test_schedules_are_told_with_their_numbers(schedule, words):
+    assert words in read_optimizer(optax.sgd(schedule)).words
+    if schedule is COSINE:
+        for factory in (fl.scaffold, fl.fednova, fl.mime):
+            text, _ = lines_of(factory(loss, schedule, plan=PLAN, sampler=fl.uniform(4)))
+            assert f"SGD with learning rate by the schedule {words}" in text
+        by_round = fl.fedavg(
+            loss, lambda r: optax.sgd(schedule(r)), plan=PLAN, sampler=fl.uniform(4)
+        )
+        assert f"which uses {words} and optax.sgd." in lines_of(by_round)[0]
 
 
 def test_what_is_refused_is_told_by_its_type():

@@ -283,28 +283,26 @@ def test_steps_that_do_not_count_cannot_spoil_the_gradient():
     assert [float(v) for v in jax.jit(jax.value_and_grad(final))(1.0)] == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("ids", [(5, 0, 3), pytest.param((3, 5, 0), marks=pytest.mark.slow)])
-def test_masked_and_empty_clients_leave_no_trace_in_gradients(ids):
+def test_masked_and_empty_clients_leave_no_trace_in_gradients():
     """Client 5 is masked and all NaN, client 3 has no data (its rows would be those of 4)."""
-    cohort = fl.Cohort(jnp.array(ids, jnp.int32), jnp.array([i != 5 for i in ids]))
 
-    def gradient(data):
-        def final(t, params):
-            algo = fedavg(optax.sgd(t))
-            state = algo.init(jax.random.key(0), params, data)
-            for _ in range(2):
-                state, _ = algo.round(jax.random.key(0), state, data, cohort)
-            return state.server.params["w"].sum()
+    def final(t, params, data, cohort):
+        algo = fedavg(optax.sgd(t))
+        state = algo.init(jax.random.key(0), params, data)
+        for _ in range(2):
+            state, _ = algo.round(jax.random.key(0), state, data, cohort)
+        return state.server.params["w"].sum()
 
-        return jax.jit(jax.grad(final, argnums=(0, 1)))(0.3, problem()[1])
-
-    poisoned, zeroed = (
-        gradient(testing.population(poisoned=5)),
-        gradient(testing.population(zeroed=5)),
-    )
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(poisoned))
-    for a, b in zip(jax.tree.leaves(poisoned), jax.tree.leaves(zeroed), strict=True):
-        np.testing.assert_array_equal(a, b)
+    gradient = jax.jit(jax.grad(final, argnums=(0, 1)))
+    for ids in ((5, 0, 3), (3, 5, 0)):
+        cohort = fl.Cohort(jnp.array(ids, jnp.int32), jnp.array([i != 5 for i in ids]))
+        poisoned, zeroed = (
+            gradient(0.3, problem()[1], data, cohort)
+            for data in (testing.population(poisoned=5), testing.population(zeroed=5))
+        )
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(poisoned))
+        for a, b in zip(jax.tree.leaves(poisoned), jax.tree.leaves(zeroed), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_round_of_nobody_has_the_identity_as_its_derivative():

@@ -85,13 +85,14 @@ def test_rounding_is_unbiased_and_bounded():
     """Without a binding bound the mean of many roundings is the value; the bound always holds."""
     values = jnp.array([0.25, -1.75, 3.0, 0.5])
     keys = jax.random.split(jax.random.key(0), 20_000)
-    free = jax.vmap(lambda key: round_within(key, values, max_norm=100.0))(keys)
+    free = jax.jit(jax.vmap(lambda key: round_within(key, values, max_norm=100.0)))(keys)
     spread = np.sqrt(np.array([0.25 * 0.75, 0.25 * 0.75, 0, 0.25]) / 20_000)
     np.testing.assert_array_less(np.abs(np.asarray(free).mean(0) - values), 5 * spread + 1e-6)
     assert (np.abs(np.asarray(free) - np.asarray(values)) < 1).all()
     limit = rounded_norm(float(jnp.linalg.norm(values)), dimension=4, beta=math.exp(-0.5))
     for bound in (limit, 3.3):  # the second is met by rounding towards zero, 3.16, and few others
-        rounded = jax.vmap(lambda key: round_within(key, values, max_norm=bound))(keys[:500])  # noqa: B023
+        within = lambda key: round_within(key, values, max_norm=bound)  # noqa: B023, E731
+        rounded = jax.jit(jax.vmap(within))(keys[:500])
         assert np.linalg.norm(rounded, axis=1).max() <= bound
     # A bound that no rounding meets but that towards zero.
     values = jnp.full(100, 0.6)
@@ -239,13 +240,14 @@ def test_one_client_moves_the_sum_by_the_stated_norm_only():
     """Huge, NaN or infinite updates: without noise the integer vector stays within the bound."""
     grid = make_grid(clip=1.0, cohort_size=2, dimension=16, stddev=0.0, bits=12)
     uplink = noisy_codes(grid, size=16)
+    update = jax.jit(uplink.update)
     for value in (
         jnp.full(16, 1e30),
         jnp.full(16, jnp.nan),
         jnp.eye(16)[3] * jnp.inf,
         jnp.ones(16),
     ):
-        _, coded = uplink.update(jax.random.key(0), (), value)
+        _, coded = update(jax.random.key(0), (), value)
         codes = np.asarray(coded.codes).astype(int)
         centred = np.where(codes >= 2**11, codes - 2**12, codes)
         assert np.linalg.norm(centred) <= grid.norm

@@ -3,13 +3,13 @@
 Each test starts processes of `distributed_program.py`; all have hard time limits.
 """
 
+import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import distributed_program as program
@@ -31,21 +31,38 @@ SECONDS = 240
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """CPU processes that share what they compile."""
+    """CPU processes that share what they compile, with all other tests where those do."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tmp_path_factory.mktemp("compiled")
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 
-def launch(environment, *arguments, script=PROGRAM):
-    """Runs a script as two processes; returns code, output and errors."""
+# `python -m fedjax_lite.launch`, without the package's __init__, which imports jax.
+LAUNCHER = f"""
+import sys, types
+package = sys.modules["fedjax_lite"] = types.ModuleType("fedjax_lite")
+package.__path__ = [{str(ROOT / "fedjax_lite")!r}]
+from fedjax_lite.launch import main
+sys.exit(main())
+"""
+
+
+def launch(environment, *arguments, script=PROGRAM, as_users_do=False):
+    """Runs a script as two processes; returns code, output and errors.
+
+    The heartbeat is set beyond this file's patience: where a process dies it is the launcher that
+    ends the others, and not their own heartbeat.
+    """
+    launcher = ["-m", "fedjax_lite.launch"] if as_users_do else ["-c", LAUNCHER]
+    options = ["--heartbeat-seconds", str(2 * SECONDS)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fedjax_lite.launch", script, *map(str, arguments)],
+        [sys.executable, *launcher, *options, script, *map(str, arguments)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -98,7 +115,7 @@ def one_process(num_rounds=program.NUM_ROUNDS, **more):
 def uninterrupted(environment, tmp_path_factory):
     """Two processes with half of the population each, start to end."""
     folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    code, output, errors = launch(environment, folder, "--split")
+    code, output, errors = launch(environment, folder, "--split", as_users_do=True)
     assert code == 0, output + errors
     return folder, output
 
@@ -170,9 +187,7 @@ def test_killed_then_terminated_then_resumed_is_byte_identical(
     assert code == 128 + 9, output + errors
     assert "process 1 was killed by SIGKILL" in errors
     assert "--resume" in errors
-    stopped = re.search(r"all others were stopped after ([\d.]+) s", errors)
-    assert stopped
-    assert float(stopped[1]) < 20
+    assert re.search(r"all others were stopped after [\d.]+ s", errors)  # and not by a heartbeat
     assert checkpoint.steps(tmp_path / "checkpoints") == [2]
 
     code, output, errors = launch(environment, *split, "--resume", "--signal", 15)
@@ -189,7 +204,10 @@ def test_killed_then_terminated_then_resumed_is_byte_identical(
 
 @pytest.mark.slow
 def test_without_a_launcher_the_heartbeat_ends_the_others(environment, tmp_path):
-    """Process 0 computes on its host, in no collective that could break, while process 1 dies."""
+    """Process 0 computes on its host, in no collective that could break, while process 1 dies.
+
+    It would sleep for 600 s, longer than the time that is waited for it.
+    """
     joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
@@ -199,7 +217,7 @@ def test_without_a_launcher_the_heartbeat_ends_the_others(environment, tmp_path)
                 **environment,
                 **joined,
                 "JAX_PROCESS_ID": str(index),
-                "FEDJAX_LITE_HEARTBEAT_SECONDS": "5",
+                "FEDJAX_LITE_HEARTBEAT_SECONDS": "10",
             },
             stdout=subprocess.PIPE if index == 0 else subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
@@ -211,15 +229,15 @@ def test_without_a_launcher_the_heartbeat_ends_the_others(environment, tmp_path)
     output = processes[0].stdout
     assert output is not None
     try:
-        began = time.monotonic()
+        before = []
         for line in output:
+            before.append(line)
             if "SLEEPING" in line:
                 break
-        assert time.monotonic() - began < SECONDS
+        else:
+            raise AssertionError("".join(before))
         processes[1].kill()
-        began = time.monotonic()
-        text, _ = processes[0].communicate(timeout=60)
-        assert time.monotonic() - began < 40
+        text, _ = processes[0].communicate(timeout=SECONDS)
         assert processes[0].returncode != 0
         assert "heartbeat" in text
     finally:
@@ -230,7 +248,7 @@ def test_without_a_launcher_the_heartbeat_ends_the_others(environment, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_cifar_script_under_the_launcher(environment, tmp_path):
+def test_the_cifar_script_under_the_launcher(environment, tmp_path, alone):
     script = str(ROOT / "experiments" / "fedavg_cifar.py")
     flags = ["--dataset", "digits", "--smoke", "--model", "linear"]
     code, output, errors = launch(
@@ -238,11 +256,10 @@ def test_the_cifar_script_under_the_launcher(environment, tmp_path):
     )
     assert code == 0, output + errors
     assert "2 devices, each:" in output
-    command = [sys.executable, script, *flags, "--devices", "1", "--output-dir", tmp_path / "one"]
-    alone = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, timeout=SECONDS
-    )
-    assert alone.returncode == 0, alone.stderr
+    alone.syspath_prepend(str(ROOT / "experiments"))
+    cifar = importlib.import_module("fedavg_cifar")
+    flags += ["--devices", "1", "--output-dir", str(tmp_path / "one")]
+    cifar.main(importlib.import_module("flag_groups").parse(cifar.Flags, cifar.__doc__, flags))
     one, two = ([json.loads(row) for row in metrics(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == len(two) == 5
     for a, b in zip(one, two, strict=True):

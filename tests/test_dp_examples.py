@@ -1,5 +1,6 @@
 """Example-level DP-SGD on clients: per-example sensitivity, reductions, batches, accounting."""
 
+import functools
 import math
 
 import jax
@@ -57,22 +58,33 @@ def test_rate_may_be_a_schedule():
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def gradient_sum(examples, *, mask=None, clip=0.5, sampling_rate=None, key=KEY, size=None):
-    """``b * (y - y')`` of one step at rate 1: the sum of clipped gradients."""
+@functools.lru_cache
+def one_step(sampling_rate):
+    """What one step at rate 1 moves the parameters by, compiled once."""
     client = dp.dp_sgd(
         lambda w, e, key: 0.5 * (e["x"] @ w - e["y"]) ** 2,
         1.0,
-        clip=clip,
+        clip=0.5,
         noise_multiplier=0.0,
         sampling_rate=sampling_rate,
     )
+
+    @jax.jit
+    def step(size, batch):
+        info = ClientInfo(jnp.int32(0), size, jnp.int32(1), jnp.int32(0))
+        carry = client.start(None, (), jnp.array([0.2, -0.1]), info)
+        return carry.params - client.step(None, carry, batch).params
+
+    return step
+
+
+def gradient_sum(examples, *, mask=None, sampling_rate=None):
+    """``b * (y - y')`` of one step at rate 1: the sum of clipped gradients."""
     count = len(examples["y"])
     mask = np.ones(count, bool) if mask is None else np.asarray(mask)
-    info = ClientInfo(*map(jnp.int32, (0, size or count, 1, 0)))
-    carry = client.start(None, (), jnp.array([0.2, -0.1]), info)
-    batch = Batch(jax.tree.map(jnp.asarray, examples), jnp.asarray(mask), key)
-    moved = np.asarray(carry.params - client.step(None, carry, batch).params, np.float64)
-    denominator = mask.sum() if sampling_rate is None else sampling_rate * (size or count)
+    batch = Batch(jax.tree.map(jnp.asarray, examples), jnp.asarray(mask), KEY)
+    moved = np.asarray(one_step(sampling_rate)(jnp.int32(count), batch), np.float64)
+    denominator = mask.sum() if sampling_rate is None else sampling_rate * count
     return moved * denominator
 
 
@@ -86,7 +98,7 @@ def examples(last):
 @pytest.mark.parametrize("sampling_rate", [None, 1.0])
 def test_one_example_moves_the_sum_by_at_most_the_clip(sampling_rate):
     gone = np.array([True] * 5 + [False])
-    without = gradient_sum(examples(([0, 0], 0)), mask=gone, sampling_rate=sampling_rate, size=6)
+    without = gradient_sum(examples(([0, 0], 0)), mask=gone, sampling_rate=sampling_rate)
     for last in (
         ([9, 9], -1e6),
         ([1e30, 1], 1),
@@ -116,18 +128,8 @@ def test_poisson_batches():
     ones = {"x": np.tile([[1.0, 0.0]], (20, 1)).astype(np.float32), "y": np.zeros(20, np.float32)}
     each = np.linalg.norm(gradient_sum(ones)) / 20  # all gradients are equal
     ones, mask = jax.tree.map(jnp.asarray, ones), jnp.ones(20, bool)
-    client = dp.dp_sgd(
-        lambda w, e, key: 0.5 * (e["x"] @ w - e["y"]) ** 2,
-        1.0,
-        clip=0.5,
-        noise_multiplier=0.0,
-        sampling_rate=0.3,
-    )
-    info = ClientInfo(*map(jnp.int32, (0, 20, 1, 0)))
-    carry = client.start(None, (), jnp.array([0.2, -0.1]), info)
-    moved = jax.vmap(
-        lambda key: carry.params - client.step(None, carry, Batch(ones, mask, key)).params
-    )(jax.random.split(KEY, 400))
+    step = jax.vmap(lambda key: one_step(0.3)(jnp.int32(20), Batch(ones, mask, key)))
+    moved = jax.jit(step)(jax.random.split(KEY, 400))
     drawn = np.linalg.norm(np.asarray(moved), axis=1) * 0.3 * 20 / each
     counts = np.round(drawn)
     np.testing.assert_allclose(drawn, counts, atol=1e-3)

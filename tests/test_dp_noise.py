@@ -176,7 +176,7 @@ def test_noise_of_the_count():
     state, message = aggregator.init_state(None), Message(jnp.zeros(()), jnp.ones(()))
     acc = aggregator.init(message, 3)
     nobody = Cohort(jnp.arange(3), jnp.zeros(3, bool))
-    clips = jax.vmap(lambda key: aggregator.finish(key, state, acc, nobody)[0].clip)(
+    clips = jax.jit(jax.vmap(lambda key: aggregator.finish(key, state, acc, nobody)[0].clip))(
         jax.random.split(KEY, NUM_DRAWS)
     )
     check_scale(np.log(clips), 3.0 / 10)  # C = exp(-(b - 1/2)), b - 1/2 ~ N(0, sigma_b^2 / m^2)
@@ -194,7 +194,7 @@ def test_local_noise_is_each_clients_own():
     )
     keys = jax.random.split(KEY, 4)
     state = mechanism.uplink.init(LEAVES)
-    update = jax.vmap(mechanism.uplink.update, in_axes=(0, None, None))
+    update = jax.jit(jax.vmap(mechanism.uplink.update, in_axes=(0, None, None)))
     reports = update(keys, state, LEAVES)[1]
     check_scale(reports["b"], 2.0)
     check_different([*reports["a"], *reports["b"]])
@@ -245,8 +245,13 @@ def test_dp_sgd_noise_in_every_step():
     client = dp.dp_sgd(lambda w, e, key: 0.0 * w[0] * e["b"], 1.0, clip=0.5, noise_multiplier=3.0)
     info = ClientInfo(*map(jnp.int32, (0, 4, 2, 0)))
     carry, models = client.start(None, (), jnp.zeros(5000), info), [np.zeros(5000)]
+    step = jax.jit(
+        lambda carry, key: client.step(
+            None, carry, Batch({"b": jnp.zeros(4)}, jnp.ones(4, bool), key)
+        )
+    )
     for key in jax.random.split(KEY):
-        carry = client.step(None, carry, Batch({"b": jnp.zeros(4)}, jnp.ones(4, bool), key))
+        carry = step(carry, key)
         models.append(np.asarray(carry.params))
     steps = np.diff(models, axis=0)
     check_scale(steps, 3.0 * 0.5 / 4)

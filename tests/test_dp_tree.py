@@ -49,9 +49,14 @@ def prefix_noise(aggregator, template, num_rounds, key=KEY):
     message, nobody = Message(template, jnp.ones(())), Cohort(jnp.arange(2), jnp.zeros(2, bool))
     state, out, states = aggregator.init_state(template), [], []
     total = np.zeros(template.shape)
-    for t in range(num_rounds):
+
+    @jax.jit
+    def release(t, state):
         acc = aggregator.init(message, 2)
-        state, value = aggregator.finish(jax.random.fold_in(key, t), state, acc, nobody)
+        return aggregator.finish(jax.random.fold_in(key, t), state, acc, nobody)
+
+    for t in range(num_rounds):
+        state, value = release(t, state)
         total = total + np.asarray(value, np.float64)
         out.append(total)
         states.append(state)

@@ -286,7 +286,7 @@ def test_clients_without_steps_or_data_leave_no_trace():
     for x, metrics in (alone, idle):
         np.testing.assert_allclose(x, y, rtol=1e-12)
         assert float(metrics["tau_eff"]) == 3
-    x, _ = one_round(make(steps=0), 0.5)
+    x, _ = one_round(make(steps=lambda key, client: 0), 0.5)
     assert x == 0.5
 
 

@@ -1,5 +1,6 @@
 """Memory is predicted before a run, and a forecast that cannot fit is an error with a remedy."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def test_the_forecast_is_within_20_percent_of_the_measured_peak():
     assert 0.8 * measured <= predicted <= 1.2 * measured
 
 
+@functools.cache
 def small(num_lanes=8):
     data = fl.data.from_arrays({"x": np.ones((40, 64), np.float32)}, np.repeat(np.arange(20), 2))
     algo = fl.fedavg(
@@ -73,6 +75,7 @@ def small(num_lanes=8):
     return algo, key, algo.init(key, {"a": jnp.ones((64, 512))}, data), data
 
 
+@functools.cache
 def extra(num_lanes):
     algo, key, state, data = small(num_lanes)
     compiled = many_rounds.lower(key, state, data, np.int32(1), algo.round, 4).compile()
@@ -106,7 +109,7 @@ def test_unknown_memory_is_not_an_error(monkeypatch):
 
 
 def test_the_check_compiles_nothing_twice():
-    algo, key, state, data = small()
+    algo, key, state, data = small.__wrapped__()
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name)
@@ -124,7 +127,7 @@ def test_a_second_run_of_a_program_does_not_ask_again(monkeypatch):
     monkeypatch.setattr(
         rounds_module, "check_memory", lambda *args, **kw: (asked.append(1), check(*args, **kw))
     )
-    algo, key, state, data = small()
+    algo, key, state, data = small.__wrapped__()  # a program that nobody asked for before
     for _ in range(3):
         fl.run(algo, key, state, data, num_rounds=2, every=2, progress=False)
     assert len(asked) == 1

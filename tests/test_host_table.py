@@ -1,10 +1,9 @@
 """Client rows on the host: versions that never change, and slots that no version loses."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,22 +177,18 @@ def test_checkpoints_keep_their_rows(folder, tmp_path):
     assert six.clients.num_touched == 8
 
 
+def writes_and_dies(folder):
+    edit = TableEdit(table(folder / "rows"))
+    fill(edit, [1, 2], [11, 12])
+    checkpoint.save(folder / "out", state_of(edit.freeze()), step=1)
+    fill(edit, [1, 5], [55, 56])
+    os.kill(os.getpid(), 9)
+
+
 def test_rows_on_disk_survive_the_process(tmp_path):
-    code = """
-import sys, os
-from pathlib import Path
-from test_host_table import *
-folder, out = Path(sys.argv[1]) / "rows", Path(sys.argv[1]) / "out"
-edit = TableEdit(table(folder))
-fill(edit, [1, 2], [11, 12])
-checkpoint.save(out, state_of(edit.freeze()), step=1)
-fill(edit, [1, 5], [55, 56])
-os.kill(os.getpid(), 9)
-"""
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}"}
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    assert subprocess.run(command, env=environment).returncode == -9
+    process = forked.start(writes_and_dies, tmp_path)
+    process.join(timeout=120)
+    assert process.exitcode == -9
     template = state_of(table(tmp_path / "rows"))
     back = checkpoint.restore(tmp_path / "out", template).clients
     assert values_of(back) == [-1, 11, 12] + [-1] * (N - 3)
@@ -202,22 +197,16 @@ os.kill(os.getpid(), 9)
     assert len(back.store._free) == back.store.num_bytes // back.layout.num_bytes - 2
 
 
+def is_refused(folder):
+    with pytest.raises(ValueError, match="is in use by another process"):
+        TableEdit(table(folder))
+
+
 def test_one_process_at_a_time(tmp_path):
     one = TableEdit(table(tmp_path / "rows"))
-    code = """
-import sys
-from pathlib import Path
-from test_host_table import *
-try:
-    TableEdit(table(Path(sys.argv[1])))
-except ValueError as error:
-    print(error)
-"""
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}"}
-    command = [sys.executable, "-c", code, str(tmp_path / "rows")]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert "is in use by another process" in said.stdout, said.stderr
+    process = forked.start(is_refused, tmp_path / "rows")
+    process.join(timeout=120)
+    assert process.exitcode == 0
     other = HostTable(np.zeros(3), num_clients=N, folder=tmp_path / "rows")
     with pytest.raises(ValueError, match="a state_dir of its own"):
         TableEdit(other)

@@ -17,10 +17,19 @@ OF_VARIANTS = (
     "masked_clients_leave_no_trace",
     "empty_cohort_changes_nothing",
 )
+AT_THE_SERVER = {"fedavg optax yogi server", "fedavgm", "fedadagrad", "fedyogi"}
+"""What these change comes after the strategy's work, which is FedAvg's: FedAdam obeys every law."""
+OF_SERVERS = ("structure_is_stable", "never_retraces", "empty_cohort_changes_nothing")
 CASES = [
     pytest.param(name, law, marks=() if name in FULL and law in OF_VARIANTS else pytest.mark.slow)
     for name in testing.ALGORITHMS
-    for law in (testing.ALGORITHM_LAWS if name in FULL else OF_VARIANTS)
+    for law in (
+        testing.ALGORITHM_LAWS
+        if name in FULL
+        else OF_SERVERS
+        if name in AT_THE_SERVER
+        else OF_VARIANTS
+    )
 ]
 
 

@@ -198,32 +198,13 @@ def test_nothing_local_is_fedavg_in_every_bit():
         personal_models(state)
 
 
-def make(rate, sampler, strategy):
-    names = sorted(testing.init_params(KEY))
-    return local_leaves(
-        fl.local_sgd(testing.loss, optax.sgd(rate)),
-        is_local=lambda params: {name: name == names[0] for name in names},
-        plan=fl.Plan(batch_size=2),
-        sampler=sampler,
-        server=fl.optimizer_server(optax.sgd(1.0)),
-        strategy=strategy,
-    )
-
-
-LAWS = (
-    "structure_is_stable",
-    "strategies_agree",
-    "never_retraces",
-    "keys_are_used_once",
-    "masked_clients_leave_no_trace",
-    "empty_cohort_changes_nothing",
-    "caller_keeps_its_arrays",
-)
+LAWS = ("keys_are_used_once", "caller_keeps_its_arrays")
+"""Those that test_laws.py leaves out for them."""
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_laws(law):
-    testing.check_algorithm(make, laws=[law])
+    testing.check_algorithm(testing.ALGORITHMS["local leaves"], laws=[law])
 
 
 def test_evaluate_personal_equals_a_loop():

@@ -2,14 +2,11 @@
 
 import functools
 import gc
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +17,7 @@ import fedjax_lite as fl
 from fedjax_lite import checkpoint
 from fedjax_lite.data.npy_store import write_streamed
 from fedjax_lite.data.store import ArrayStore
+from fedjax_lite.engine import client_mesh, replicate, sharded
 from fedjax_lite.history import read_rows
 from fedjax_lite.stream import HostTable, StreamedDataset, open_streamed, streamed_bytes
 from fedjax_lite.stream.memory import bucket
@@ -212,59 +210,56 @@ def test_runs_in_parts_give_the_same_bytes(place, tmp_path):
     assert bare(found) == bare(rows)
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from test_streaming import begin, go, make, pair
-place, folder = sys.argv[1], Path(sys.argv[2])
-data = pair(state=place, **({"state_dir": folder / "rows"} if place == "disk" else {}))[1]
-algo = make("scaffold", "dropout")
-def slow(state):
-    time.sleep(0.02)
+def at_place(place, folder):
+    return pair(state=place, **({"state_dir": folder} if place == "disk" else {}))[1]
+
+
+def first_row(state):
     return {"first": float(state.clients.rows([0])["b"][0])}
-go(algo, begin(algo, data), data, num_rounds=80, every=2, evaluate=slow,
-   output_dir=folder / "out", resume=True)
-"""
+
+
+def killed_run(place, folder, last):
+    """What the processes do that are killed; from round `last` on they wait for it."""
+
+    def slow(state):
+        time.sleep(0.02)
+        forked.hold(int(state.round), last)
+        return first_row(state)
+
+    data, algo = at_place(place, folder / "rows"), make("scaffold", "dropout")
+    go(
+        algo, begin(algo, data), data, num_rounds=80, every=2, evaluate=slow,
+        output_dir=folder / "out", resume=True,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["host", "disk"])
 def test_sigkill_at_any_moment_changes_no_byte(place, tmp_path):
     algo, rng = make("scaffold", "dropout"), np.random.default_rng()
-
-    def data(name):
-        return pair(state=place, **({"state_dir": tmp_path / name} if place == "disk" else {}))[1]
-
-    def first_row(state):
-        return {"first": float(state.clients.rows([0])["b"][0])}
-
-    calm = data("calm")
+    calm = at_place(place, tmp_path / "calm")
     expected, rows = go(algo, begin(algo, calm), calm, num_rounds=80, every=2, evaluate=first_row)
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}"}
     checkpoints = tmp_path / "out" / "checkpoints"
-
-    def launch():
-        command = [sys.executable, "-c", SCRIPT, place, str(tmp_path)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def reached():
         return max(checkpoint.steps(checkpoints), default=0)
 
     moments = []
     for _ in range(4):
-        before, child = reached(), launch()
-        while child.poll() is None and reached() < before + 4:
+        before = reached()
+        child = forked.start(killed_run, place, tmp_path, before + 18)
+        while child.is_alive() and reached() < before + 4:
             time.sleep(0.002)
         time.sleep(float(rng.uniform(0, 0.2)))
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, child.communicate()[1]
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
         moments.append(reached())
     assert moments[-1] < 80
-    child = launch()
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
-    last = data("rows")
+    child = forked.start(killed_run, place, tmp_path, forked.FOREVER)
+    child.join(timeout=300)
+    assert child.exitcode == 0
+    last = at_place(place, tmp_path / "rows")
     state = checkpoint.restore(checkpoints, begin(algo, last))
     assert raw(state) == raw(expected), moments
     assert bare(read_rows(tmp_path / "out" / "metrics.jsonl")) == bare(rows), moments
@@ -275,7 +270,7 @@ def stream_threads():
 
 
 def assert_no_thread_stays():
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while stream_threads() and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
@@ -475,38 +470,19 @@ def test_more_examples_than_int32_counts():
         data.cohort(np.arange(3), np.ones(3, bool))
 
 
-DEVICES = """
-import jax, numpy as np
-import fedjax_lite as fl
-from fedjax_lite.engine import client_mesh, replicate, sharded
-from test_streaming import assert_close, begin, go, make, pair
-assert len(jax.devices()) == 2
-memory, streamed = pair()
-host = pair(state="host")[1]
-mesh = client_mesh()
-one, several = make("scaffold"), make("scaffold", strategy=sharded(mesh))
-expected, _ = go(one, begin(one, memory), memory)
-for place in (lambda state: state, lambda state: replicate(state, mesh)):
-    got, _ = go(several, place(begin(several, streamed)), streamed)
-    assert_close(got, expected, 1e-5)
-got, _ = go(several, begin(several, host), host)
-assert_close(got, expected, 1e-5)
-print("equal")
-"""
-
-
 @pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 2, reason="test_sharded.py's last test runs it")
 def test_several_devices():
-    here = Path(__file__).parent
-    environment = os.environ | {
-        "PYTHONPATH": f"{here}:{here.parent}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True
-    )
-    assert result.stdout.strip() == "equal", result.stderr
+    memory, streamed = pair()
+    host = pair(state="host")[1]
+    mesh = client_mesh(jax.devices()[:2])
+    one, several = make("scaffold"), make("scaffold", strategy=sharded(mesh))
+    expected, _ = go(one, begin(one, memory), memory)
+    for place in (lambda state: state, lambda state: replicate(state, mesh)):
+        got, _ = go(several, place(begin(several, streamed)), streamed)
+        assert_close(got, expected, 1e-5)
+    got, _ = go(several, begin(several, host), host)
+    assert_close(got, expected, 1e-5)
 
 
 def test_a_round_sees_the_cohort_as_it_was_drawn():

@@ -66,13 +66,14 @@ def citation(*used: Any) -> Text:
 
     Args:
       *used: algorithms, parts of them (aggregators, transforms, privacy mechanisms ...), models,
-        partitioners, factories (``fl.krum``), and names of data sets (``"cifar10"``).
+        partitioners, factories (``fl.krum``, ``optax.adam``), and names of data sets
+        (``"cifar10"``).
 
     Returns:
       BibTeX, each entry once, fedjax_lite first; a REPL or notebook shows it as it reads.
 
     Raises:
-      TypeError: if something is none of these.
+      TypeError: if something is none of these, or a factory that was not called and names no paper.
       ValueError: if the name of a data set is unknown.
 
     Example:
@@ -128,8 +129,8 @@ def keys_of(thing: Any) -> Iterator[str]:
         return
     elif is_optimizer(thing):
         yield from _optimizer_names(read_optimizer(thing).names)
-    elif isinstance(thing, FunctionType) and _public(thing):
-        yield from named_in(thing.__doc__)
+    elif isinstance(thing, FunctionType) and (found := _uncalled(thing)) is not None:
+        yield from found
     elif is_part(thing) or isinstance(thing, FunctionType):
         yield from _parts(thing)
     else:
@@ -175,7 +176,8 @@ def _server(server: Piece) -> Iterator[str]:
         yield from _doc(factory_of(server.module, server.name))
     if (optimizer := server_optimizer(server)) is None:
         return
-    if not optimizer.plain and not optimizer.momentum and server.name == "optimizer_server":
+    step = optimizer.plain or optimizer.momentum or optimizer.core.startswith(PACKAGE)
+    if not step and server.name == "optimizer_server":
         yield from _doc(factory_of(server.module, server.name))
     yield from _optimizer_names(optimizer.names)
 
@@ -237,7 +239,24 @@ def _doc(function: FunctionType | None) -> Iterator[str]:
     yield from named_in(function.__doc__ if function else None)
 
 
-def _public(function: FunctionType) -> bool:
-    """Whether this is a factory itself, not what one made."""
-    ours = (function.__module__ or "").startswith(PACKAGE + ".")
-    return ours and factory_of(function.__module__, function.__name__) is function
+def _uncalled(function: FunctionType) -> list[str] | None:
+    """The papers of a factory itself, ours or optax'; None for what a factory made.
+
+    Raises:
+      TypeError: if it names none; what it makes may have some.
+    """
+    module, name = function.__module__ or "", function.__name__
+    if module.startswith(PACKAGE + ".") and factory_of(module, name) is function:
+        called, found = name, named_in(function.__doc__)
+    elif module.startswith("optax.") and function.__qualname__ == name:
+        called = f"optax.{name}"
+        found = [OPTAX[name]] if name in OPTAX else []
+        found = found or named_in((function.__doc__ or "").replace("arxiv.org/abs/", "arXiv:"))
+    else:
+        return None
+    if not found:
+        raise TypeError(
+            f"{called} is a function that was not called, and its docstring names no paper that "
+            f"citation knows; give what it makes, {called}(...), or leave it out"
+        )
+    return list(found)

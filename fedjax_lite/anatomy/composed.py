@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from fedjax_lite.anatomy.figures import figure, function_words
+from fedjax_lite.anatomy.figures import figure, function_words, within
 from fedjax_lite.anatomy.optimizers import Optimizer, is_optimizer, read_optimizer
 from fedjax_lite.anatomy.pieces import Piece, factory_of, read, step_of, steps, unwrapped
 from fedjax_lite.anatomy.words import own_words
@@ -138,7 +138,9 @@ def round_words(resolve: Any) -> str:
     function = unwrapped(resolve) if callable(resolve) else None
     cells = step_of(function).cells if isinstance(function, FunctionType) else {}
     chosen = cells.get("client_optimizer")
-    told = function_words(chosen) if callable(chosen) else "a function of its own"
+    told = "a function of its own"
+    if callable(chosen):
+        told = function_words(chosen) + within(chosen)
     return f"an optimizer that depends on the round: {told}"
 
 
@@ -171,7 +173,7 @@ def _resolved(value: Any) -> Optimizer | None:
         words = inner.words if inner else round_words(step.cells["resolve"])
         pull = f"a pull towards the server's model (mu {figure(step.cells.get('mu'))})"
         names = (PROXIMAL, *(inner.names if inner else ()))
-        return Optimizer(f"{pull}, then {words}", names, momentum=False, plain=False)
+        return Optimizer(f"{pull}, then {words}", names, False, False, "", ())
     if step.factory == "resolve_optimizer" and "client_optimizer" in step.cells:
         return _resolved(step.cells["client_optimizer"])
     return None
@@ -203,11 +205,15 @@ def _title(
         return "FedAvg's clients with another server", factory_of(
             "fedjax_lite.algorithms.fedavg", "fedavg"
         )
-    if descent and descent.names and descent.names[0] in SERVERS:
-        title, name = SERVERS[descent.names[0]]
-        return title, factory_of("fedjax_lite.algorithms.fedopt", name)
-    if descent and descent.momentum:
-        return "FedAvgM", factory_of("fedjax_lite.algorithms.fedopt", "fedavgm")
-    if descent and not descent.plain:
-        return "FedOpt", factory_of("fedjax_lite.server", "optimizer_server")
-    return "FedAvg", factory_of("fedjax_lite.algorithms.fedavg", "fedavg")
+    if descent is None:
+        return "FedAvg", factory_of("fedjax_lite.algorithms.fedavg", "fedavg")
+    # A server that clips, say, before its step is still the method that its step is.
+    more = f" with {' and '.join(descent.aside)}" if descent.aside else ""
+    if descent.core in SERVERS:
+        title, name = SERVERS[descent.core]
+        return title + more, factory_of("fedjax_lite.algorithms.fedopt", name)
+    if descent.momentum:
+        return "FedAvgM" + more, factory_of("fedjax_lite.algorithms.fedopt", "fedavgm")
+    if descent.plain:
+        return "FedAvg" + more, factory_of("fedjax_lite.algorithms.fedavg", "fedavg")
+    return "FedOpt" + more, factory_of("fedjax_lite.server", "optimizer_server")

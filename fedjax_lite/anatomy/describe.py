@@ -19,8 +19,9 @@ from fedjax_lite.types import Accountant, FederatedAlgorithm, Mechanism
 def describe(algorithm: Any) -> Text:
     """Says in words what one round of an algorithm does: a draft of the methods section.
 
-    It reads the closures that the round is made of and runs, traces and compiles nothing. Settings
-    that closures do not hold are left out; what you wrote yourself is called so.
+    It reads the closures that the round is made of and runs and compiles nothing; it traces nothing
+    but a model's init, to count parameters. Settings that closures do not hold are left out; what
+    you wrote yourself is called so.
 
     Args:
       algorithm: a `FederatedAlgorithm`; or a part of one: a sampler, a plan, an aggregator, an
@@ -42,7 +43,7 @@ def describe(algorithm: Any) -> Text:
         Cohort: each round 10 clients, uniformly without replacement.
         Local work: 5 epochs in batches of 20.
         Local steps: SGD with learning rate 0.1.
-        Loss: cross_entropy of mlp.
+        Loss: cross_entropy of mlp (159,010 parameters).
         Uplink: messages are sent clipped to L2 norm 1, then quantised by QSGD to 7 levels.
         Aggregation: the weighted mean; a message weighs its number of examples.
         Server: SGD with learning rate 1 on the aggregate.

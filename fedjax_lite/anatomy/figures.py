@@ -43,6 +43,8 @@ def figure(value: Any) -> str:
         return _array(value)
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return _array(np.asarray(value)) if _numeric(value) else f"{len(value)} values"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{figure(k)}: {figure(v)}" for k, v in value.items()) + "}"
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, np.dtype):
@@ -89,6 +91,18 @@ def optax_words(name: str, cells: dict[str, Any]) -> str:
       >>> optax_words("clip_by_global_norm", {"max_norm": 1.0})
       'optax.clip_by_global_norm(max_norm 1)'
     """
+    if name == "polynomial_schedule" and _equal(cells.get("power"), 1):
+        name = "linear_schedule"  # which optax makes as a polynomial one
+    if name == "join_schedules" and "schedules" in cells:
+        parts = [figure(part) for part in cells["schedules"]]
+        starts = [figure(step) for step in cells.get("boundaries", ())]
+        later = [f"from {step} on {part}" for step, part in zip(starts, parts[1:])]
+        return f"optax.join_schedules({', '.join([*parts[:1], *later])})"
+    if name == "piecewise_interpolate_schedule" and "boundaries" in cells:
+        scales = dict(zip(cells["boundaries"], cells.get("scales", ())))
+        kind = getattr(cells.get("interpolate_fn"), "__name__", "").split("_")[1:2]
+        cells = {**cells, "boundaries_and_scales": scales}
+        cells |= {"interpolate_type": kind[0]} if kind else {}
     factory = getattr(optax, name, None) or getattr(optax.schedules, name, None)
     if factory is None or not callable(factory):
         return f"optax's {name.strip('<>')}"
@@ -100,6 +114,30 @@ def optax_words(name: str, cells: dict[str, Any]) -> str:
             continue
         shown.append(f"{key} {figure(value)}")
     return f"optax.{name}({', '.join(shown)})" if shown else f"optax.{name}"
+
+
+def within(function: Any) -> str:
+    """What of optax a function of the user's is made with, as far as its code and closure say.
+
+    Example:
+      >>> from types import FunctionType  # a function from elsewhere
+      >>> code = (lambda round: optax.sgd(0.1 / round)).__code__
+      >>> within(FunctionType(code, {"optax": optax, "__name__": "script"})), within(optax.adam)
+      (', which uses optax.sgd', '')
+    """
+    plain: Any = unwrapped(function)
+    if not hasattr(plain, "__code__") or step_of(plain).module.split(".")[0] in (PACKAGE, *SILENT):
+        return ""
+    names, known = plain.__code__.co_names, plain.__globals__
+    values = {**{n: known[n] for n in names if n in known}, **step_of(plain).cells}
+    found = [function_words(value) for value in values.values() if _of_optax(value)]
+    if any(value is optax for value in values.values()):
+        found += [f"optax.{n}" for n in names if callable(getattr(optax, n, None))]
+    return f", which uses {' and '.join(dict.fromkeys(found))}" if found else ""
+
+
+def _of_optax(value: Any) -> bool:
+    return callable(value) and (getattr(value, "__module__", None) or "").startswith("optax.")
 
 
 def _number(value: float) -> str:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from fedjax_lite.anatomy.figures import figure, optax_words
+from fedjax_lite.anatomy.figures import figure, optax_words, within
 from fedjax_lite.anatomy.pieces import PACKAGE, read, step_of, steps, unwrapped
 
 NAMED = {
@@ -32,6 +32,14 @@ OWN = {
 """Those of `fedjax_lite.server`."""
 PREPARING = ("add_decayed_weights", "centralize", "zero_nans", "proximal", "add_noise")
 """Stages after which a step along the result is still called SGD; those that clip are, too."""
+ASIDE = {
+    "add_decayed_weights": "weight decay",
+    "centralize": "a centralised pseudo-gradient",
+    "zero_nans": "NaNs set to zero",
+    "add_noise": "noise on the pseudo-gradient",
+}
+"""What a server optimizer does beside its step, in a title; stages that clip are told by place."""
+RATES = ("scale", "scale_by_schedule", "scale_by_learning_rate")
 NOTHING = ("identity", "init_empty_state", "")
 INJECTED = "inject_hyperparams"
 INSIDE = {"adam": ("scale_by_adam",), "adamw": ("scale_by_adam", "add_decayed_weights")}
@@ -53,9 +61,13 @@ class Optimizer(NamedTuple):
     names: tuple[str, ...]
     """Names of its stages, such as "scale_by_adam", "proximal" or "fedjax_lite.server.yogi"."""
     momentum: bool
-    """Plain SGD with momentum."""
+    """SGD with momentum, apart from `aside`."""
     plain: bool
-    """SGD without momentum, decay or anything else."""
+    """SGD without momentum, apart from `aside`."""
+    core: str
+    """The name of its only stage, apart from `aside`; "" where there are more."""
+    aside: tuple[str, ...]
+    """What it does beside its step, such as "a clipped pseudo-gradient"."""
 
 
 def read_optimizer(optimizer: Any) -> Optimizer:
@@ -90,9 +102,19 @@ def read_optimizer(optimizer: Any) -> Optimizer:
         words.append(phrase if used else stage_words(rest[0]))
         rest = rest[max(used, 1) :]
     names = tuple(name for stage in flat for name in _names(stage))
-    plain = len(flat) == 1 and _rate(flat[0]) is not None
-    momentum = len(flat) == 2 and flat[0].name == "trace" and _rate(flat[1]) is not None
-    return Optimizer(", then ".join(words) or "no change", names, momentum, plain)
+    core = [stage for stage in flat if not _beside(stage)]
+    kinds = [_kind(stage) for stage in core]
+    plain = set(kinds) == {"rate"}
+    momentum = bool(kinds) and kinds[0] == "momentum" and set(kinds[1:]) <= {"rate"}
+    only = _names(core[0]) if len(core) == 1 else []
+    return Optimizer(
+        words=", then ".join(words) or "no change",
+        names=names,
+        momentum=momentum,
+        plain=plain,
+        core=only[0] if only else "",
+        aside=tuple(dict.fromkeys(_aside(flat, core))),
+    )
 
 
 def stages(optimizer: Any) -> list[Stage]:
@@ -109,7 +131,10 @@ def stages(optimizer: Any) -> list[Stage]:
     if step.factory == "with_extra_args_support" and "tx" in step.cells:
         return stages(step.cells["tx"])
     if step.factory == "chain" and "update_fns" in step.cells:
-        return [stage for inner in step.cells["update_fns"] for stage in stages(inner)]
+        updates = step.cells["update_fns"]
+        inits = step_of(optimizer.init).cells.get("init_fns") if is_optimizer(optimizer) else None
+        pairs = [optax.GradientTransformation(*pair) for pair in zip(inits or (), updates)]
+        return [stage for inner in pairs or updates for stage in stages(inner)]
     if step.module.split(".")[0] == PACKAGE:
         if step.factory == "_apart" and "inner" in step.cells:
             return [*stages(step.cells["inner"]), Stage("with_statistics", step.module, {})]
@@ -123,6 +148,35 @@ def stages(optimizer: Any) -> list[Stage]:
         return [Stage(INJECTED, step.module, {**step_of(optimizer.init).cells, **step.cells})]
     name = step.factory or function.__qualname__.split(".")[0]
     return [Stage(name, step.module, step.cells)]
+
+
+def _beside(stage: Stage) -> bool:
+    """Whether a stage prepares or bounds a step rather than makes one."""
+    return stage.name in ASIDE or (stage.module.split(".")[0] == "optax" and "clip" in stage.name)
+
+
+def _aside(flat: list[Stage], core: list[Stage]) -> list[str]:
+    """The stages beside the core, in words; a decay of 0 is none."""
+    last = max((flat.index(stage) for stage in core), default=len(flat))
+    found = []
+    for position, stage in enumerate(flat):
+        if stage.name in ASIDE:
+            nothing = stage.name not in _names(stage)
+            found += [] if nothing else [ASIDE[stage.name]]
+        elif _beside(stage):
+            found.append("a clipped " + ("pseudo-gradient" if position < last else "server step"))
+    return found
+
+
+def _kind(stage: Stage) -> str:
+    """The word "rate" or "momentum" for what plain SGD is made of."""
+    if stage.name == INJECTED and stage.cells.get("inner_factory") is optax.sgd:
+        given = {**stage.cells.get("sched_hps", {}), **stage.cells.get("numeric_hps", {})}
+        given |= stage.cells.get("other_hps", {})
+        return "rate" if given.get("momentum") is None else "momentum"
+    if stage.module.split(".")[0] != "optax":
+        return ""
+    return "rate" if stage.name in RATES else "momentum" if stage.name == "trace" else ""
 
 
 def stage_words(stage: Stage) -> str:
@@ -141,7 +195,7 @@ def stage_words(stage: Stage) -> str:
             f"{k} {figure(stage.cells[k])}" for k in ("b1", "b2", "tau") if k in stage.cells
         ]
         rate = stage.cells.get("learning_rate")
-        tail = "" if rate is None else f" with learning rate {_rate_words(rate)}"
+        tail = "" if rate is None else f" with learning rate {rate_words(rate)}"
         return f"{OWN.get(stage.name, stage.name)} ({', '.join(settings)}){tail}"
     if top == "optax":
         if stage.name == INJECTED:
@@ -182,7 +236,7 @@ def _injected(cells: dict[str, Any]) -> str:
     values = {**cells.get("sched_hps", {}), **cells.get("numeric_hps", {})}
     values |= {k: v for k, v in cells.get("other_hps", {}).items() if v is not None}
     values = {k: getattr(v, "schedule_fn", v) for k, v in values.items() if v is not False}
-    shown = ", ".join(f"{name} {_rate_words(value)}" for name, value in values.items())
+    shown = ", ".join(f"{name} {rate_words(value)}" for name, value in values.items())
     name = getattr(factory, "__name__", "a function")
     ours = getattr(factory, "__module__", "").split(".")[0] == "optax"
     called = f"optax.{name}" if ours else f"your own `{name}`"
@@ -240,12 +294,19 @@ def _rate(stage: Stage) -> str | None:
     if stage.name == "scale_by_schedule" and "step_size_fn" in stage.cells:
         function = unwrapped(stage.cells["step_size_fn"])
         cells = step_of(function).cells if hasattr(function, "__code__") else {}
-        return _rate_words(cells.get("learning_rate", function))
+        return rate_words(cells.get("learning_rate", function))
     return None
 
 
-def _rate_words(rate: Any) -> str:
-    return f"by the schedule {figure(rate)}" if callable(rate) else figure(rate)
+def rate_words(rate: Any) -> str:
+    """A learning rate in words.
+
+    Example:
+      >>> rate_words(0.1), rate_words(optax.linear_schedule(1.0, 0.5, 10))
+      ('0.1', 'by the schedule optax.linear_schedule(init_value 1, end_value 0.5, \
+transition_steps 10)')
+    """
+    return f"by the schedule {figure(rate)}{within(rate)}" if callable(rate) else figure(rate)
 
 
 def is_optimizer(value: Any) -> bool:

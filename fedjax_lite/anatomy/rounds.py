@@ -9,9 +9,11 @@ import numpy as np
 
 from fedjax_lite.anatomy.composed import Composed, client_optimizer, round_words, server_optimizer
 from fedjax_lite.anatomy.figures import figure, function_words
+from fedjax_lite.anatomy.optimizers import rate_words
 from fedjax_lite.anatomy.pieces import PLUMBING, Piece, Step, factory_of, is_part, read, steps
 from fedjax_lite.anatomy.words import own_words, phrase, plain_words, weighting_words
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.models.batch_norm import statistics_mask
 from fedjax_lite.types import Accountant
 
 UNWEIGHTED = frozenset(
@@ -120,8 +122,9 @@ def training_words(client: Piece, server: Piece) -> str:
     optimizer = client_optimizer(client)
     if client.name in SPECIAL:
         known = {k: figure(v) for k, v in client.found.items() if not is_part(v)}
-        if "rate_at" in known:  # a function of the round is used as it is
-            known.setdefault("learning_rate", f"by {known['rate_at']}")
+        # A function of the round is used as it is.
+        rate = client.found.get("learning_rate", client.found.get("rate_at"))
+        known |= {} if rate is None else {"learning_rate": rate_words(rate)}
         try:
             words = SPECIAL[client.name].format(**known)
         except KeyError:
@@ -132,7 +135,7 @@ def training_words(client: Piece, server: Piece) -> str:
         extra = [
             f"{k} {figure(client.found[k])}" for k in ("momentum", "mu") if client.found.get(k)
         ]
-        rate = figure(client.found.get("learning_rate"))
+        rate = rate_words(client.found.get("learning_rate"))
         joined = f" ({', '.join(extra)})" if extra else ""
         return (
             f"SGD with learning rate {rate}{joined}; what is sent is normalised by the steps done"
@@ -290,7 +293,7 @@ def loss_words(client: Piece) -> str | None:
       >>> import optax, fedjax_lite as fl
       >>> model = fl.models.mlp((4,), num_classes=3, input_shape=(2,))
       >>> loss_words(read(fl.local_sgd(model.loss, optax.sgd(0.1))))
-      'cross_entropy of mlp'
+      'cross_entropy of mlp (27 parameters)'
     """
     loss = client.found.get("loss")
     if not callable(loss):
@@ -304,13 +307,18 @@ def loss_words(client: Piece) -> str | None:
         if step.module.startswith("fedjax_lite.models.")
     ]
     criteria = [s.name for s in within if s.module.endswith(".losses") and not s.factory]
+    # A model's own functions bear the name of the factory that was called; what they are built of
+    # may bear that of another.
+    within.sort(key=lambda step: step.name not in ("losses", "predict"))
     models = dict.fromkeys(s.factory for s in within if factory_of(s.module, s.factory))
     told = [name for name in models if name not in (*PLUMBING, *MODEL_WRAPPERS)]
     around = [f", {name}" for name in models if name in MODEL_WRAPPERS]
     if not criteria or not told:
         return words
     name = f"{kind} ({told[0]})" if (kind := _flax_class(within)) else told[0]
-    return f"{criteria[0]} of {name}{''.join(around)}"
+    count = num_parameters(within)
+    size = f" ({count:,} parameters)" if count else ""
+    return f"{criteria[0]} of {name}{size}{''.join(around)}"
 
 
 def part_words(piece: Piece) -> str:
@@ -332,6 +340,25 @@ def _flax_class(within: list[Step]) -> str:
             nodes = getattr(step.cells["evaluation"], "nodes", ())
             return getattr(getattr(nodes[0], "type", None), "__name__", "") if nodes else ""
     return ""
+
+
+def num_parameters(within: list[Step]) -> int | None:
+    """How many numbers the model behind a loss trains; None where that is not known.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> num_parameters(list(steps([fl.models.linear(3, (4,)).loss], into_parts=True)))
+      15
+    """
+    init = next((s.cells["init"] for s in within if {"init", "apply"} <= set(s.cells)), None)
+    if init is None:
+        return None
+    try:
+        shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
+    except Exception:  # whatever a user's network raises: its size is left out
+        return None
+    trained = zip(jax.tree.leaves(shapes), jax.tree.leaves(statistics_mask(shapes)), strict=True)
+    return sum(leaf.size for leaf, is_statistic in trained if not is_statistic)
 
 
 def _weight(client: Piece) -> Any:

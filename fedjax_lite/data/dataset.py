@@ -14,6 +14,7 @@ from fedjax_lite.checks import check_count
 from fedjax_lite.data.found import Found
 from fedjax_lite.data.found import SizedPopulation as SizedPopulation
 from fedjax_lite.data.not_arrays import check_arrays, check_not_iterator
+from fedjax_lite.data.one_line import leaf_words, length, length_of_all
 from fedjax_lite.data.sharded import ShardedDataset
 from fedjax_lite.mistakes import check_pixels
 from fedjax_lite.types import Array, PyTree
@@ -43,8 +44,8 @@ class FederatedDataset:
 
     def __repr__(self) -> str:
         """Counts, names and types; no values."""
-        counts = f"{_length(self.offsets, -1)} clients, {_length_of_all(self.examples)} examples"
-        return f"FederatedDataset({counts}{_leaf_words(self.examples)})"
+        counts = f"{length(self.offsets, -1)} clients, {length_of_all(self.examples)} examples"
+        return f"FederatedDataset({counts}{leaf_words(self.examples)})"
 
     @property
     def num_clients(self) -> int:
@@ -113,8 +114,8 @@ class CohortDataset:
 
     def __repr__(self) -> str:
         """Counts, names and types; no values."""
-        counts = f"{_length(self.offsets, -1)} of {self.num_clients} clients"
-        return f"CohortDataset({counts}{_leaf_words(self.examples)})"
+        counts = f"{length(self.offsets, -1)} of {self.num_clients} clients"
+        return f"CohortDataset({counts}{leaf_words(self.examples)})"
 
     @property
     def num_padded(self) -> int:
@@ -129,29 +130,6 @@ class CohortDataset:
     def find(self, ids: Array, slots: Array) -> Found:
         """A client is found by its slot."""
         return Found(slots, slots, self.offsets[slots + 1] - self.offsets[slots])
-
-
-def _length(leaf: Any, more: int = 0) -> str:
-    """The leading axis; "?" in trees of something else than arrays, which JAX makes at times."""
-    shape = getattr(leaf, "shape", ())
-    return str(shape[0] + more) if shape else "?"
-
-
-def _length_of_all(examples: PyTree) -> str:
-    leaves = jax.tree.leaves(examples)
-    return _length(leaves[0]) if leaves else "?"
-
-
-def _leaf_words(examples: PyTree) -> str:
-    """Each leaf's name, dtype and shape without the axis of examples; at most 8 of them."""
-    words = []
-    leaves = jax.tree_util.tree_leaves_with_path(examples)
-    for path, leaf in leaves[:8]:
-        shape = ",".join(str(size) for size in getattr(leaf, "shape", ())[1:])
-        kind = str(getattr(leaf, "dtype", type(leaf).__name__))
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        words.append(f", {name} {kind}[{shape}]" if name else f", {kind}[{shape}]")
-    return "".join(words) + ", ..." * (len(leaves) > 8)
 
 
 ClientData: TypeAlias = FederatedDataset | CohortDataset | ShardedDataset
@@ -269,7 +247,10 @@ def check_examples(examples: PyTree) -> int:
         raise ValueError(f"examples must share their leading axis, got lengths {lengths}")
     num_examples = next(iter(lengths.values()))
     if num_examples == 0:
-        raise ValueError("examples must not be empty: the population has no data")
+        raise ValueError(
+            "examples must not be empty, got arrays of 0 rows: the population has no data; look at "
+            "the split or the filter that they come from"
+        )
     return num_examples
 
 

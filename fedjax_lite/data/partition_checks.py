@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks import shown
+
 
 def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     """Returns `value` as an int of at least `minimum`.
@@ -17,7 +19,7 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
       ValueError: if it is below `minimum`.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}; pass an int >= {minimum}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}; pass an int >= {minimum}")
     if value < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value}; pass a larger integer")
     return int(value)

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from fedjax_lite.data.found import Found
+from fedjax_lite.data.one_line import leaf_words, length, length_of_all
 from fedjax_lite.types import Array, PyTree
 
 
@@ -39,6 +40,12 @@ class ShardedDataset:
     num_blocks: int = dataclasses.field(metadata={"static": True})
     max_client_size: int = dataclasses.field(metadata={"static": True})
     order: None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        """Counts, names and types; no values."""
+        counts = f"{length(self.sizes)} clients in {self.num_blocks} blocks, "
+        rows = f"{length_of_all(self.examples)} rows with padding"
+        return f"ShardedDataset({counts}{rows}{leaf_words(self.examples)})"
 
     @property
     def num_clients(self) -> int:

@@ -33,7 +33,8 @@ class Plan:
       steps: local steps instead of epochs, in the same three forms.
 
     Raises:
-      ValueError: if an amount is negative, or both `epochs` and `steps` are given.
+      ValueError: if an amount is negative or 0 for all clients, so that nobody would train, or both
+        `epochs` and `steps` are given. In an array single clients may have 0.
 
     Example:
       >>> Plan(batch_size=20, epochs=5)
@@ -137,6 +138,13 @@ def _check_amount(amount: Amount | None, name: str) -> None:
         )
     if values.size and values.min() < 0:
         raise ValueError(f"{name} must not be negative, got {values.min()}")
+    if values.size and values.max() == 0:
+        whom = "nobody" if values.ndim == 0 else f"none of the {values.size} clients"
+        raise ValueError(
+            f"{name} must be at least 1, got 0: {whom} would train; for clients that do nothing "
+            f"give an array with one value per client, some of them 0, or a function "
+            "(key, client) -> int"
+        )
 
 
 def _amount(amount: Amount | None, key: Key, client: Array) -> Array:

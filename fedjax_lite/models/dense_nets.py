@@ -94,6 +94,8 @@ def mlp(
       Decentralized Data", 2017, arXiv:1602.05629.
     """
     shape = check_input_shape(input_shape)
+    if isinstance(hidden, int):
+        raise TypeError(f"hidden must be a sequence of widths, got {hidden}; give ({hidden},)")
     widths = (math.prod(shape), *hidden, num_classes)
     if any(not isinstance(n, int) or n < 1 for n in widths):
         raise ValueError(f"hidden and num_classes must be positive ints, got {widths[1:]}")

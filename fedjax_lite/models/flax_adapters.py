@@ -210,7 +210,6 @@ def from_nnx(
     if kept and name is None:
         module.set_attributes(nnx.BatchNorm, use_running_average=False, raise_if_not_found=False)
     evaluation, _, _, _ = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
-    unused = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), kept)
 
     def init(key: Key) -> Params:
         made = make(key)
@@ -221,6 +220,8 @@ def from_nnx(
 
     def apply(params: Params, x: Array, key: Key | None) -> Array:
         params, stored = _extract(params, name)
+        # Layers write into them, which a NumPy array refuses while traced.
+        unused = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), kept)
         running = _map_layers(lambda m: _as_flax(*from_moments(m)), stored) if name else unused
         state = jax.tree.map(lambda leaf: leaf, param_state)
         nnx.replace_by_pure_dict(state, params)

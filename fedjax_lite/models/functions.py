@@ -126,10 +126,15 @@ def _some(names: Mapping[str, Any], others: Mapping[str, Any]) -> str:
 
 
 def _field(examples: Any, name: str) -> Array:
-    if not isinstance(examples, Mapping) or name not in examples:
-        found = list(examples) if isinstance(examples, Mapping) else type(examples).__name__
+    if not isinstance(examples, Mapping):
+        found = "an array" if hasattr(examples, "dtype") else f"a {type(examples).__name__}"
         raise TypeError(
-            f'examples must be a dict with "x" and "y", no {name!r} in {found}; rename them, '
-            'e.g. {"x": examples["image"], "y": examples["label"]}'
+            f'examples must be a dict with "x" and "y", got {found}; wrap it, {{"x": inputs, "y": '
+            "labels}, in fl.data.from_arrays or in the call"
+        )
+    if name not in examples:
+        raise TypeError(
+            f'examples must be a dict with "x" and "y", no {name!r} in {list(examples)}; rename '
+            'them, e.g. {"x": examples["image"], "y": examples["label"]}'
         )
     return examples[name]

@@ -88,7 +88,9 @@ def as_shape(x: Array, input_shape: tuple[int, ...]) -> Array:
     if without_channel or shape == (math.prod(input_shape),):
         return x.reshape(x.shape[0], *input_shape)
     remedy = f"pass input_shape={shape} to the model (images are channel-last)"
-    if len(shape) == 3 and (*shape[1:], shape[0]) == input_shape:
+    if x.shape == input_shape:
+        remedy = "one example needs a batch axis too, x[None]"
+    elif len(shape) == 3 and (*shape[1:], shape[0]) == input_shape:
         remedy = (
             "these images are channel-first (NCHW), models take channel-last: move the axis, "
             "np.moveaxis(x, 1, -1)"
@@ -125,8 +127,14 @@ def check_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """Returns `input_shape` as a tuple of positive ints.
 
     Raises:
-      ValueError: if it is not.
+      TypeError: if it is no sequence.
+      ValueError: if it holds anything else.
     """
+    if not isinstance(input_shape, Sequence | np.ndarray) or isinstance(input_shape, str):
+        raise TypeError(
+            f"input_shape must be the shape of one example, such as (28, 28, 1), got "
+            f"{input_shape!r}" + (f"; ({input_shape},)" if isinstance(input_shape, int) else "")
+        )
     shape = tuple(input_shape)
     if not shape or any(not isinstance(n, int | np.integer) or n < 1 for n in shape):
         raise ValueError(f"input_shape must be positive ints, got {input_shape!r}")

@@ -20,6 +20,7 @@ from fedjax_lite.privacy.analytic_gaussian import (
     gdp_epsilon,
     gdp_mu,
 )
+from fedjax_lite.privacy.calibrate_mechanism import calibrate
 from fedjax_lite.privacy.calibrate_noise import noise_multiplier
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.discrete import distributed_discrete_gaussian
@@ -50,6 +51,7 @@ __all__ = [
     "adaptive_clipping",
     "adaptive_sum",
     "banded_coefficients",
+    "calibrate",
     "central_gaussian",
     "clip_clients",
     "delta",

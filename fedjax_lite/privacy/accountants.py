@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 from fedjax_lite.checks import check_count
 from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.accounting import COARSE, Method
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
-from fedjax_lite.privacy.arguments import check_delta, check_epsilon, check_noise_multiplier
+from fedjax_lite.privacy.arguments import (
+    check_delta,
+    check_epsilon,
+    check_noise_multiplier,
+    is_traced,
+)
 from fedjax_lite.privacy.calibrate_noise import largest_count
 from fedjax_lite.privacy.calibrate_noise import noise_multiplier as least_noise
 from fedjax_lite.types import Accountant
@@ -76,7 +82,7 @@ def overflowing_epsilon(
 
 def poisson_accountant(
     *,
-    noise_multiplier: float,
+    noise_multiplier: Any,
     sampling_rate: float,
     overflow: float,
     delta: float,
@@ -89,7 +95,7 @@ def poisson_accountant(
     """The accountant of a Gaussian sum over Poisson cohorts.
 
     Args:
-      noise_multiplier: `z`.
+      noise_multiplier: `z`; where it is traced, nobody can say what is spent.
       sampling_rate: `q`.
       overflow: probability that a round's cohort does not fit.
       delta: in `(0, 1)`.
@@ -99,6 +105,10 @@ def poisson_accountant(
         round within it, if that comes first.
       calibrated: the noise was found for `num_rounds` rounds of the budget: no search.
       what: the mechanism and its unit, for the description.
+
+    Returns:
+      An `Accountant`. In every row of a history: ``epsilon_rdp``, for RDP composes by addition,
+      and ``epsilon`` where it is RDP's, too, or the closed form of ``q = 1``.
 
     Raises:
       ValueError: if the budget does not allow one round.
@@ -110,6 +120,8 @@ def poisson_accountant(
       >>> {name: round(value, 3) for name, value in accountant.spent(100).items()}
       {'epsilon': 7.047, 'epsilon_rdp': 7.904}
     """
+    if is_traced(noise_multiplier):
+        return unknown_accountant(delta=delta, max_rounds=num_rounds, what=what)
 
     @functools.lru_cache(maxsize=256)
     def at(rounds: int, method: Method) -> float:
@@ -125,6 +137,10 @@ def poisson_accountant(
     def spent(rounds: int) -> dict[str, float]:
         check_count(rounds, "rounds", minimum=0)
         return {"epsilon": at(rounds, method), "epsilon_rdp": at(rounds, "rdp")}
+
+    def every_round(rounds: int) -> dict[str, float]:
+        closed_form = method == "rdp" or sampling_rate == 1
+        return spent(rounds) if closed_form else {"epsilon_rdp": at(rounds, "rdp")}
 
     max_rounds = num_rounds
     if epsilon is not None and not calibrated and not math.isinf(epsilon):
@@ -145,7 +161,32 @@ def poisson_accountant(
     )
     if epsilon is not None and max_rounds is not None:
         parts.append(f"epsilon <= {epsilon:g} up to round {max_rounds}")
-    return Accountant(spent, max_rounds, "; ".join(parts), delta=delta)
+    return Accountant(
+        spent, max_rounds, "; ".join(parts), delta, float(noise_multiplier), every_round
+    )
+
+
+def unknown_accountant(*, delta: float, max_rounds: int | None, what: str) -> Accountant:
+    """The accountant where the noise is traced, as in a sweep: it knows no epsilon.
+
+    Args:
+      delta: in `(0, 1)`.
+      max_rounds: the last round that was planned for.
+      what: the mechanism and its unit, for the description.
+
+    Example:
+      >>> unknown_accountant(delta=1e-5, max_rounds=3, what="a sum").description
+      'a sum: the noise is traced, so that its epsilon is not known here'
+    """
+
+    def spent(rounds: int) -> dict[str, float]:
+        raise TypeError(
+            "noise_multiplier is traced here, so that epsilon is not known: ask the accountant of "
+            "the same mechanism with a plain number, as fl.sweep does for its rows"
+        )
+
+    text = f"{what}: the noise is traced, so that its epsilon is not known here"
+    return Accountant(spent, max_rounds, text, delta)
 
 
 def _rough(z: float, rate: float, delta: float, epsilon: float, method: str) -> int:
@@ -171,8 +212,8 @@ def gdp_accountant(
     *,
     delta: float,
     max_rounds: int | None,
+    noise_multiplier: Any,
     what: str,
-    private: bool = True,
 ) -> Accountant:
     """The accountant of a mechanism that is exactly Gaussian.
 
@@ -180,35 +221,42 @@ def gdp_accountant(
       mu: ``(rounds) -> mu``, sensitivity over noise of all rounds so far.
       delta: in `(0, 1)`.
       max_rounds: the last round that was planned for.
+      noise_multiplier: `z`; 0 is said aloud in the description, and of a traced one `mu` is not
+        asked.
       what: the mechanism, its unit and its conditions, for the description.
-      private: False where there is no noise, which the description then says.
+
+    Returns:
+      An `Accountant`, with ``epsilon`` in every row of a history.
 
     Example:
       >>> accountant = gdp_accountant(lambda rounds: rounds**0.5, delta=1e-5, max_rounds=4,
-      ...                             what="four releases")
+      ...                             noise_multiplier=1.0, what="four releases")
       >>> round(accountant.spent(1)["epsilon"], 6)
       4.377178
     """
     check_delta(delta)
+    if is_traced(noise_multiplier):
+        return unknown_accountant(delta=delta, max_rounds=max_rounds, what=what)
 
     def spent(rounds: int) -> dict[str, float]:
         check_count(rounds, "rounds", minimum=0)
         return {"epsilon": gdp_epsilon(delta, mu(rounds)) if rounds else 0.0}
 
-    prefix = "" if private else f"{NOT_PRIVATE}; "
-    return Accountant(spent, max_rounds, f"{prefix}{what}, delta={delta:g}", delta=delta)
+    prefix = "" if noise_multiplier > 0 else f"{NOT_PRIVATE}; "
+    text = f"{prefix}{what}, delta={delta:g}"
+    return Accountant(spent, max_rounds, text, delta, float(noise_multiplier), spent)
 
 
 def stated_noise(
     *,
     epsilon: float | None,
-    noise_multiplier: float | None,
+    noise_multiplier: Any,
     calibrate: Callable[[float], float],
-) -> float:
-    """The noise that is stated, or that a stated epsilon needs.
+) -> Any:
+    """The noise that is stated, or that a stated epsilon needs; a traced one as it is.
 
     Raises:
-      ValueError: if neither is stated.
+      ValueError: if neither is stated, or a budget beside traced noise.
 
     Example:
       >>> stated_noise(epsilon=None, noise_multiplier=1.1, calibrate=lambda epsilon: 0.0)
@@ -218,6 +266,13 @@ def stated_noise(
         check_epsilon(epsilon)
         if epsilon == 0:
             raise ValueError("epsilon must be positive: epsilon=0 allows no release at all")
+    if is_traced(noise_multiplier):
+        if epsilon is not None:
+            raise ValueError(
+                "epsilon must be left out where noise_multiplier is traced: when the budget ends "
+                "depends on the noise; give num_rounds"
+            )
+        return noise_multiplier
     if noise_multiplier is not None:
         check_noise_multiplier(noise_multiplier)
         return float(noise_multiplier)

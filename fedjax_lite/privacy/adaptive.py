@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fedjax_lite.checks import check_fraction, check_non_negative, check_positive
 from fedjax_lite.privacy.accountants import calibrated_noise, poisson_accountant, stated_noise
 from fedjax_lite.privacy.accounting import Method
-from fedjax_lite.privacy.arguments import check_clip, check_delta
+from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced
 from fedjax_lite.privacy.clipping import clip_clients, within
 from fedjax_lite.privacy.gaussian import (
     add_rows,
@@ -51,7 +51,7 @@ def adaptive_clipping(
     expected_cohort_size: float | None = None,
     sampling_rate: float | None = None,
     epsilon: float | None = None,
-    noise_multiplier: float | None = None,
+    noise_multiplier: float | Array | None = None,
     num_rounds: int | None = None,
     target_quantile: float = 0.5,
     clip_learning_rate: float = 0.2,
@@ -82,7 +82,7 @@ def adaptive_clipping(
       expected_cohort_size: `m`, the fixed denominator of both means.
       sampling_rate: ``m / N`` instead.
       epsilon: see there.
-      noise_multiplier: `z` of updates and count together.
+      noise_multiplier: `z` of updates and count together; may be traced.
       num_rounds: see there.
       target_quantile: `gamma` in `[0, 1]`.
       clip_learning_rate: `eta_C` >= 0; 0 keeps the clip.
@@ -157,15 +157,15 @@ def adaptive_clipping(
     )
 
 
-def update_noise(noise_multiplier: float, count_noise_multiplier: float) -> float:
+def update_noise(noise_multiplier: Any, count_noise_multiplier: float) -> Any:
     """``z_Delta``: what is left for the updates when the count takes its share.
 
     Args:
-      noise_multiplier: `z` of both.
+      noise_multiplier: `z` of both; may be traced.
       count_noise_multiplier: `sigma_b`.
 
     Returns:
-      ``(z^-2 - (2 sigma_b)^-2)^(-1/2)``; 0 for `z` = 0.
+      ``(z^-2 - (2 sigma_b)^-2)^(-1/2)``; 0 for `z` = 0. Of a traced `z` that is too large: NaN.
 
     Raises:
       ValueError: if ``z >= 2 sigma_b``: the count alone would exceed the budget.
@@ -175,6 +175,9 @@ def update_noise(noise_multiplier: float, count_noise_multiplier: float) -> floa
       1.0050378153
     """
     check_non_negative(count_noise_multiplier, "count_noise_multiplier")
+    if is_traced(noise_multiplier):
+        share = noise_multiplier / (2 * jnp.asarray(count_noise_multiplier))
+        return noise_multiplier / jnp.sqrt(1 - share**2)  # the same, and 0 for 0
     if noise_multiplier == 0:
         return 0.0
     if noise_multiplier >= 2 * count_noise_multiplier:

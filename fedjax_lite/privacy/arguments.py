@@ -45,11 +45,11 @@ def check_noise_multiplier(noise_multiplier: Any) -> None:
 
 
 def check_clip(clip: Any, noise_multiplier: Any) -> None:
-    """Raises where the norm bound is not positive, or infinite beside noise."""
+    """Raises where the norm bound is not positive, or infinite beside noise (traced: any)."""
     _check_number(clip, "clip")
     if not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}")
-    if math.isinf(clip) and noise_multiplier != 0:
+    if math.isinf(clip) and (is_traced(noise_multiplier) or noise_multiplier != 0):
         raise ValueError(
             "clip must be finite where there is noise: its standard deviation is noise_multiplier "
             "* clip; clip=inf goes with noise_multiplier=0 only"
@@ -65,11 +65,32 @@ def check_population(num_clients: Any, expected: float, name: str) -> None:
         )
 
 
+def is_traced(value: Any) -> bool:
+    """Whether this is a value of a sweep, or another that is known only when a program runs.
+
+    Example:
+      >>> is_traced(1.1)
+      False
+    """
+    return isinstance(value, jax.core.Tracer)
+
+
+def shown(noise_multiplier: Any) -> str:
+    """A noise multiplier for a description.
+
+    Example:
+      >>> shown(1.25)
+      '1.25'
+    """
+    return "traced" if is_traced(noise_multiplier) else f"{noise_multiplier:.6g}"
+
+
 def _check_number(value: Any, name: str) -> None:
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         raise TypeError(
             f"{name} must be a plain number: accounting runs on the host, so it cannot be traced; "
-            "sweep with gaussian_sum(noise_multiplier=...) as the mechanism's aggregator"
+            "a sweep over budgets takes noise_multiplier=fl.privacy.calibrate(epsilons, mechanism, "
+            "...) instead"
         )
     try:
         float(value)

@@ -6,7 +6,7 @@ import math
 
 from fedjax_lite.checks import check_count
 from fedjax_lite.privacy.accountants import stated_noise
-from fedjax_lite.privacy.arguments import check_delta
+from fedjax_lite.privacy.arguments import check_delta, is_traced
 from fedjax_lite.privacy.calibrate_noise import largest_count
 from fedjax_lite.privacy.discrete_accounting import epsilon_of
 from fedjax_lite.privacy.discrete_grid import Grid, grid_rho, least_multiplier, make_grid
@@ -95,6 +95,11 @@ def distributed_discrete_gaussian(
     """
     check_count(cohort_size, "cohort_size", minimum=1)
     check_delta(delta)
+    if is_traced(noise_multiplier):
+        raise TypeError(
+            "noise_multiplier must be a plain number: the grid of integers depends on it, so it "
+            "cannot be traced; loop over it in Python instead of a sweep"
+        )
     min_clients = cohort_size if min_clients is None else min_clients
     check_count(min_clients, "min_clients", minimum=1)
     if min_clients > cohort_size:
@@ -156,7 +161,9 @@ def distributed_discrete_gaussian(
             spent,
             max_rounds,
             description if z else f"NOT PRIVATE: no noise; {description}",
-            delta=delta,
+            delta,
+            noise_multiplier=z,
+            every_round=spent,
         ),
         uplink=noisy_codes(grid, size=dimension),
     )

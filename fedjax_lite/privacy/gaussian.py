@@ -11,7 +11,7 @@ from fedjax_lite import trees
 from fedjax_lite.checks import check_non_negative, check_positive
 from fedjax_lite.privacy.accountants import calibrated_noise, poisson_accountant, stated_noise
 from fedjax_lite.privacy.accounting import Method
-from fedjax_lite.privacy.arguments import check_clip, check_delta, check_population
+from fedjax_lite.privacy.arguments import check_clip, check_delta, check_population, is_traced
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.participation import PoissonCohorts, poisson_cohorts
 from fedjax_lite.transforms.noise import gaussian_like
@@ -20,13 +20,13 @@ from fedjax_lite.types import Aggregator, Array, Cohort, Key, Mechanism, Message
 
 def central_gaussian(
     *,
-    clip: float,
+    clip: float | Array,
     num_clients: int,
     delta: float,
     expected_cohort_size: float | None = None,
     sampling_rate: float | None = None,
     epsilon: float | None = None,
-    noise_multiplier: float | None = None,
+    noise_multiplier: float | Array | None = None,
     num_rounds: int | None = None,
     per_layer: bool = False,
     capacity: int | None = None,
@@ -45,14 +45,15 @@ def central_gaussian(
     divided by. An empty cohort gives noise, like any other.
 
     Args:
-      clip: `S`, the largest norm of an update; infinity only without noise.
+      clip: `S`, the largest norm of an update; infinity only without noise. May be traced.
       num_clients: `N`. A run on another population is refused.
       delta: probability that the bound may fail, well below ``1 / N`` (from there on: a warning).
       expected_cohort_size: ``q N``; or state `sampling_rate`.
       sampling_rate: `q` in `(0, 1]`.
       epsilon: the budget of the run. Without `noise_multiplier` the noise is calibrated for
         `num_rounds` rounds; with it the run stops after the last round within the budget.
-      noise_multiplier: `z`, the noise on the sum over `clip`; 0 is NOT PRIVATE, and said so.
+      noise_multiplier: `z`, the noise on the sum over `clip`; 0 is NOT PRIVATE, and said so. May
+        be traced, for a sweep (`calibrate` turns budgets into a list of them).
       num_rounds: `T`, needed to calibrate. The run stops there, also where only the noise is given.
       per_layer: clip each of `n` leaves to ``S / sqrt(n)``; the whole is bounded by `S` again.
       capacity: slots of a cohort; see `poisson_cohorts`. What an overflow can cost is accounted
@@ -61,11 +62,12 @@ def central_gaussian(
       unit: what one row of the population is, for the description.
 
     Returns:
-      A `Mechanism`, for ``privacy=`` of the algorithms whose server needs the aggregate only.
+      A `Mechanism`, for ``privacy=`` of the algorithms whose server needs the aggregate only. Its
+      `noise_multiplier` is the `z` that was stated or found.
 
     Raises:
       ValueError: if an amount is missing, doubly stated or out of range.
-      TypeError: if an amount is traced; sweep `gaussian_sum` instead.
+      TypeError: if an amount is traced that the accounting needs, as `epsilon`.
       ImportError: if dp-accounting is not installed.
 
     Guarantees:
@@ -103,7 +105,8 @@ def central_gaussian(
             capacity=capacity,
         ),
     )
-    check_clip(clip, z)
+    if not is_traced(clip):
+        check_clip(clip, z)
     return Mechanism(
         sampler=cohorts.sampler,
         aggregator=gaussian_sum(

@@ -11,7 +11,7 @@ from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_count
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
-from fedjax_lite.privacy.arguments import check_clip, check_delta
+from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced, shown
 from fedjax_lite.privacy.clipping import widened
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
 from fedjax_lite.sampling import uniform
@@ -40,7 +40,7 @@ def local_gaussian(
     cohort_size: int,
     num_rounds: int,
     epsilon: float | None = None,
-    noise_multiplier: float | None = None,
+    noise_multiplier: float | Array | None = None,
     adjacency: Adjacency = "replace",
     participation: Literal["uniform", "once_an_epoch"] = "uniform",
     seed: int = 0,
@@ -62,7 +62,7 @@ def local_gaussian(
       cohort_size: `m`.
       num_rounds: `T`; the run stops there.
       epsilon: the budget of a client for the *whole run*.
-      noise_multiplier: ``sigma / C`` instead (one of the two).
+      noise_multiplier: ``sigma / C`` instead (one of the two); may be traced.
       adjacency: "replace": whatever a client's data are, its reports look alike (the usual
         meaning of local DP); "add_remove": data against no data, half the sensitivity.
       participation: "uniform": `m` at random each round, so that a client may come up in all `T`
@@ -112,6 +112,8 @@ def local_gaussian(
         calibrate=lambda budget: math.sqrt(most) * sensitivity / gdp_mu(budget, delta),
     )
     check_clip(clip, z)
+    noisy = is_traced(z) or z > 0
+    sigma = z * clip if noisy else 0.0
 
     def mu(rounds: int) -> float:
         return math.sqrt(-(-rounds // turns)) * sensitivity / z if z else math.inf
@@ -123,12 +125,12 @@ def local_gaussian(
             mu,
             delta=delta,
             max_rounds=num_rounds,
-            private=z > 0,
+            noise_multiplier=z,
             what=f"local DP per client ({adjacency}), all reports of one client together: "
-            f"sigma={z * clip if z else 0.0:.6g}, sensitivity {sensitivity * clip:.6g}, at most "
+            f"z={shown(z)}, sigma={shown(sigma)}, sensitivity {sensitivity * clip:.6g}, at most "
             f"{most} of {num_rounds} rounds a client, no amplification",
         ),
-        uplink=chain(_clipped(clip), gaussian_noise(z * clip)) if z else _clipped(clip),
+        uplink=chain(_clipped(clip), gaussian_noise(sigma)) if noisy else _clipped(clip),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
-from fedjax_lite.privacy.arguments import check_clip, check_delta
+from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev, zero_sum
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
@@ -38,7 +38,7 @@ def matrix_noise(
     num_rounds: int,
     delta: float,
     epsilon: float | None = None,
-    noise_multiplier: float | None = None,
+    noise_multiplier: float | Array | None = None,
     bands: int | None = None,
     coefficients: Sequence[float] | np.ndarray | None = None,
     per_layer: bool = False,
@@ -61,7 +61,7 @@ def matrix_noise(
       delta: in `(0, 1)`.
       epsilon: the budget of the run.
       noise_multiplier: `z` instead (one of the two); 0 is NOT PRIVATE. Unlike the tree's, it is
-        the noise over the *whole* sensitivity, so that ``mu = 1 / z``.
+        the noise over the *whole* sensitivity, so that ``mu = 1 / z``. May be traced.
       bands: number of bands of `C`, optimised for the mean error of the prefix sums; default the
         rounds of an epoch, at most 32 and `T`. 1 is independent noise.
       coefficients: first column of `C` instead, positive and not increasing.
@@ -135,10 +135,10 @@ def matrix_noise(
             ),
             delta=delta,
             max_rounds=num_rounds,
-            private=z > 0,
+            noise_multiplier=z,
             what=f"matrix mechanism, {len(coefficients)} bands, per client (add or remove one of "
-            f"{num_clients}, all its data): z={z:.6g}, sensitivity {sensitivity:.6g}, every client "
-            f"once in {apart} rounds, {num_rounds} rounds in all",
+            f"{num_clients}, all its data): z={shown(z)}, sensitivity {sensitivity:.6g}, every "
+            f"client once in {apart} rounds, {num_rounds} rounds in all",
         ),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
-from fedjax_lite.privacy.arguments import check_clip, check_delta
+from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev, zero_sum
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
@@ -37,7 +37,7 @@ def tree_noise(
     num_rounds: int,
     delta: float,
     epsilon: float | None = None,
-    noise_multiplier: float | None = None,
+    noise_multiplier: float | Array | None = None,
     per_layer: bool = False,
     seed: int = 0,
 ) -> Mechanism:
@@ -63,7 +63,7 @@ def tree_noise(
       num_rounds: `T`, fixed in advance; the run stops there, later rounds give NaN.
       delta: in `(0, 1)`.
       epsilon: the budget of the run; the noise is calibrated exactly.
-      noise_multiplier: `z` instead (one of the two); 0 is NOT PRIVATE.
+      noise_multiplier: `z` instead (one of the two); 0 is NOT PRIVATE. May be traced.
       per_layer: see `clip_clients`.
       seed: of the order of turns.
 
@@ -100,7 +100,8 @@ def tree_noise(
         )
     sampler = once_an_epoch(num_clients, cohort_size, seed=seed)
     apart = epoch_rounds(num_clients, cohort_size)
-    sensitivity = tree_sensitivity(num_rounds, apart)
+    by_round = tree_sensitivities(num_rounds, apart)
+    sensitivity = float(by_round[-1])
     z = stated_noise(
         epsilon=epsilon,
         noise_multiplier=noise_multiplier,
@@ -117,13 +118,13 @@ def tree_noise(
             per_layer=per_layer,
         ),
         accountant=gdp_accountant(
-            lambda rounds: tree_sensitivity(min(rounds, num_rounds), apart) / z if z else math.inf,
+            lambda rounds: float(by_round[min(rounds, num_rounds) - 1]) / z if z else math.inf,
             delta=delta,
             max_rounds=num_rounds,
-            private=z > 0,
+            noise_multiplier=z,
             what=f"DP-FTRL, tree of {tree_levels(num_rounds)} levels, per client (add or remove "
-            f"one of {num_clients}, all its data): z={z:.6g}, sensitivity {sensitivity:.6g}, every "
-            f"client once in {apart} rounds, {num_rounds} rounds in all",
+            f"one of {num_clients}, all its data): z={shown(z)}, sensitivity {sensitivity:.6g}, "
+            f"every client once in {apart} rounds, {num_rounds} rounds in all",
         ),
     )
 
@@ -156,17 +157,30 @@ def tree_sensitivity(num_rounds: int, separation: int) -> float:
       >>> tree_sensitivity(8, 8) == 4**0.5, tree_sensitivity(1, 1)
       (True, 1.0)
     """
+    return float(tree_sensitivities(num_rounds, separation)[-1])
+
+
+def tree_sensitivities(num_rounds: int, separation: int) -> np.ndarray:
+    """`tree_sensitivity` after each of `num_rounds` rounds, float64 `[T]`.
+
+    Example:
+      >>> (tree_sensitivities(4, 4) ** 2).round(9).tolist()
+      [1.0, 2.0, 2.0, 3.0]
+    """
+    check_count(num_rounds, "num_rounds", minimum=1)
     check_count(separation, "separation", minimum=1)
     starts = np.arange(min(separation, num_rounds))
     squares = np.zeros(len(starts))
-    for level in range(tree_levels(num_rounds)):
-        width = 2**level
-        for first in range(0, num_rounds - width + 1, 2 * width):
-            # Turns i + k b in [first, first + width).
-            low = -(-(first - starts) // separation)
-            high = -(-(first + width - starts) // separation)
-            squares += (np.maximum(high, 0) - np.maximum(low, 0)) ** 2.0
-    return math.sqrt(squares.max())
+    largest = np.zeros(num_rounds)
+    for last in range(1, num_rounds + 1):
+        # One node that prefixes use is complete after each round: as wide as its lowest digit.
+        first = last - (last & -last)
+        # Turns i + k b in [first, last).
+        low = -(-(first - starts) // separation)
+        high = -(-(last - starts) // separation)
+        squares += (np.maximum(high, 0) - np.maximum(low, 0)) ** 2.0
+        largest[last - 1] = squares.max()
+    return np.sqrt(largest)
 
 
 def tree_sum(

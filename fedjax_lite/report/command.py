@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     given = parser.add_argument_group("what is compared")
     given.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help="output folder of a run, a folder that holds some, or a quoted pattern",
+        help="output folder of a run, a folder that holds some, the results.json of an experiment, "
+        "or a quoted pattern",
     )  # fmt: skip
     given.add_argument(
         "--metric", metavar="COLUMN",

@@ -18,6 +18,7 @@ from fedjax_lite.report import page
 from fedjax_lite.report.drawing import Scene
 from fedjax_lite.report.groups import Group, dataset_of, group_runs
 from fedjax_lite.report.panels import make_overview, make_panels
+from fedjax_lite.report.results import read_results
 from fedjax_lite.report.runs import Run, find_runs, read_run
 from fedjax_lite.report.statistics import CONFIDENCE, points
 from fedjax_lite.report.style import save_png
@@ -90,8 +91,9 @@ def compare(
     recorded are left out, and the page says how to record them.
 
     Args:
-      runs: folders that `fedjax_lite.run` wrote, folders that hold some, patterns, or `Run`s of
-        histories in memory; one, or a list.
+      runs: folders that `fedjax_lite.run` wrote, folders that hold some, patterns, the
+        ``results.json`` of an experiment that records curves, or `Run`s of histories in memory;
+        one, or a list.
       path: ``.html`` for a page that needs nothing beside itself, ``.png`` for the main panels as
         one picture; None writes nothing.
       group_by: None: all settings but the seed; "folder": each run alone; names of settings; or a
@@ -201,10 +203,10 @@ def _read(given: Sequence[Any]) -> list[Run]:
                 f"runs must be folders or Runs, got {type(item).__name__} {item!r:.80}; a history "
                 "in memory is fl.report.Run(name, rows, config={'seed': ...})"
             )
-        for folder in find_runs([item]):
-            if folder.resolve() not in seen:
-                seen.add(folder.resolve())
-                found.append(read_run(folder))
+        for place in find_runs([item]):
+            if place.resolve() not in seen:
+                seen.add(place.resolve())
+                found += read_results(place) if place.is_file() else [read_run(place)]
     return found
 
 
@@ -230,6 +232,12 @@ def _warnings(groups: Sequence[Group], metric: str) -> list[str]:
             notes.append(f"{diverged} of {of} end in a {metric} that is not finite: they diverged")
         rounds = [run.num_rounds for run in group.runs]
         planned = group.settings.get("num_rounds")
+        scored = [tuple(value[0]) for value in values if value is not None]
+        if len(set(scored)) > 1 and len(set(rounds)) == 1:
+            notes.append(
+                f"runs of {group.label} were evaluated in different rounds: curves show the rounds "
+                "that all have, and the best of a run is the best of its own evaluations"
+            )
         if len(set(rounds)) > 1:
             notes.append(
                 f"runs of {group.label} have different lengths ({min(rounds)} to {max(rounds)} "

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_lite.report.groups import Group
 from fedjax_lite.report.statistics import Curve, Interval, curve, ends, t_interval
-from fedjax_lite.report.style import GREY, line_style, plain, text
+from fedjax_lite.report.style import GREY, line_style, logarithmic, plain, text
 from fedjax_lite.report.summary import Metric
 
 X_LABELS = {
@@ -21,6 +21,8 @@ X_LABELS = {
 }
 BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+MANY = 6
+"""Labels beyond this number would hide what is drawn: they stand below the figure."""
 LOG_SPAN = 8.0
 """Groups whose ends lie further apart than this factor get a logarithmic axis."""
 
@@ -56,6 +58,13 @@ def y_label(name: str) -> str:
     return f"{words} (mean per example)" if name.endswith("loss") else words
 
 
+def _x_label(scene: Scene, x: str) -> str:
+    columns = {name for group in scene.groups for run in group.runs for name in run.columns}
+    if x == "bytes" and not any(name.startswith("downlink_bits") for name in columns):
+        return "Bytes on the wire, up"
+    return X_LABELS.get(x, text(x.replace("_", " ").capitalize()))
+
+
 def draw_curves(axes: Any, scene: Scene, metric: str, *, x: str = "round") -> list[str]:
     """Means over seeds with their bands; returns the labels of the groups that have the data."""
     found: list[tuple[int, Curve]] = []
@@ -78,9 +87,9 @@ def draw_curves(axes: Any, scene: Scene, metric: str, *, x: str = "round") -> li
             fraction = metric.endswith(("accuracy", "fraction"))
             axes.fill_between(over, *ends(line.mean, line.half, fraction=fraction),
                               color=style["color"], alpha=0.16, lw=0)  # fmt: skip
-    label = X_LABELS.get(x, text(x.replace("_", " ").capitalize()))
+    label = _x_label(scene, x)
     if x != "round" and min(last) > 0 and max(last) > LOG_SPAN * min(last):
-        axes.set_xscale("log", nonpositive="mask")  # what is at 0 has no place there
+        logarithmic(axes)
     axes.set(xlabel=f"{label} ({unit})" if unit else label, ylabel=y_label(metric))
     _limit(axes, [line for _, line in found], fraction=metric.endswith("accuracy"))
     if x == "round":
@@ -126,10 +135,10 @@ def draw_to_target(axes: Any, scene: Scene, cost: str) -> bool:
         axes.errorbar(value.mean / scale, position, xerr=[[low], [half]], capsize=3, lw=1.6,
                       color=style["color"], marker=style["marker"], markersize=6)  # fmt: skip
     if log:
-        axes.set_xscale("log")
+        logarithmic(axes)
     else:
         axes.set_xlim(left=0)
-    label = X_LABELS[cost] if cost != "round" else "Communication rounds"
+    label = _x_label(scene, cost) if cost != "round" else "Communication rounds"
     axes.set(xlabel=f"{label} ({unit})" if unit else label)
     _name_rows(axes, scene)
     return True
@@ -204,7 +213,8 @@ def draw_privacy(axes: Any, scene: Scene) -> bool:
     finals = [end for end in finals if math.isfinite(end)]
     above = (end + 0.03 * (top - bottom) for end in finals)
     axes.set_ylim(min([bottom, *finals]), max([top, *above]))
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    if len(axes.get_legend_handles_labels()[1]) <= MANY:  # else it is below the figure
+        axes.legend(frameon=False, fontsize="small", loc="lower right")
     return True
 
 

@@ -16,7 +16,11 @@ IGNORED = (
     *("data_dir", "schedule_rounds"),
 )
 """Settings that change no result but by rounding, or that the others imply, at any depth."""
-IGNORED_OF_RUNS = ("key", "devices", "strategy", "layout")
+IGNORED_OF_RUNS = (
+    *("key", "devices", "num_devices", "strategy", "layout", "num_lanes", "lanes"),
+    *("every", "eval_every", "evaluate_every", "per_client_every"),
+    *("checkpoint_every", "stop_if_diverged", "config_may_change"),
+)
 """The same, but only at the top or under "run": the key of a partition counts."""
 NAMES = ("method", "algorithm", "name")
 DATASETS = ("dataset_used", "dataset")

@@ -34,6 +34,7 @@ STYLE = """
 .fl-report table.settings th { white-space: nowrap; }
 .fl-report table.settings td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 .fl-report table.settings th { text-align: left; }
+.fl-report table.settings td:first-child { white-space: nowrap; }
 .fl-report td.differs { background: #fff3c9; }
 .fl-report .best { font-weight: 700; }
 .fl-report .swatch { vertical-align: middle; margin-right: .45em; }
@@ -87,7 +88,7 @@ def body(
         parts.append(f"<h2>Left out, and how to get it</h2><ul>{items}</ul>")
     parts.append("<h2>Where this comes from</h2><ul>")
     for group in scene.groups:
-        places = ", ".join(str(run.directory or run.name) for run in group.runs)
+        places = ", ".join(dict.fromkeys(str(run.directory or run.name) for run in group.runs))
         parts.append(f"<li>{escape(group.label)}: <code>{escape(places)}</code></li>")
     parts.append(f"<li>Versions: {escape(about['versions'])}</li>")
     parts.append(f"<li>Command: <code>{escape(about['command'])}</code></li></ul></div>")
@@ -215,6 +216,8 @@ def _settings(scene: Scene) -> str:
         rows = []
         for name, values in differ.items():
             shown = [show(value) for value in values]
+            if name == "name" and shown == [group.label for group in scene.groups]:
+                continue  # the heads say it
             common = max(shown, key=shown.count)
             marked = shown.count(common) > 1
             cells = "".join(

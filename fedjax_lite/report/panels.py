@@ -95,7 +95,6 @@ def make_panels(scene: Scene) -> list[Panel]:
             "Along each private run, from its first evaluation to its last. Epsilons are only "
             "comparable at equal delta and equal unit of privacy. " + _claims(scene.groups),
             "train with privacy=fl.privacy.central_gaussian(...) or another mechanism", scene,
-            legend=False,
         ),
         _panel(
             "drift", "Client drift",
@@ -161,14 +160,18 @@ def _row(draws: Sequence[Draw], *, legend: bool, columns: int = 3) -> Figure | N
         return None
     columns = min(columns, len(useful))
     rows = -(-len(useful) // columns)
-    figure.set_size_inches({1: 6.2, 2: 8.6, 3: 12.4}[columns], 3.5 * rows + 0.35)
+    width = {1: 6.2, 2: 8.6, 3: 12.4}[columns]
+    longest = max(map(len, entries), default=0)  # inches of an entry: a line, and its letters
+    across = max(1, min(len(entries), 4, int(width / (0.8 + 0.075 * longest))))
+    below = max(0, -(-len(entries) // across) - 2) if legend else 0
+    figure.set_size_inches(width, 3.5 * rows + 0.35 + 0.18 * below)
     grid = figure.add_gridspec(rows, columns)
     for position, axes in enumerate(useful):
         axes.set_subplotspec(grid[position // columns, position % columns])
     if legend and entries:
         figure.legend(
             entries.values(), entries.keys(), loc="outside lower center", frameon=False,
-            ncols=min(len(entries), 4), handlelength=3.2,
+            ncols=across, handlelength=3.2,
         )  # fmt: skip
     return figure
 

@@ -15,7 +15,10 @@ import numpy as np
 
 from fedjax_lite.history import Row, read_rows
 
-REMEDY = "give a folder that fl.run(..., output_dir=...) wrote, or one that holds such folders"
+REMEDY = (
+    "give a folder that fl.run(..., output_dir=...) wrote, one that holds such folders, or the "
+    "results.json of an experiment"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Run:
       key: words of the run's key.
       versions: of the packages, and the device.
       clients: what `save_clients` wrote: ``accuracy``, ``size``, ``label_counts`` as arrays.
-      directory: the folder; None for a history in memory.
+      directory: the folder, or the file that holds it; None for a history in memory.
       dataset: its name, where `save_clients` was told.
       notes: what is odd about the files.
     """
@@ -56,15 +59,16 @@ class Run:
 
 
 def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The folders of runs that paths name, without repetitions.
+    """The folders of runs that paths name, and files of results, without repetitions.
 
     Args:
-      paths: folders of runs, folders that hold some at any depth, or patterns such as
-        ``"outputs/*-seed?"``. A run inside the folder of another (a baseline that belongs to it)
-        counts only where it is named itself.
+      paths: folders of runs, folders that hold some at any depth, files for `read_results`, or
+        patterns such as ``"outputs/*-seed?"``. A run inside the folder of another (a baseline that
+        belongs to it) counts only where it is named itself.
 
     Returns:
-      The folders that hold a ``metrics.jsonl``, in the order given, sorted within a path.
+      The folders that hold a ``metrics.jsonl``, and files, in the order given, sorted within a
+      path. Of a folder without runs the ``results.json`` in it.
 
     Raises:
       FileNotFoundError: if a path does not exist, or there is no run in it.
@@ -90,7 +94,11 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
                 raise FileNotFoundError(f"{kind} {path}; {REMEDY}")
         here = [run for match in matches for run in _below(Path(match))]
         if not here:
-            raise FileNotFoundError(f"{path} holds no run, no metrics.jsonl in or below; {REMEDY}")
+            files = sorted(file.name for match in matches for file in Path(match).glob("*.json"))
+            named = f" (it holds {', '.join(files[:5])}{', ...' * (len(files) > 5)})" * bool(files)
+            raise FileNotFoundError(
+                f"{path} holds no run, no metrics.jsonl in or below; {REMEDY}{named}"
+            )
         for run in here:
             found.setdefault(run.resolve(), run)
     return list(found.values())
@@ -99,11 +107,15 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
 def _below(path: Path) -> list[Path]:
     if path.name == "metrics.jsonl" and path.is_file():
         return [path.parent]
+    if path.is_file():
+        return [path]
     if (path / "metrics.jsonl").is_file():
         return [path]
     folders = sorted(file.parent for file in path.rglob("metrics.jsonl"))
     runs = set(folders)
-    return [folder for folder in folders if not runs & set(folder.parents)]
+    found = [folder for folder in folders if not runs & set(folder.parents)]
+    results = path / "results.json"
+    return found or ([results] if results.is_file() else [])
 
 
 def read_run(directory: str | os.PathLike[str]) -> Run:

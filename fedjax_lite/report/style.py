@@ -81,3 +81,23 @@ def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png")
     os.replace(temporary, path)
+
+
+def logarithmic(axes: Any) -> None:
+    """A logarithmic x axis whose ticks are plain numbers that do not overlap; call it last.
+
+    Example:
+      >>> axes = make_figure(4, 3).add_subplot()
+      >>> _ = axes.plot([1, 20], [0, 1])
+      >>> logarithmic(axes)
+      >>> axes.xaxis.get_major_formatter()(0.5)
+      '0.5'
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log", nonpositive="mask")  # what is at 0 has no place there
+    low, high = axes.get_xlim()
+    wide = high > 300 * low
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -77,6 +77,11 @@ class StreamedDataset:
         if self.num_examples == 0:
             raise ValueError("store must hold examples, got none: the population has no data")
 
+    def __repr__(self) -> str:
+        """Counts and places; no values."""
+        place = f"{type(self.store).__name__}, client rows: {self.state}"
+        return f"StreamedDataset({self.num_clients} clients, {self.num_examples} examples, {place})"
+
     @property
     def num_clients(self) -> int:
         """The size `N` of the population."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.checks import shown
 from fedjax_lite.types import Key, PyTree, Transform, Wire
 
 
@@ -66,7 +67,12 @@ def chain(*transforms: Transform) -> Transform:
     """
     for transform in transforms:
         if not isinstance(transform, Transform):
-            raise TypeError(f"chain takes Transforms, got {transform!r}; was a factory not called?")
+            several = isinstance(transform, list | tuple) and not hasattr(transform, "_fields")
+            remedy = "give them one by one, chain(*transforms)" if several else ""
+            raise TypeError(
+                f"chain takes Transforms, got {shown(transform)}; "
+                f"{remedy or 'was a factory not called?'}"
+            )
     kinds = tuple(kind for transform in transforms for kind in transform.kinds)
     for later, kind in enumerate(kinds):
         for earlier in kinds[:later]:

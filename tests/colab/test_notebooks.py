@@ -150,25 +150,43 @@ def test_first_cells(name):
                 assert "jax " not in f"{line} "
 
 
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    """A kernel of this very interpreter, whatever kernels the machine has."""
+FRESH = """import matplotlib.pyplot as plt
+plt.close("all")
+plt.rcdefaults()
+%reset -f
+%cd -q {folder}
+"""
+"""Run before a notebook: no name, figure or setting is left of the one before."""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """A kernel of this very interpreter, whatever kernels the machine has; one for all notebooks.
+
+    A process of its own for each would import JAX and draw its first figure five times.
+    """
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import run_sync
 
-    folder = tmp_path / "kernels" / "python3"
+    home = tmp_path_factory.mktemp("jupyter")
+    folder = home / "kernels" / "python3"
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = {"argv": command, "display_name": "Python 3", "language": "python"}
     (folder / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")  # without it jupyter_core warns
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # no settings of the user's
-    monkeypatch.setenv("FEDJAX_LITE_SMALL", "1")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=":")
-    specs = KernelSpecManager(kernel_dirs=[str(folder.parent)], ensure_native_kernel=False)
-    return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PLATFORM_DIRS", "1")  # without it jupyter_core warns
+        patch.setenv("JUPYTER_RUNTIME_DIR", str(home / "runtime"))
+        patch.setenv("IPYTHONDIR", str(home / "ipython"))  # no settings of the user's
+        patch.setenv("FEDJAX_LITE_SMALL", "1")
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        patch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=":")
+        specs = KernelSpecManager(kernel_dirs=[str(folder.parent)], ensure_native_kernel=False)
+        manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+        yield manager
+        if manager.has_kernel:
+            run_sync(manager.shutdown_kernel)(now=True)
 
 
 @pytest.mark.slow
@@ -179,8 +197,9 @@ def test_runs_from_top_to_bottom(name, kernel, tmp_path):
 
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
-    (tmp_path / "work").mkdir()
-    place = {"metadata": {"path": str(tmp_path / "work")}}
+    place = {"metadata": {"path": str(tmp_path)}}
+    fresh = nbformat.v4.new_code_cell(FRESH.format(folder=str(tmp_path)))
+    notebook.cells.insert(0, fresh)
     nbclient.NotebookClient(notebook, km=kernel, timeout=300, resources=place).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output.output_type == "error"]

@@ -107,7 +107,7 @@ def test_alpha_to_zero_is_one_class_a_client_or_one_client_a_class():
 @pytest.mark.parametrize("balanced", [False, True])
 def test_ends_soon_with_as_many_clients_as_examples(alpha, balanced):
     train = {"y": np.repeat(np.arange(10), 200)}
-    start = time.perf_counter()
+    start = time.process_time()
     for num_clients in (1990, 2000):
         maker = dirichlet(
             alpha=alpha, num_clients=num_clients, seed=0, min_size=1, balanced=balanced
@@ -119,7 +119,7 @@ def test_ends_soon_with_as_many_clients_as_examples(alpha, balanced):
         sizes = np.bincount(owners(train, mixture), minlength=num_clients)
         assert sizes.min() >= 1
         assert sizes.max() <= 2
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_balanced_gives_nothing_to_the_sated():

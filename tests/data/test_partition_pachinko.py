@@ -89,9 +89,9 @@ def _mean_agreement(concentration, size):
 def test_cifar100_concentration_also_rejects_wrong_ones(alpha, beta, wrong_betas):
     with np.load(LABELS) as labels:
         train = {"y": labels["train_fine"], "coarse": labels["train_coarse"]}
-    start = time.perf_counter()
+    start = time.process_time()
     coarse, fine = _tables(train, pachinko(500, alpha=alpha, beta=beta, seed=0))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert np.all(coarse.sum(1) == 100)
     np.testing.assert_array_equal(fine.sum(0), 500)
 

@@ -162,7 +162,7 @@ def test_two_at_once_both_get_the_data(tmp_path, parser):
 
     def parse():
         splits = parser()
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=60)
         return splits
 
     def work():

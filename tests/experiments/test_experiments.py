@@ -1,6 +1,8 @@
 """The scripts as their users run them: files, flags, notices, resume."""
 
+import contextlib
 import importlib
+import io
 import json
 import math
 import os
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import fedjax_lite as fl
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "experiments"
@@ -28,11 +32,29 @@ def run_script(name, *flags, **environment):
 
 
 @pytest.fixture(scope="module")
+def run_here():
+    """Runs a script in this process, flags as from the command line; returns its printout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        parse = importlib.import_module("flag_groups").parse
+
+        def run(name, *flags):
+            module, printed = importlib.import_module(name), io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                module.main(parse(module.Flags, module.__doc__, [*map(str, flags)]))
+            return printed.getvalue()
+
+        yield run
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One short run on digits, by the command line."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    flags = ("--dataset", "digits", "--num-rounds", "4", "--every", "2", "--num-clients", "10")
-    done = run_script("fedavg_cifar.py", *flags, "--cohort-size", "4", "--output-dir", str(folder))
+    # A schedule depends on the length of the run, so one that is to be prolonged has none.
+    flags = ("--dataset", "digits", "--every", "2", "--num-clients", "10", "--cohort-size", "4")
+    flags += ("--client-schedule", "constant")
+    done = run_script("fedavg_cifar.py", *flags, "--num-rounds", "4", "--output-dir", str(folder))
     assert done.returncode == 0, done.stderr
     return folder, flags, done
 
@@ -74,39 +96,67 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_nothing_is_overwritten_unasked(finished):
     folder, flags, _ = finished
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
-    again = run_script("fedavg_cifar.py", *flags, "--cohort-size", "4", "--output-dir", str(folder))
-    assert again.returncode != 0
+    again = run_script("fedavg_cifar.py", *flags, "--num-rounds", "4", "--output-dir", str(folder))
+    assert again.returncode == 1
     assert "--overwrite" in again.stderr or "overwrite" in again.stderr
     assert str(folder) in again.stderr
+    assert "Traceback" not in again.stderr
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_a_straight_one(finished, tmp_path):
-    _, flags, _ = finished
-    half = (*flags[:2], "--num-rounds", "2", *flags[4:], "--cohort-size", "4")
-    # A schedule depends on the length of the run, so a run that is to be prolonged has none.
-    constant = ("--client-schedule", "constant")
-    out = ("--output-dir", str(tmp_path / "out"))
-    straight = ("--output-dir", str(tmp_path / "straight"))
-    full = (*flags, "--cohort-size", "4", *constant)
-    assert run_script("fedavg_cifar.py", *half, *constant, *out).returncode == 0
-    resumed = run_script("fedavg_cifar.py", *full, *out, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert run_script("fedavg_cifar.py", *full, *straight).returncode == 0
+def test_resumed_run_equals_a_straight_one(finished, run_here, tmp_path):
+    """In another process than the straight one's."""
+    straight, flags, _ = finished
+    out = (*flags, "--output-dir", tmp_path / "out")
+    run_here("fedavg_cifar", *out, "--num-rounds", 2)
+    assert [row["round"] for row in rows(tmp_path / "out")] == [0, 1, 2]
+    run_here("fedavg_cifar", *out, "--num-rounds", 4, "--resume")
 
     def timeless(folder):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
 
-    assert timeless(tmp_path / "out") == timeless(tmp_path / "straight")
+    assert timeless(tmp_path / "out") == timeless(straight)
+
+
+@pytest.fixture(scope="module")
+def without_cifar(run_here, tmp_path_factory):
+    """The smoke run beside its centralised baseline where no data set is found or downloaded.
+
+    Of the default data set: folder and printout; of an explicit one: folder and error.
+    """
+    empty = tmp_path_factory.mktemp("empty")
+    auto, asked = empty / "auto", empty / "asked"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(empty))
+        patch.setenv("FEDJAX_LITE_DATA", str(empty / "none"))
+        patch.setenv("FEDJAX_LITE_CACHE", str(empty / "cache"))
+        patch.setenv("TFDS_DATA_DIR", str(empty / "tfds"))
+        for name in ("http_proxy", "https_proxy"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        printed = run_here("fedavg_cifar", "--smoke", "--centralised", "--output-dir", auto)
+        # A script ends with an OSError's message in one line.
+        with pytest.raises(OSError) as refused:
+            run_here("fedavg_cifar", "--smoke", "--dataset", "cifar10", "--output-dir", asked)
+    return auto, printed, asked, refused.value
 
 
 @pytest.mark.slow
-def test_gap_to_centralised(tmp_path):
-    folder = tmp_path / "out"
-    flags = ("--dataset", "digits", "--smoke", "--centralised", "--output-dir", str(folder))
-    done = run_script("fedavg_cifar.py", *flags)
-    assert done.returncode == 0, done.stderr
+def test_missing_cifar_is_said_aloud(without_cifar):
+    """auto falls back with the reason; an explicit request fails with the same message."""
+    auto, printed, asked, error = without_cifar
+    assert "NOTICE" in printed
+    assert "FEDJAX_LITE_DATA" in printed
+    config = json.loads((auto / "config.json").read_text())["config"]
+    assert (config["dataset"], config["dataset_used"]) == ("auto", "digits")
+    assert isinstance(error, fl.data.DatasetNotFoundError)
+    assert "FEDJAX_LITE_DATA" in str(error)
+    assert not asked.exists()
+
+
+@pytest.mark.slow
+def test_gap_to_centralised(without_cifar):
+    folder, printed, *_ = without_cifar
     saved = json.loads((folder / "gap.json").read_text())
     # 500 examples on 10 clients, cohorts of 4, batches of 20: 10 steps over the union.
     assert saved["steps_per_round"] == 10
@@ -114,38 +164,7 @@ def test_gap_to_centralised(tmp_path):
     last = saved["gaps"][-1]
     assert last["round"] == 4
     assert last["test_accuracy_gap"] == mine["test_accuracy"] - pooled["test_accuracy"]
-    assert "gap of the federated run" in done.stdout
-
-
-@pytest.mark.slow
-def test_missing_cifar_is_said_aloud(tmp_path):
-    """auto falls back with the reason; an explicit request fails with the same message."""
-    places = {
-        "HOME": str(tmp_path),
-        "FEDJAX_LITE_DATA": str(tmp_path / "none"),
-        "FEDJAX_LITE_CACHE": str(tmp_path / "cache"),
-        "TFDS_DATA_DIR": str(tmp_path / "tfds"),
-        "https_proxy": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-    }
-    auto = run_script("fedavg_cifar.py", "--smoke", "--output-dir", str(tmp_path / "out"), **places)
-    assert auto.returncode == 0, auto.stderr
-    assert "NOTICE" in auto.stdout
-    assert "FEDJAX_LITE_DATA" in auto.stdout
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
-    assert (config["dataset"], config["dataset_used"]) == ("auto", "digits")
-    asked = run_script(
-        "fedavg_cifar.py",
-        "--smoke",
-        "--dataset",
-        "cifar10",
-        "--output-dir",
-        str(tmp_path / "other"),
-        **places,
-    )
-    assert asked.returncode != 0
-    assert "FEDJAX_LITE_DATA" in asked.stderr
-    assert not (tmp_path / "other").exists()
+    assert "gap of the federated run" in printed
 
 
 @pytest.mark.parametrize(
@@ -214,9 +233,8 @@ def test_mcmahan_counts_rounds_as_the_paper(monkeypatch):
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")
-def test_mcmahan_smoke(tmp_path):
-    done = run_script("mcmahan_mnist.py", "--smoke", "--output-dir", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_mcmahan_smoke(run_here, tmp_path):
+    run_here("mcmahan_mnist", "--smoke", "--output-dir", tmp_path)
     cell = json.loads((tmp_path / "results.json").read_text())["cells"]["2nn-iid-b10-e1"]
     curve = cell["curves"]["0.1/0"]
     assert len(curve) == 3  # rounds 0, 4, 8
@@ -226,36 +244,29 @@ def test_mcmahan_smoke(tmp_path):
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")
-def test_cifar_learns(tmp_path, optimised):
-    """12 rounds of the default run on real CIFAR-10: well above chance."""
-    done = run_script(
-        "fedavg_cifar.py",
-        "--dataset",
-        "cifar10",
-        "--num-rounds",
-        "12",
-        "--every",
-        "12",
-        "--output-dir",
-        str(tmp_path / "out"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert rows(tmp_path / "out")[-1]["test_accuracy"] > 0.3
+def test_cifar_learns(run_here, tmp_path, optimised, monkeypatch):
+    """6 rounds of the default model and method on 4000 of CIFAR-10's images: above chance, 0.1."""
+    load = fl.data.load
+
+    def some(name, **options):
+        train, test = load(name, **options)
+        return {k: v[:4000] for k, v in train.items()}, {k: v[:1000] for k, v in test.items()}
+
+    monkeypatch.setattr(fl.data, "load", some)
+    run = ("--dataset", "cifar10", "--num-clients", 10, "--cohort-size", 5)
+    run += ("--num-rounds", 6, "--every", 6, "--output-dir", tmp_path / "out")
+    run_here("fedavg_cifar", *run)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
+    assert config["dataset_used"] == "cifar10"
+    learned = rows(tmp_path / "out")[-1]
+    # Other seeds reach 0.33 to 0.37; always the commonest label is right for one in ten.
+    assert learned["test_accuracy"] > 0.27
+    assert learned["test_loss"] < 2.1  # log(10) = 2.3 without knowledge
 
 
 @pytest.mark.slow
-def test_digits_reach_ninety_percent(tmp_path):
+def test_digits_reach_ninety_percent(run_here, tmp_path):
     """The fallback of the default run, cut to 60 rounds."""
-    done = run_script(
-        "fedavg_cifar.py",
-        "--dataset",
-        "digits",
-        "--num-rounds",
-        "60",
-        "--every",
-        "30",
-        "--output-dir",
-        str(tmp_path / "out"),
-    )
-    assert done.returncode == 0, done.stderr
+    run = ("--dataset", "digits", "--num-rounds", 60, "--every", 30)
+    run_here("fedavg_cifar", *run, "--output-dir", tmp_path / "out")
     assert rows(tmp_path / "out")[-1]["test_accuracy"] >= 0.9

@@ -5,8 +5,6 @@ import importlib
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -91,21 +89,12 @@ def test_each_method_is_compiled_once(finished):
     assert finished[3] == 5
 
 
-def test_an_earlier_run_is_not_replaced(finished):
+def test_an_earlier_run_is_not_replaced(script, finished):
     folder = finished[0]
     before = (folder / "results.json").read_bytes()
-    command = [sys.executable, str(SCRIPTS / "heterogeneity_cifar.py"), "--preset", "smoke"]
-    done = subprocess.run(
-        [*command, "--output-dir", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode != 0
-    assert "--overwrite" in done.stderr
-    assert str(folder) in done.stderr
+    with pytest.raises(FileExistsError, match="--overwrite") as refused:
+        script.main(script.Flags(preset="smoke", output_dir=folder))
+    assert str(folder) in str(refused.value)
     assert (folder / "results.json").read_bytes() == before
 
 
@@ -176,15 +165,17 @@ def test_full_preset_is_the_published_setting(script):
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")
-def test_lenet_path_on_cifar(script, tmp_path):
-    """The short preset on 400 images for 4 rounds: finite, and every method trained."""
+def test_lenet_path_on_cifar(script, tmp_path, monkeypatch):
+    """The short preset on 200 images for 2 rounds: finite, and every method trained."""
+    small = script.PRESETS["short"]._replace(train_size=200, test_size=200, num_rounds=2)
+    monkeypatch.setitem(script.PRESETS, "short", small)
     flags = script.Flags(
-        output_dir=tmp_path, alphas=(0.5,), seeds=(0,), mus=(0.01,), train_size=400, num_rounds=4
+        output_dir=tmp_path, alphas=(0.5,), seeds=(0,), mus=(0.01,), scaffold_rates=(0.1,)
     )
     rows = script.main(flags)
     assert [row["method"] for row in rows] == ["centralised", *script.METHODS]
     for row in rows:
-        assert row["rounds"] == [0, 4]
+        assert row["rounds"] == [0, 2]
         assert 0 <= row["final_mean"] <= 1
         assert np.isnan(row["final_std"])  # one seed has no spread
     assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["final_std"] is None

@@ -41,19 +41,20 @@ class NnxNet(nnx.Module):
 
 
 def numpy_logits(first, second):
-    hidden = np.maximum(X @ first["kernel"] + first["bias"], 0)
+    first, second = jax.tree.map(np.asarray, (first, second))
+    hidden = np.maximum(np.asarray(X) @ first["kernel"] + first["bias"], 0)
     return hidden @ second["kernel"] + second["bias"]
 
 
 def linen_model():
     model = from_linen(LinenNet(), X)
-    params = model.init(KEY)
+    params = jax.jit(model.init)(KEY)
     return model, params, (params["Dense_0"], params["Dense_1"])
 
 
 def nnx_model():
     model = from_nnx(lambda rngs: NnxNet(rngs))
-    params = model.init(KEY)
+    params = jax.jit(model.init)(KEY)
     return model, params, (params["dense1"], params["head"])
 
 
@@ -61,10 +62,10 @@ def nnx_model():
 def test_loss_equals_direct_computation(make):
     model, params, layers = make()
     expected = numpy_logits(*layers)
-    np.testing.assert_allclose(model.predict(params, EXAMPLES), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.predict)(params, EXAMPLES), expected, atol=1e-5)
     np.testing.assert_allclose(
-        model.loss(params, EXAMPLES, None),
-        cross_entropy(jnp.asarray(expected), EXAMPLES["y"]),
+        jax.jit(model.loss)(params, EXAMPLES, None),
+        jax.jit(cross_entropy)(expected, EXAMPLES["y"]),
         atol=1e-5,
     )
 
@@ -93,15 +94,15 @@ def test_dropout_uses_the_key(make):
 @pytest.mark.parametrize("make", [linen_model, nnx_model])
 def test_gradient_per_client_under_vmap(make):
     model, params, _ = make()
-    clients = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    clients = jax.tree.map(lambda leaf: np.stack([leaf, 2 * np.asarray(leaf)]), params)
     keys = jax.random.split(KEY, 2)
 
     def gradient(params, key):
         return jax.grad(lambda p: model.loss(p, EXAMPLES, key).mean())(params)
 
-    both = jax.jit(jax.vmap(gradient))(clients, keys)
+    both, alone = jax.jit(jax.vmap(gradient))(clients, keys), jax.jit(gradient)
     for i in range(2):
-        one = gradient(jax.tree.map(lambda leaf, i=i: leaf[i], clients), keys[i])
+        one = alone(jax.tree.map(lambda leaf, i=i: leaf[i], clients), keys[i])
         jax.tree.map(
             lambda got, want, i=i: np.testing.assert_allclose(got[i], want, atol=1e-5), both, one
         )
@@ -134,7 +135,8 @@ def test_linen_with_named_arguments_and_scaled_images():
 
 def test_nnx_draws_another_start_from_another_key():
     model = from_nnx(lambda rngs: NnxNet(rngs))
-    kernels = [model.init(key)["head"]["kernel"] for key in jax.random.split(KEY, 2)]
+    init = jax.jit(model.init)
+    kernels = [init(key)["head"]["kernel"] for key in jax.random.split(KEY, 2)]
     assert (np.asarray(kernels[0]) != np.asarray(kernels[1])).all()
 
 

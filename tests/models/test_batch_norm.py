@@ -43,6 +43,11 @@ def ema(batches, mean, variance, momentum=M):
     return mean, variance
 
 
+def start(model):
+    """Parameters by one program, where the initialisers alone would be dozens."""
+    return jax.jit(model.init)(KEY)
+
+
 def loss_of(momentum=M):
     def loss(params, e, key):
         y = batch_norm(params, e["x"], training=key is not None, momentum=momentum)
@@ -62,13 +67,14 @@ def test_output_and_gradients_equal_the_formula(float64, policy):
     x, scale, bias = jnp.asarray(X), jnp.array([0.5, 1.0, 2.0]), jnp.array([1.0, -1.0, 0.0])
     params = init_batch_norm(3, statistics=policy) | {"scale": scale, "bias": bias}
     head = lambda y: jnp.sum(jnp.sin(y) * jnp.arange(18.0).reshape(6, 3))  # noqa: E731
-    got = jax.grad(lambda p, x: head(batch_norm(p, x, training=True)), argnums=(0, 1))(params, x)
-    want = jax.grad(lambda s, b, x: head(formula(s, b, x)), argnums=(0, 1, 2))(scale, bias, x)
+    slope = jax.grad(lambda p, x: head(batch_norm(p, x, training=True)), argnums=(0, 1))
+    by_formula = jax.grad(lambda s, b, x: head(formula(s, b, x)), argnums=(0, 1, 2))
+    got, want = jax.jit(slope)(params, x), jax.jit(by_formula)(scale, bias, x)
     for a, b in zip((got[0]["scale"], got[0]["bias"], got[1]), want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
-    still = batch_norm(params, x, training=False)
+    still = jax.jit(lambda p, x: batch_norm(p, x, training=False))(params, x)
     if policy == "batch":
-        np.testing.assert_allclose(still, formula(scale, bias, x), atol=1e-12)
+        np.testing.assert_allclose(still, jax.jit(formula)(scale, bias, x), atol=1e-12)
     else:  # running mean 0 and variance 1 at the start
         np.testing.assert_allclose(still, X / np.sqrt(1 + 1e-5) * scale + bias, atol=1e-12)
 
@@ -94,15 +100,20 @@ def test_running_statistics_follow_the_forward_pass_whatever_the_optimizer(float
     tx, loss = with_statistics(optimizer), loss_of()
     params = init_batch_norm(3, statistics="averaged")
     state, batches = tx.init(params), [X + i for i in range(5)]
+
+    @jax.jit
+    def step(params, state, x):
+        _, grad = fl.mean_grad(loss)(params, fl.Batch({"x": x}, jnp.ones(6, bool), KEY))
+        move, state = tx.update(grad, state, params)
+        return optax.apply_updates(params, move), state
+
     for x in batches:
-        batch = fl.Batch({"x": x}, jnp.ones(6, bool), KEY)
-        _, grad = fl.mean_grad(loss)(params, batch)
-        step, state = tx.update(grad, state, params)
-        params = optax.apply_updates(params, step)
+        params, state = step(params, state, x)
     mean, variance = ema(batches, np.zeros(3), np.ones(3))
     np.testing.assert_allclose(from_moments(params["batch_stats"])[0], mean, rtol=1e-10)
     np.testing.assert_allclose(from_moments(params["batch_stats"])[1], variance, rtol=1e-10)
-    evaluated = batch_norm(params, X, training=False)
+    evaluated = jax.jit(lambda params: batch_norm(params, X, training=False))(params)
+    params = jax.tree.map(np.asarray, params)
     expected = (X - mean) / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
     np.testing.assert_allclose(evaluated, expected, rtol=1e-9)
 
@@ -120,8 +131,8 @@ def test_the_proximal_pull_leaves_statistics_alone(float64):
     anchor = jax.tree.map(lambda leaf: leaf + 5.0, params)
     clip = optax.clip_by_global_norm(1.0)
     tx = with_statistics(optax.chain(fl.proximal(2.0), clip, optax.sgd(0.1)))
-    grad = jax.grad(lambda p: loss_of()(p, {"x": jnp.asarray(X)}, KEY).mean())(params)
-    step, _ = tx.update(grad, tx.init(params), params, anchor=anchor)
+    grad = jax.jit(jax.grad(lambda p: loss_of()(p, {"x": X}, KEY).mean()))(params)
+    step, _ = jax.jit(lambda: tx.update(grad, tx.init(params), params, anchor=anchor))()
     mean, _ = ema([X], np.zeros(3), np.ones(3))
     np.testing.assert_allclose(step["batch_stats"]["mean"], mean, rtol=1e-10)
     pulled = {name: grad[name] - 10.0 for name in ("scale", "bias")}
@@ -362,7 +373,7 @@ def plain_linen_step(variables, x, y, rate):
 
 def test_linen_averaged_equals_a_loop_written_with_flax():
     model = from_linen(LinenNet(), EXAMPLES["x"], statistics="averaged")
-    params = model.init(KEY)
+    params = start(model)
     assert sorted(params) == ["BatchNorm_0", "Block_0", "Dense_0"]
     assert sorted(params["Block_0"]["BatchNorm_0"]) == ["batch_stats", "bias"]
     data = fl.data.from_arrays(EXAMPLES, [0] * 6)
@@ -373,7 +384,7 @@ def test_linen_averaged_equals_a_loop_written_with_flax():
         sampler=fl.everyone(),
     )
     got = one_round(algo, params, data).server.params
-    variables = dict(LinenNet().init(KEY, EXAMPLES["x"]))
+    variables = dict(jax.jit(LinenNet().init)(KEY, EXAMPLES["x"]))
     for _ in range(4):
         variables = plain_linen_step(variables, EXAMPLES["x"], EXAMPLES["y"], 0.1)
     for path in (("BatchNorm_0",), ("Block_0", "BatchNorm_0")):
@@ -386,14 +397,13 @@ def test_linen_averaged_equals_a_loop_written_with_flax():
     np.testing.assert_allclose(
         got["Dense_0"]["kernel"], variables["params"]["Dense_0"]["kernel"], rtol=1e-4, atol=1e-6
     )
-    np.testing.assert_allclose(
-        model.predict(got, EXAMPLES), LinenNet().apply(variables, EXAMPLES["x"]), atol=1e-4
-    )
+    theirs = jax.jit(LinenNet().apply)(variables, EXAMPLES["x"])
+    np.testing.assert_allclose(jax.jit(model.predict)(got, EXAMPLES), theirs, atol=1e-4)
 
 
 def test_nnx_averaged_follows_the_forward_pass():
     model = from_nnx(NnxNet, statistics="averaged")
-    params = model.init(KEY)
+    params = start(model)
     tx = with_statistics(optax.sgd(0.1))
 
     @jax.jit
@@ -401,7 +411,7 @@ def test_nnx_averaged_follows_the_forward_pass():
         grad = jax.grad(lambda p: model.loss(p, EXAMPLES, KEY).mean())(params)
         return optax.apply_updates(params, tx.update(grad, tx.init(params), params)[0])
 
-    start = params
+    begun = params
     for _ in range(3):
         params = step(params)
     mean, variance = ema([X] * 3, np.zeros(3), np.ones(3))
@@ -410,10 +420,10 @@ def test_nnx_averaged_follows_the_forward_pass():
     np.testing.assert_allclose(got[1], variance, rtol=1e-5)
     assert params["norms"][0].keys() == {"bias", "batch_stats"}
     # In evaluation the very first prediction is that of mean 0 and variance 1.
-    first, dense_, head = start["first"], start["dense"], start["head"]
+    first, dense_, head = (jax.tree.map(np.asarray, begun[n]) for n in ("first", "dense", "head"))
     h = (X / np.sqrt(1 + 1e-5) * first["scale"]) @ dense_["kernel"] / np.sqrt(1 + 1e-5)
     want = np.maximum(h, 0) @ head["kernel"]
-    np.testing.assert_allclose(model.predict(start, EXAMPLES), want, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.predict)(begun, EXAMPLES), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
@@ -422,15 +432,14 @@ def test_batch_policy_of_flax_keeps_no_state_and_depends_on_the_batch(kind):
         model = from_linen(LinenNet(), EXAMPLES["x"], statistics="batch")
     else:
         model = from_nnx(NnxNet, statistics="batch")
-    params = model.init(KEY)
+    params, predict = start(model), jax.jit(model.predict)
     assert not any(jax.tree.leaves(statistics_mask(params)))
-    part = {"x": EXAMPLES["x"][:3]}
-    whole, alone = model.predict(params, EXAMPLES), model.predict(params, part)
+    whole, alone = predict(params, EXAMPLES), predict(params, {"x": X[:3].astype(np.float32)})
     assert not np.allclose(whole[:3], alone, atol=1e-3)
     # Invariant to shift and scale of the inputs, as no running average could be.
-    moved = {"x": 5.0 * EXAMPLES["x"] + 3.0}
-    np.testing.assert_allclose(model.predict(params, moved), whole, atol=2e-3)
-    assert np.isfinite(model.loss(params, EXAMPLES, KEY)).all()
+    moved = {"x": (5.0 * X + 3.0).astype(np.float32), "y": EXAMPLES["y"]}
+    np.testing.assert_allclose(predict(params, moved), whole, atol=2e-3)
+    assert np.isfinite(jax.jit(model.loss)(params, EXAMPLES, KEY)).all()
 
 
 def test_batch_policy_refuses_dropout_behind_the_same_flag():
@@ -489,7 +498,7 @@ def test_fedavg_learns_digits(digits, policy):
     optimizer = with_statistics(optax.sgd(0.1)) if policy == "averaged" else optax.sgd(0.1)
     plan = fl.Plan(batch_size=20, epochs=2)
     algo = fl.fedavg(model.loss, optimizer, plan=plan, sampler=fl.everyone())
-    state = one_round(algo, model.init(KEY), data, 5)
+    state = one_round(algo, start(model), data, 5)
     score = fl.evaluator(model, test)(state)
     assert score["test_accuracy"] > 0.8  # chance is 0.1
     assert np.isfinite(score["test_loss"])

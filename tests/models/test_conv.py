@@ -43,6 +43,10 @@ def numpy_arrays(*shapes, seed=0):
     return [rng.normal(size=shape) for shape in shapes]
 
 
+def floats(*shapes):
+    return [array.astype(np.float32) for array in numpy_arrays(*shapes)]
+
+
 def lax_conv(x, kernel, strides, padding, dilation, groups):
     n = x.ndim - 2
 
@@ -64,28 +68,36 @@ def lax_conv(x, kernel, strides, padding, dilation, groups):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matmul_form_is_lax_in_float64_values_and_gradients(case):
     x_shape, kernel_shape, strides, padding, dilation, groups = case
+    ours = functools.partial(
+        conv, strides=strides, padding=padding, dilation=dilation, groups=groups, form="matmul"
+    )
+
+    def theirs(x, kernel):
+        return lax_conv(x, kernel, strides, padding, dilation, groups)
+
+    @jax.jit
+    def both(x, kernel, cotangent):
+        results = []
+        for function in (ours, theirs):
+            out, pull = jax.vjp(function, x, kernel)
+            results.append((out, *pull(cotangent)))
+        return results
+
     with jax.enable_x64(True):
-        x, kernel = map(jnp.asarray, numpy_arrays(x_shape, kernel_shape))
-        ours = functools.partial(
-            conv, strides=strides, padding=padding, dilation=dilation, groups=groups, form="matmul"
-        )
-        out, pull = jax.vjp(ours, x, kernel)
-        expected, expected_pull = jax.vjp(
-            lambda x, k: lax_conv(x, k, strides, padding, dilation, groups), x, kernel
-        )
-        assert out.shape == expected.shape
-        assert out.dtype == jnp.float64
-        np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
-        cotangent = jnp.asarray(numpy_arrays(out.shape, seed=1)[0])
-        for got, want in zip(pull(cotangent), expected_pull(cotangent)):
-            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+        x, kernel = numpy_arrays(x_shape, kernel_shape)
+        shape = jax.eval_shape(theirs, x, kernel).shape
+        got, expected = both(x, kernel, numpy_arrays(shape, seed=1)[0])
+        assert got[0].shape == expected[0].shape
+        assert got[0].dtype == jnp.float64
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_wide_inputs_take_patches_of_all_axes_but_the_last(case):
     """The patches, the largest array of a convolution, are smaller by the kernel's width."""
     x_shape, kernel_shape, strides, padding, dilation, groups = case
-    x, kernel = map(jnp.asarray, numpy_arrays(x_shape, kernel_shape))
+    x, kernel = (jax.ShapeDtypeStruct(shape, "float32") for shape in (x_shape, kernel_shape))
     options = {"strides": strides, "padding": padding, "dilation": dilation, "groups": groups}
     jaxpr = jax.make_jaxpr(functools.partial(conv, form="matmul", **options))(x, kernel)
     dots = [str(eqn) for eqn in jaxpr.jaxpr.eqns if "dot_general" in str(eqn)]
@@ -98,7 +110,7 @@ def test_wide_inputs_take_patches_of_all_axes_but_the_last(case):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_vmap_over_kernels_is_a_loop_over_lax(groups):
     x, kernels = numpy_arrays((3, 2, 6, 6, 4), (3, 3, 3, 4 // groups, 4))
-    x, kernels = jnp.asarray(x, jnp.float32), jnp.asarray(kernels, jnp.float32)
+    x, kernels = x.astype(np.float32), kernels.astype(np.float32)
 
     def grads(one_conv):
         def energy(kernel, x):
@@ -106,29 +118,32 @@ def test_vmap_over_kernels_is_a_loop_over_lax(groups):
 
         return jax.grad(energy, argnums=(0, 1))
 
-    ours = jax.vmap(grads(functools.partial(conv, groups=groups, form="matmul")))(kernels, x)
+    matmul_conv = functools.partial(conv, groups=groups, form="matmul")
+    ours = jax.jit(jax.vmap(grads(matmul_conv)))(kernels, x)
+    alone = jax.jit(grads(lambda x, k: lax_conv(x, k, 1, "SAME", 1, groups)))
     for i in range(3):
-        expected = grads(lambda x, k: lax_conv(x, k, 1, "SAME", 1, groups))(kernels[i], x[i])
+        expected = alone(kernels[i], x[i])
         for got, want in zip(ours, expected):
             np.testing.assert_allclose(got[i], want, rtol=1e-4, atol=1e-4)
 
 
 def test_strides_dilations_and_layouts_of_lax():
-    x, kernel = map(jnp.asarray, numpy_arrays((2, 3, 6, 7), (4, 3, 2, 3)))
+    x, kernel = floats((2, 3, 6, 7), (4, 3, 2, 3))
     kwargs = dict(window_strides=(2, 1), padding=[(1, 2), (0, 1)], lhs_dilation=(2, 3))
-    np.testing.assert_allclose(  # NCHW and OIHW, the default of lax
-        matmul(x, kernel, **kwargs), lax.conv_general_dilated(x, kernel, **kwargs), atol=1e-4
-    )
-    numbers = ("CHWN", "IOHW", "HNWC")
-    x, kernel = jnp.transpose(x, (1, 2, 3, 0)), jnp.transpose(kernel, (1, 0, 2, 3))
-    kwargs["dimension_numbers"] = numbers
+
+    @jax.jit
+    def both(x, kernel):
+        return [form(x, kernel, **kwargs) for form in (matmul, lax.conv_general_dilated)]
+
+    np.testing.assert_allclose(*both(x, kernel), atol=1e-4)  # NCHW and OIHW, the default of lax
+    kwargs["dimension_numbers"] = ("CHWN", "IOHW", "HNWC")
     np.testing.assert_allclose(
-        matmul(x, kernel, **kwargs), lax.conv_general_dilated(x, kernel, **kwargs), atol=1e-4
+        *both(x.transpose(1, 2, 3, 0), kernel.transpose(1, 0, 2, 3)), atol=1e-4
     )
 
 
 def test_batch_groups_fall_back_to_xla():
-    x, kernel = map(jnp.asarray, numpy_arrays((2, 3, 6, 6), (4, 3, 3, 3)))
+    x, kernel = floats((2, 3, 6, 6), (4, 3, 3, 3))
     got = matmul(x, kernel, (1, 1), "SAME", batch_group_count=2)
     expected = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", batch_group_count=2)
     np.testing.assert_array_equal(got, expected)
@@ -156,15 +171,18 @@ def test_preferred_element_type():
     ids=str,
 )
 def test_in_flax_layers(options):
-    x = jnp.asarray(numpy_arrays((2, 8, 7, 4))[0], jnp.float32)
-    key = jax.random.key(0)
-    plain = linen.Conv(6, (3, 3), **options)
-    ours = linen.Conv(6, (3, 3), conv_general_dilated=matmul, **options)
-    params = plain.init(key, x)
-    np.testing.assert_allclose(ours.apply(params, x), plain.apply(params, x), atol=1e-5)
-    nnx_plain = nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0), **options)
-    nnx_ours = nnx.Conv(4, 6, (3, 3), conv_general_dilated=matmul, rngs=nnx.Rngs(0), **options)
-    np.testing.assert_allclose(nnx_ours(x), nnx_plain(x), atol=1e-5)
+    @jax.jit
+    def outputs(x):
+        plain = linen.Conv(6, (3, 3), **options)
+        ours = linen.Conv(6, (3, 3), conv_general_dilated=matmul, **options)
+        params = plain.init(jax.random.key(0), x)
+        nnx_plain = nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(0), **options)
+        nnx_ours = nnx.Conv(4, 6, (3, 3), conv_general_dilated=matmul, rngs=nnx.Rngs(0), **options)
+        return ours.apply(params, x), plain.apply(params, x), nnx_ours(x), nnx_plain(x)
+
+    linen_ours, linen_plain, nnx_ours, nnx_plain = outputs(*floats((2, 8, 7, 4)))
+    np.testing.assert_allclose(linen_ours, linen_plain, atol=1e-5)
+    np.testing.assert_allclose(nnx_ours, nnx_plain, atol=1e-5)
 
 
 def compiled_gradient(form):

@@ -15,6 +15,15 @@ from fedjax_lite.models.losses import focal_loss, sigmoid_focal_loss
 RNG = np.random.default_rng(0)
 
 
+def run(function, *args, **options):
+    """By one program, where every operation alone would be compiled."""
+    return jax.jit(partial(function, **options))(*args)
+
+
+def normal(shape, *, loc=0.0, scale=1.0):
+    return RNG.normal(loc, scale, size=shape).astype(np.float32)
+
+
 def logit(p):
     return np.log(p / (1 - p))
 
@@ -28,33 +37,35 @@ def logit(p):
 )
 def test_sigmoid_form_at_the_papers_defaults(p, y, expected):
     with jax.enable_x64(True):
-        got = sigmoid_focal_loss(jnp.array([logit(p)]), jnp.array([y]))
+        got = run(sigmoid_focal_loss, np.array([logit(p)]), np.array([y]))
     p_t, alpha = (p, 0.25) if y else (1 - p, 0.75)
     assert abs(expected - -alpha * (1 - p_t) ** 2 * np.log(p_t)) < 1e-9
     np.testing.assert_allclose(got, [expected], rtol=1e-9)
 
 
 def test_sigmoid_form_is_optaxs_averaged_over_the_labels():
-    z = jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32)
-    y = jnp.asarray(RNG.integers(0, 2, size=(5, 3)))
+    z, y = normal((5, 3)), RNG.integers(0, 2, size=(5, 3))
     for options in ({"gamma": 2.0, "alpha": 0.25}, {"gamma": 0.5, "alpha": None}):
-        expected = optax.sigmoid_focal_loss(z, y, **options).mean(1)
-        np.testing.assert_allclose(sigmoid_focal_loss(z, y, **options), expected, rtol=1e-6)
-    plain = optax.sigmoid_binary_cross_entropy(z, y).mean(1)
-    np.testing.assert_allclose(sigmoid_focal_loss(z, y, gamma=0.0, alpha=None), plain, rtol=1e-6)
+        expected = run(optax.sigmoid_focal_loss, z, y, **options).mean(1)
+        np.testing.assert_allclose(run(sigmoid_focal_loss, z, y, **options), expected, rtol=1e-6)
+    plain = run(optax.sigmoid_binary_cross_entropy, z, y).mean(1)
+    got = run(sigmoid_focal_loss, z, y, gamma=0.0, alpha=None)
+    np.testing.assert_allclose(got, plain, rtol=1e-6)
 
 
 def test_ignored_labels_count_nowhere():
-    z = jnp.array([[0.3, jnp.nan, -1.0], [2.0, 1.0, 0.0]])
-    y = jnp.array([[1, -1, 0], [-1, -1, -1]])
-    alone = sigmoid_focal_loss(z[:1, ::2], y[:1, ::2])
-    np.testing.assert_allclose(sigmoid_focal_loss(z, y), [alone[0], 0.0], rtol=1e-6)
-    slope = jax.grad(lambda z: sigmoid_focal_loss(z, y).sum())(z.at[0, 1].set(4.0))
-    np.testing.assert_array_equal(np.asarray(slope) == 0, np.asarray(y) < 0)
+    z = np.array([[0.3, np.nan, -1.0], [2.0, 1.0, 0.0]], np.float32)
+    y = np.array([[1, -1, 0], [-1, -1, -1]])
+    alone = run(sigmoid_focal_loss, z[:1, ::2], y[:1, ::2])
+    np.testing.assert_allclose(run(sigmoid_focal_loss, z, y), [alone[0], 0.0], rtol=1e-6)
+    z[0, 1] = 4.0
+    slope = run(jax.grad(lambda z: sigmoid_focal_loss(z, y).sum()), z)
+    np.testing.assert_array_equal(np.asarray(slope) == 0, y < 0)
 
 
 def test_label_above_one_is_nan():
-    assert np.isnan(sigmoid_focal_loss(jnp.zeros(2), jnp.array([2, 1]))).tolist() == [True, False]
+    losses = run(sigmoid_focal_loss, np.zeros(2, np.float32), np.array([2, 1]))
+    assert np.isnan(losses).tolist() == [True, False]
 
 
 # -- softmax focal loss ---------------------------------------------------------------------
@@ -66,38 +77,34 @@ def test_softmax_form_is_numpys():
     p = (np.exp(z) / np.exp(z).sum(1, keepdims=True))[np.arange(6), y]
     for gamma in (0.5, 2.0, 3.0):
         expected = -((1 - p) ** gamma) * np.log(p)
-        got = focal_loss(jnp.asarray(z, jnp.float32), jnp.asarray(y), gamma=gamma)
+        got = run(focal_loss, z.astype(np.float32), y, gamma=gamma)
         np.testing.assert_allclose(got, expected, rtol=2e-5)
-        got = focal_loss(
-            jnp.asarray(z, jnp.float32), jnp.asarray(y), gamma=gamma, alpha=jnp.asarray(alpha)
-        )
+        got = run(focal_loss, z.astype(np.float32), y, gamma=gamma, alpha=jnp.asarray(alpha))
         np.testing.assert_allclose(got, alpha[y] * expected, rtol=2e-5)
 
 
 def test_two_classes_are_the_sigmoid_form():
-    z = jnp.asarray(RNG.normal(size=8), jnp.float32)
-    y = jnp.array([0, 1, 1, 0, 1, 0, 0, 1])
-    pair = jnp.stack([jnp.zeros(8), z], axis=1)
-    got = focal_loss(pair, y, alpha=jnp.array([0.75, 0.25]))
-    np.testing.assert_allclose(got, sigmoid_focal_loss(z, y), rtol=1e-5)
+    z, y = normal(8), np.array([0, 1, 1, 0, 1, 0, 0, 1])
+    pair = np.stack([np.zeros_like(z), z], axis=1)
+    got = run(focal_loss, pair, y, alpha=jnp.array([0.75, 0.25]))
+    np.testing.assert_allclose(got, run(sigmoid_focal_loss, z, y), rtol=1e-5)
 
 
 def test_gamma_zero_is_cross_entropy():
-    z = jnp.asarray(RNG.normal(size=(3, 2, 5)), jnp.float32)
-    y = jnp.array([[0, 4], [3, -1], [-1, -1]])
-    np.testing.assert_array_equal(focal_loss(z, y, gamma=0.0), cross_entropy(z, y))
+    z, y = normal((3, 2, 5)), np.array([[0, 4], [3, -1], [-1, -1]])
+    np.testing.assert_array_equal(run(focal_loss, z, y, gamma=0.0), run(cross_entropy, z, y))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_finite_at_large_logits_gradient_included(gamma):
-    z, y = jnp.array([100.0, -100.0, 100.0, -100.0]), jnp.array([1, 1, 0, 0])
+    z, y = np.array([100, -100, 100, -100], np.float32), jnp.array([1, 1, 0, 0])
     binary = partial(sigmoid_focal_loss, y=y, gamma=gamma, alpha=None)
     several = partial(focal_loss, y=y, gamma=gamma)
-    rows = jnp.stack([-z, z, jnp.full(4, -100.0)], axis=1)
+    rows = np.stack([-z, z, np.full_like(z, -100.0)], axis=1)
     for function, logits in ((binary, z), (several, rows)):
-        losses = function(logits)
+        losses, pull = run(lambda z, f=function: (f(z), jax.grad(lambda z: f(z).sum())(z)), logits)
         assert np.isfinite(losses).all()
-        assert np.isfinite(jax.grad(lambda z, f=function: f(z).sum())(logits)).all()
+        assert np.isfinite(pull).all()
         # Where the model is sure and right the loss is 0, sure and wrong the distance of logits.
         far = 100.0 if logits.ndim == 1 else 200.0
         np.testing.assert_allclose(losses, [0.0, far, far, 0.0], rtol=1e-6, atol=1e-30)
@@ -105,30 +112,33 @@ def test_finite_at_large_logits_gradient_included(gamma):
 
 def test_gradient_of_the_softmax_form_by_differences():
     with jax.enable_x64(True):
-        z, y = jnp.asarray(RNG.normal(size=(2, 3))), jnp.array([2, 0])
-        slope = jax.grad(lambda z: focal_loss(z, y).sum())(z)
+        z, y = RNG.normal(size=(2, 3)), np.array([2, 0])
+        total = jax.jit(lambda z: focal_loss(z, y).sum())
+        slope = np.asarray(jax.jit(jax.grad(total))(z))
         for i, j in np.ndindex(2, 3):
-            step = jnp.zeros((2, 3)).at[i, j].set(1e-6)
-            rise = (focal_loss(z + step, y) - focal_loss(z - step, y)).sum() / 2e-6
+            step = np.zeros((2, 3))
+            step[i, j] = 1e-6
+            rise = (float(total(z + step)) - float(total(z - step))) / 2e-6
             assert abs(slope[i, j] - rise) < 1e-8
 
 
 def test_softmax_form_treats_labels_as_cross_entropy_does():
-    losses = focal_loss(jnp.zeros((3, 3)), jnp.array([3, -1, 0]))
+    losses = run(focal_loss, np.zeros((3, 3), np.float32), np.array([3, -1, 0]))
     assert np.isnan(losses).tolist() == [True, False, False]
     assert losses[1] == 0
-    slope = jax.grad(lambda z: focal_loss(z, jnp.array([-1, 1])).sum())(jnp.zeros((2, 3)))
-    np.testing.assert_array_equal(slope[0], 0)
-    assert focal_loss(jnp.zeros((1, 9), jnp.bfloat16), jnp.array([3])).dtype == jnp.float32
+    masked = jax.grad(lambda z: focal_loss(z, np.array([-1, 1])).sum())
+    np.testing.assert_array_equal(run(masked, np.zeros((2, 3), np.float32))[0], 0)
+    half = jax.ShapeDtypeStruct((1, 9), jnp.bfloat16)
+    assert jax.eval_shape(focal_loss, half, np.array([3])).dtype == jnp.float32
 
 
 def test_gamma_is_traced_and_the_loss_fits_a_model():
-    z, y = jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32), jnp.array([0, 1, 2, 1])
-    traced = jax.jit(lambda gamma: focal_loss(z, y, gamma=gamma))
-    np.testing.assert_allclose(traced(2.0), focal_loss(z, y), rtol=1e-6)
+    z, y = normal((4, 3)), np.array([0, 1, 2, 1])
+    traced, plain = jax.jit(lambda gamma: focal_loss(z, y, gamma=gamma)), run(focal_loss, z, y)
+    np.testing.assert_allclose(traced(2.0), plain, rtol=1e-6)
     model = from_functions(lambda key: jnp.eye(3), lambda w, x, _: x @ w, loss=focal_loss)
-    examples = {"x": z, "y": y}
-    np.testing.assert_allclose(model.loss(jnp.eye(3), examples, None), focal_loss(z, y), rtol=1e-6)
+    losses = run(model.loss, np.eye(3, dtype=np.float32), {"x": z, "y": y}, None)
+    np.testing.assert_allclose(losses, plain, rtol=1e-6)
 
 
 def test_errors_of_focal_losses():
@@ -154,8 +164,8 @@ def test_errors_of_focal_losses():
 
 def test_instance_norm_of_one_to_four():
     with jax.enable_x64(True):
-        x = jnp.arange(1.0, 5.0).reshape(1, 2, 2, 1)
-        got = instance_norm(None, x).ravel()
+        x = np.arange(1.0, 5.0).reshape(1, 2, 2, 1)
+        got = np.asarray(run(instance_norm, None, x)).ravel()
     expected = (np.arange(1, 5) - 2.5) / np.sqrt(1.25 + 1e-5)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     np.testing.assert_allclose(
@@ -164,13 +174,11 @@ def test_instance_norm_of_one_to_four():
 
 
 def test_instance_norm_is_group_norm_with_a_group_a_channel():
-    x = jnp.asarray(RNG.normal(2.0, 3.0, size=(3, 4, 5, 6)), jnp.float32)
-    params = {
-        "scale": jnp.asarray(RNG.normal(size=6), jnp.float32),
-        "bias": jnp.asarray(RNG.normal(size=6), jnp.float32),
-    }
-    got = instance_norm(params, x)
-    np.testing.assert_allclose(got, group_norm(params, x, num_groups=6), rtol=1e-5, atol=1e-6)
+    x = normal((3, 4, 5, 6), loc=2.0, scale=3.0)
+    params = {"scale": normal(6), "bias": normal(6)}
+    got = run(instance_norm, params, x)
+    grouped = run(group_norm, params, x, num_groups=6)
+    np.testing.assert_allclose(got, grouped, rtol=1e-5, atol=1e-6)
     z = np.asarray(x, np.float64)
     mean, variance = z.mean((1, 2), keepdims=True), z.var((1, 2), keepdims=True)
     expected = (z - mean) / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
@@ -178,31 +186,32 @@ def test_instance_norm_is_group_norm_with_a_group_a_channel():
 
 
 def test_constant_image_becomes_its_bias_with_a_finite_gradient():
-    x = jnp.full((2, 3, 3, 2), 7.0)
-    np.testing.assert_array_equal(instance_norm(init_group_norm(2), x), 0.0)
-    assert np.isfinite(jax.grad(lambda x: jnp.square(instance_norm(None, x)).sum())(x)).all()
+    x = np.full((2, 3, 3, 2), 7.0, np.float32)
+    np.testing.assert_array_equal(run(instance_norm, init_group_norm(2), x), 0.0)
+    slope = jax.grad(lambda x: jnp.square(instance_norm(None, x)).sum())
+    assert np.isfinite(run(slope, x)).all()
 
 
 def test_brightness_and_contrast_of_a_scanner_do_not_matter():
     with jax.enable_x64(True):
-        x = jnp.asarray(RNG.normal(size=(2, 4, 4, 3)))
-        gain, offset = jnp.array([0.2, 3.0, 40.0]), jnp.array([5.0, -1.0, 0.5])
-        exact = partial(instance_norm, None, epsilon=0.0)
+        x = RNG.normal(size=(2, 4, 4, 3))
+        gain, offset = np.array([0.2, 3.0, 40.0]), np.array([5.0, -1.0, 0.5])
+        exact, usual = (jax.jit(partial(instance_norm, None, epsilon=e)) for e in (0.0, 1e-5))
         np.testing.assert_allclose(exact(gain * x + offset), exact(x), atol=1e-12)
-        np.testing.assert_allclose(instance_norm(None, 40.0 * x), instance_norm(None, x), atol=1e-4)
+        np.testing.assert_allclose(usual(40.0 * x), usual(x), atol=1e-4)
 
 
 def test_examples_do_not_see_each_other():
-    x = jnp.asarray(RNG.normal(size=(3, 4, 2)), jnp.float32)
-    np.testing.assert_array_equal(
-        instance_norm(None, x)[1], instance_norm(None, x.at[0].set(100.0).at[2].set(0.0))[1]
-    )
+    x = normal((3, 4, 2))
+    other = np.stack([np.full_like(x[0], 100.0), x[1], np.zeros_like(x[2])])
+    norm = jax.jit(partial(instance_norm, None))
+    np.testing.assert_array_equal(norm(x)[1], norm(other)[1])
 
 
 def test_group_norm_with_one_group_is_layer_norm():
     with jax.enable_x64(True):
-        x = jnp.array([[1.0, 10.0], [2.0, 10.0], [3.0, 30.0], [4.0, 30.0]]).reshape(1, 2, 2, 2)
-        got = group_norm(init_group_norm(2), x, num_groups=1).reshape(4, 2)
+        x = np.array([[1.0, 10.0], [2.0, 10.0], [3.0, 30.0], [4.0, 30.0]]).reshape(1, 2, 2, 2)
+        got = np.asarray(run(group_norm, init_group_norm(2), x, num_groups=1)).reshape(4, 2)
     first = [-0.9088697162, -0.8201995000, -0.7315292838, -0.6428590676]
     second = [-0.1108377703, -0.1108377703, 1.6625665541, 1.6625665541]
     np.testing.assert_allclose(got[:, 0], first, atol=1e-9)

@@ -1,12 +1,9 @@
 """A run that is SIGKILLed again and again ends like one that is left alone."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -18,18 +15,21 @@ from fedjax_lite.loop import run
 
 ROUNDS = 120
 
-SCRIPT = f"""
-import sys, time
-from toy_algorithm import DATA, score, start, toy
-from fedjax_lite.loop import run
-algo = toy()
-key, state = start(algo)
-def slow_score(state):
-    time.sleep(0.01)
-    return score(state)
-run(algo, key, state, DATA, num_rounds={ROUNDS}, every=2, evaluate=slow_score,
-    output_dir=sys.argv[1], resume=True, progress=False)
-"""
+
+def killed_run(output, last):
+    """What the processes do that are killed; from round `last` on they wait for it."""
+
+    def slow_score(state):
+        time.sleep(0.01)
+        forked.hold(int(state.round), last)
+        return score(state)
+
+    algo = toy()
+    key, state = start(algo)
+    run(
+        algo, key, state, DATA, num_rounds=ROUNDS, every=2, evaluate=slow_score,
+        output_dir=output, resume=True, progress=False,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -38,36 +38,32 @@ def test_sigkill_at_any_moment_changes_no_byte(tmp_path):
     key, state = start(algo)
     options = {"num_rounds": ROUNDS, "every": 2, "evaluate": score, "progress": False}
     whole, rows = run(algo, key, state, DATA, output_dir=tmp_path / "whole", **options)
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent.parent}"}
     output, rng = tmp_path / "killed", np.random.default_rng()
     moments = []
 
     def reached():
         return max(checkpoint.steps(output / "checkpoints"), default=0)
 
-    def launch():
-        command = [sys.executable, "-c", SCRIPT, str(output)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
     for kind in ("saving", "random", "saving", "deleting", "random"):
-        before, child = reached(), launch()
-        while child.poll() is None and reached() < before + 6:
+        before = reached()
+        last = before + 22
+        child = forked.start(killed_run, output, last)
+        while child.is_alive() and reached() < before + 6:
             time.sleep(0.002)
         if kind == "random":
             time.sleep(float(rng.uniform(0, 0.5)))
-        else:
-            deadline = time.monotonic() + 5
-            while time.monotonic() < deadline and child.poll() is None:
+        else:  # within the save, if one is seen before the child holds
+            while child.is_alive() and reached() < last - 2:
                 if list((output / "checkpoints").glob(f"*.{kind}")):
                     break
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, child.communicate()[1]
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
         moments.append((kind, reached(), sorted(p.name for p in output.rglob("*.saving"))))
     assert reached() < ROUNDS, moments
-    child = launch()
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 0, errors
+    child = forked.start(killed_run, output, forked.FOREVER)
+    child.join(timeout=300)
+    assert child.exitcode == 0
     final = checkpoint.restore(output / "checkpoints", state)
     assert raw(final) == raw(jax.tree.map(lambda x: x, whole)), moments
     found = read_rows(output / "metrics.jsonl")

@@ -298,9 +298,13 @@ def slow(key, state, data, cohort=None):
     server = state.server._replace(params=x[0, :3])
     return base.round(key, state._replace(server=server), data)
 def strike():
-    time.sleep(2)
+    while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        time.sleep(0.01)  # the run has not begun
+    time.sleep(1)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.5)
+    while signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        time.sleep(0.01)  # the first has not been seen
+    time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=strike, daemon=True).start()
 algo = FederatedAlgorithm(base.init, slow)
@@ -310,7 +314,7 @@ run(algo, key, state, DATA, num_rounds=2, progress=False)
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent.parent}"}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, timeout=40, text=True
+        [sys.executable, "-c", script], env=environment, capture_output=True, timeout=200, text=True
     )
     assert done.returncode == -signal.SIGINT, done.stderr
     assert "finishing the running rounds" in done.stderr

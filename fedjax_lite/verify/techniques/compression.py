@@ -23,24 +23,45 @@ SQUARES, TOTAL = float(V @ V), float(abs(V).sum())
 
 def sent(transform: Transform, value: Any = V, *, seed: int = 0) -> np.ndarray:
     """What the receiver decodes."""
-    value = jnp.asarray(value, jnp.result_type(float))
-    return np.asarray(transform.update(jax.random.key(seed), transform.init(value), value)[1])
+    return messages(transform, value, 1, seed=seed)[0]
 
 
-def bits(transform: Transform, size: int) -> float:
-    """The packed size of a float32 vector of ones."""
-    value = jnp.ones(size, jnp.float32)
-    return float(transform.send(jax.random.key(0), transform.init(value), value)[2].bits)  # type: ignore[misc]
+def bits(transforms: list[Transform], size: int) -> list[float]:
+    """The packed sizes of a float32 vector of ones."""
+
+    def one(transform: Transform, value: Any) -> Any:
+        return transform.send(jax.random.key(0), transform.init(value), value)[2].bits  # type: ignore[misc]
+
+    @jax.jit
+    def run(value: Any) -> list[Any]:
+        return [one(transform, value) for transform in transforms]
+
+    return [float(size) for size in run(np.ones(size, np.float32))]
 
 
-def messages(transform: Transform, value: Any, number: int) -> np.ndarray:
-    """What is sent of the same value again and again."""
-    value = jnp.asarray(value, jnp.result_type(float))
-    state, found = transform.init(value), []
-    for seed in range(number):
-        state, out = transform.update(jax.random.key(seed), state, value)
-        found.append(out)
-    return np.asarray(found)
+def messages(transform: Transform, value: Any, number: int, *, seed: int = 0) -> np.ndarray:
+    """What is sent of the same value again and again, in one program."""
+
+    @jax.jit
+    def run(value: Any) -> Any:
+        def step(state: Any, key: Any) -> tuple[Any, Any]:
+            return transform.update(key, state, value)
+
+        keys = jax.vmap(jax.random.key)(seed + jnp.arange(number))
+        return jax.lax.scan(step, transform.init(value), keys)[1]
+
+    return np.asarray(run(jnp.asarray(value, jnp.result_type(float))))
+
+
+def zeros(transforms: list[Transform]) -> list[np.ndarray]:
+    """What is sent of nothing."""
+
+    @jax.jit
+    def run(value: Any) -> list[Any]:
+        key = jax.random.key(0)
+        return [transform.update(key, transform.init(value), value)[1] for transform in transforms]
+
+    return [np.asarray(out) for out in run(jnp.zeros(4))]
 
 
 def rounding_variance(levels: int) -> float:
@@ -51,20 +72,25 @@ def rounding_variance(levels: int) -> float:
 
 def all_outcomes(transform: Transform) -> np.ndarray:
     """The different vectors that 300 keys give."""
-    keys, value = jax.random.split(jax.random.key(0), 300), jnp.asarray(V)
-    draws = jax.vmap(lambda key: transform.update(key, (), value)[1])(keys)
-    return np.unique(np.asarray(draws), axis=0)
+
+    @jax.jit
+    def run(value: Any) -> Any:
+        keys = jax.random.split(jax.random.key(0), 300)
+        return jax.vmap(lambda key: transform.update(key, (), value)[1])(keys)
+
+    return np.unique(np.asarray(run(jnp.asarray(V))), axis=0)
 
 
 def drive_over_patterns() -> np.ndarray:
     """DRIVE averaged over all sixteen patterns of signs."""
-    found = []
-    for pattern in itertools.product((1.0, -1.0), repeat=4):
-        signs = jnp.asarray(pattern)
+
+    @jax.jit
+    def run(signs: Any) -> Any:
         z = walsh_hadamard(jnp.asarray(V) * signs)
-        scale = drive_scale(z[None], unbiased=True)[0]
-        found.append(walsh_hadamard(scale * jnp.where(z < 0, -1.0, 1.0)) * signs)
-    return np.mean(found, 0)
+        scale = drive_scale(z, unbiased=True)[:, None]
+        return walsh_hadamard(scale * jnp.where(z < 0, -1.0, 1.0)) * signs
+
+    return np.mean(run(np.array(list(itertools.product((1.0, -1.0), repeat=4)))), 0)
 
 
 def drive_means() -> np.ndarray:
@@ -80,9 +106,10 @@ def drive_means() -> np.ndarray:
 
 def power_errors() -> list[float]:
     """Errors of three steps of PowerSGD on diag(3, 1) from Q = (1, 1)."""
-    matrix, q, errors = jnp.diag(jnp.array([3.0, 1.0])), jnp.ones((2, 1)), []
+    step = jax.jit(low_rank)
+    matrix, q, errors = np.diag([3.0, 1.0]), np.ones((2, 1)), []
     for _ in range(3):
-        left, q = low_rank(matrix, q)
+        left, q = map(np.asarray, step(matrix, q))
         errors.append(float(((left @ q.T - matrix) ** 2).sum()))
     return errors
 
@@ -131,6 +158,6 @@ def checks() -> list[Check]:
             lambda: messages(feedback, [1.0, 0.6], 3),
         ),
         Check("EF21, top-1 of (1, .6)", [[1, 0], [1, 0.6]], lambda: messages(ef21, [1.0, 0.6], 2)),
-        Check("bits for d=1000", sizes, lambda: [bits(t, 1000) for t in coded], 0.0),
-        Check("C(0) = 0", np.zeros((8, 4)), lambda: [sent(t, 0 * V) for t in coded], 0.0),
+        Check("bits for d=1000", sizes, lambda: bits(coded, 1000), 0.0),
+        Check("C(0) = 0", np.zeros((8, 4)), lambda: zeros(coded), 0.0),
     ]

@@ -26,16 +26,23 @@ TABLE = {
 
 def total(aggregator: Aggregator, rows: Any, rounds: int = 1) -> tuple[Any, np.ndarray]:
     """The state and the last aggregate of rounds with the same messages."""
-    rows = jnp.asarray(rows, jnp.result_type(float))
-    size = len(rows)
-    template, mask = Message(rows[0], jnp.ones(())), jnp.ones(size, bool)
-    state, value = aggregator.init_state(rows[0]), rows[0]
-    cohort = Cohort(jnp.arange(size), mask)
-    for i in range(rounds):
-        now = aggregator if aggregator.at is None else aggregator.at(state)
-        acc = now.init(template, size)
-        acc = now.add(acc, Message(rows, jnp.arange(1.0, size + 1)), jnp.arange(size), mask)
-        state, value = now.finish(jax.random.key(i), state, acc, cohort)
+
+    @jax.jit
+    def run(rows: Any) -> Any:
+        size = len(rows)
+        template, mask = Message(rows[0], jnp.ones(())), jnp.ones(size, bool)
+        cohort, messages = Cohort(jnp.arange(size), mask), Message(rows, jnp.arange(1.0, size + 1))
+
+        def step(state: Any, key: Any) -> tuple[Any, Any]:
+            now = aggregator if aggregator.at is None else aggregator.at(state)
+            acc = now.add(now.init(template, size), messages, jnp.arange(size), mask)
+            return now.finish(key, state, acc, cohort)
+
+        keys = jax.vmap(jax.random.key)(jnp.arange(rounds))
+        state, values = jax.lax.scan(step, aggregator.init_state(rows[0]), keys)
+        return state, values[-1]
+
+    state, value = run(jnp.asarray(rows, jnp.result_type(float)))
     return state, np.asarray(value)
 
 
@@ -71,15 +78,19 @@ def variances(rounds: int) -> np.ndarray:
     aggregator = privacy.tree_sum(
         clip=1.0, noise_multiplier=1.0, denominator=1.0, num_rounds=rounds
     )
-    template, out = jnp.zeros(100_000), []
-    message, nobody = Message(template, jnp.ones(())), Cohort(jnp.arange(1), jnp.zeros(1, bool))
-    state, prefix = aggregator.init_state(template), np.zeros(100_000)
-    for i in range(rounds):
-        acc = aggregator.init(message, 1)
-        state, value = aggregator.finish(jax.random.key(i), state, acc, nobody)
-        prefix = prefix + np.asarray(value)
-        out.append(prefix.var())
-    return np.array(out)
+    nobody = Cohort(jnp.arange(1), jnp.zeros(1, bool))
+
+    @jax.jit
+    def run(template: Any) -> Any:
+        message = Message(template, jnp.ones(()))
+
+        def step(state: Any, key: Any) -> tuple[Any, Any]:
+            return aggregator.finish(key, state, aggregator.init(message, 1), nobody)
+
+        keys = jax.vmap(jax.random.key)(jnp.arange(rounds))
+        return jax.lax.scan(step, aggregator.init_state(template), keys)[1]
+
+    return np.asarray(run(jnp.zeros(100_000))).cumsum(0).var(1)
 
 
 def checks() -> list[Check]:

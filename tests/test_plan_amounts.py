@@ -1,0 +1,49 @@
+"""Plan: amounts of work that mean nobody trains are refused, single idle clients are not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_lite as fl
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("name", ["epochs", "steps"])
+@pytest.mark.parametrize(
+    ("nothing", "whom"),
+    [
+        (0, "nobody"),
+        (np.int32(0), "nobody"),
+        (np.array(0), "nobody"),
+        (np.zeros(3, int), "none of the 3 clients"),
+        (jnp.zeros(1, int), "none of the 1 clients"),
+    ],
+)
+def test_no_work_for_anybody_is_refused(name, nothing, whom):
+    message = f"{name} must be at least 1, got 0: {whom} would train.*array with one value per"
+    work: dict[str, Any] = {name: nothing}
+    with pytest.raises(ValueError, match=message):
+        fl.Plan(batch_size=2, **work)
+
+
+@pytest.mark.parametrize("name", ["epochs", "steps"])
+def test_a_straggler_may_do_nothing(name):
+    amounts: list[Any] = [np.array([0, 2]), lambda key, client: jnp.where(client == 0, 0, 2)]
+    for amount in amounts:
+        work: dict[str, Any] = {name: amount}
+        plan = fl.Plan(batch_size=5, **work)
+        steps = [int(plan.num_steps(KEY, jnp.int32(i), jnp.int32(4))) for i in range(2)]
+        assert steps == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["epochs", "steps"])
+def test_traced_amounts_pass(name):
+    def steps(amount):
+        work: dict[str, Any] = {name: amount}
+        return fl.Plan(batch_size=5, **work).num_steps(KEY, jnp.int32(0), jnp.int32(4))
+
+    assert [int(jax.jit(steps)(amount)) for amount in (0, 3)] == [0, 3]
