@@ -175,7 +175,8 @@ def _like_images(shape: tuple[int, ...]) -> bool:
 def check_descends(optimizer: Any, name: str) -> None:
     """Warns where an optimizer of optax has a negative learning rate: its steps go up.
 
-    Looks at the numbers that a chain scales by, and runs nothing; schedules are passed over.
+    Looks at the numbers that a chain scales by, and runs nothing; schedules are passed over, and
+    so is any chain with a stage of which nothing is known: it may turn the sign.
 
     Args:
       optimizer: with an `update`.
@@ -197,21 +198,30 @@ def check_descends(optimizer: Any, name: str) -> None:
         )
 
 
+_KEEP_THE_SIGN = (
+    *("add_decayed_weights", "add_noise", "centralize", "clip", "clip_by_block_rms"),
+    *("clip_by_global_norm", "ema", "identity", "trace", "zero_nans"),
+)
+"""Stages of optax, besides scale_by_*, that leave downhill downhill."""
+
+
 def _factors(update: Any) -> Iterator[Any]:
-    """What the stages of a chain scale by, from their closures."""
+    """What the stages of a chain scale by, from their closures; None for a stage not known."""
     code = getattr(update, "__code__", None)
-    if code is None:
-        return
     kind = getattr(update, "__qualname__", "").split(".")[0]
-    cells: Any = update.__closure__ or ()
-    for name, cell in zip(code.co_freevars, cells):
-        if (kind, name) in (("scale", "step_size"), ("scale_by_schedule", "step_size_fn")):
-            yield cell.cell_contents
-        elif (kind, name) == ("with_extra_args_support", "tx"):
-            yield from _factors(cell.cell_contents.update)
-        elif (kind, name) == ("chain", "update_fns"):
-            for inner in cell.cell_contents:
-                yield from _factors(inner)
+    cells: Any = getattr(update, "__closure__", None) or ()
+    held = {n: c.cell_contents for n, c in zip(code.co_freevars, cells)} if code else {}
+    if kind == "with_extra_args_support" and "tx" in held:
+        yield from _factors(held["tx"].update)
+    elif kind == "chain" and "update_fns" in held:
+        for inner in held["update_fns"]:
+            yield from _factors(inner)
+    elif kind == "scale":
+        yield held.get("step_size")
+    elif kind == "scale_by_schedule":
+        yield held.get("step_size_fn")
+    elif kind not in _KEEP_THE_SIGN and not kind.startswith("scale_by_"):
+        yield None
 
 
 def check_not_donated(state: Any, name: str = "state") -> None:
