@@ -14,6 +14,9 @@ patients, which is why those are not compared). One hospital's 30 training patie
 "majority" gives everyone the answer that prevails among the hospital's patients trained on: what a
 method has to beat.
 
+With an epsilon, `dp_sgd` draws each patient for a step with probability 0.05 and clips at 1.1, and
+the guarantee is the same for each patient of each hospital (there, batches of 4 by hospital).
+
 A method is one compiled program for all seeds. Prints the table beside the published one, checks
 the bars, and writes results.json and curves.png.
 """
@@ -81,11 +84,18 @@ PUBLISHED = {
     "fedadam": Published((0.752, 0.746, 0.738, 0.667), 0.726, 0.732),
     "fedadagrad": Published(ADAPTIVE, 0.731, 0.733),
     "fedyogi": Published(ADAPTIVE, 0.731, 0.733),
+    "fedavg 0.01, epsilon 1": Published(None, 0.702),
+    "fedavg 0.01, epsilon 0.1": Published(None, 0.606),
 }
 TUNED = "fedavg 0.01, tuned"
+PRIVATE = {"fedavg 0.01, epsilon 1": (1.0, 1e-3), "fedavg 0.01, epsilon 0.1": (0.1, 1e-4)}
+"""Epsilon and delta of each patient, after all rounds, also towards the server."""
+CLIP, SAMPLING_RATE = 1.1, 0.05
+"""Of `dp_sgd`: the longest gradient of a patient, and who is drawn for a step."""
 METHODS = (
     *("pooled", "local", "fedavg 0.001", "fedavg 0.01", "fedprox 0.001", "scaffold 0.001"),
     *("scaffold 0.01", "fedadam", "fedadagrad", "fedyogi", TUNED),
+    *PRIVATE,
 )
 """Rows of the table; the number is the local rate, tuned: 100 more local steps by each hospital."""
 BAR, GAP = 0.71, 0.03
@@ -130,6 +140,23 @@ def federated(loss: Any, steps: int) -> dict[str, fl.FederatedAlgorithm]:
         ),
         "fedyogi": fl.fedyogi(loss, adaptive, server_learning_rate=0.01, b2=0.999, **moments),
     }
+
+
+def private(loss: Any, name: str, flags: Flags) -> fl.FederatedAlgorithm:
+    """FedAvg whose patients are hidden: noise in every step, by Poisson batches."""
+    epsilon, delta = PRIVATE[name]
+    z = fl.privacy.noise_multiplier(
+        epsilon=epsilon,
+        delta=delta,
+        sampling_rate=SAMPLING_RATE,
+        num_rounds=flags.steps * flags.num_rounds,
+    )
+    client = fl.privacy.dp_sgd(
+        loss, 0.01, clip=CLIP, noise_multiplier=z, sampling_rate=SAMPLING_RATE
+    )
+    plan = fl.Plan(batch_size=None, steps=flags.steps)
+    server = fl.optimizer_server(optax.sgd(1.0))
+    return fl.federated_algorithm(client, plan=plan, sampler=fl.everyone(), server=server)
 
 
 class Problem(NamedTuple):
@@ -202,7 +229,8 @@ def program(
         some = fl.Plan(batch_size=BATCH_SIZE, steps=flags.steps)
         run = alone(optax.sgd(0.01), some, lambda *given: average(*given)[1])
     else:
-        run = rounds(algos[name], flags.num_rounds)
+        algo = private(net.loss, name, flags) if name in PRIVATE else algos[name]
+        run = rounds(algo, flags.num_rounds)
     compiled = jax.jit(jax.vmap(lambda *given: run(*given)[0], (0, None, None)))
     return lambda seeds: compiled(seeds, problem.data, problem.test)
 
@@ -280,7 +308,7 @@ def summary(name: str, values: np.ndarray, flags: Flags) -> dict[str, Any]:
     }
 
 
-HEADER = f"{'accuracy':20s}" + "".join(
+HEADER = f"{'accuracy':26s}" + "".join(
     f"{name:>13s}"
     for name in (
         *(name.capitalize() for name in HOSPITALS[:3]),
@@ -294,7 +322,7 @@ def line(row: dict[str, Any]) -> str:
     known = row["published"] or {}
     columns = [*row["hospitals"], row["mean"], known.get("mean"), known.get("own")]
     cells = ["-" if v is None else f"{v:.3f}" for v in (*columns, row["pooled_test"])]
-    return f"{row['method']:20s}" + "".join(f"{cell:>13s}" for cell in cells)
+    return f"{row['method']:26s}" + "".join(f"{cell:>13s}" for cell in cells)
 
 
 def verdicts(rows: list[dict[str, Any]], flags: Flags) -> list[str]:
