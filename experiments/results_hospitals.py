@@ -71,9 +71,10 @@ def heart(documents: Documents) -> Section | None:
         "Pooled training has rows standardised in each hospital as all others here; FLamby's "
         "pooled rows are standardised together: its 73.5 is of other inputs, the rerun's 71.5 of "
         "these.",
-        "The two rows by `dp_sgd` hide every patient, also from the server: delta 0.001 and 0.0001, "
-        "clip 1.1 as there, Poisson batches of a twentieth of each hospital (there, batches of 4; "
-        "deviations over seeds 3.9 and 10.9 points).",
+        "The two rows by `dp_sgd` hide every patient, also from the server, but for the means and "
+        "deviations that rows are standardised with: delta 0.001 and 0.0001, clip 1.1 as there, "
+        "Poisson batches of a twentieth of each hospital (there, batches of 4; deviations over "
+        "seeds 3.9 and 10.9 points).",
         f"Command: {command}, {document['seconds']:.0f} s. {provenance(name, document)}",
     ]
     if "majority" in found:
