@@ -138,7 +138,8 @@ def compare(
     notes = [n for run in found for n in run.notes] + notes + _warnings(groups, chosen.name)
     panels = make_panels(scene)
     datasets = sorted({dataset_of(run) or "" for run in found} - {""})
-    title = title or f"Comparison of runs{' on ' if datasets else ''}{', '.join(datasets)}"
+    known = bool(datasets) and all(dataset_of(run) for run in found)
+    title = title or f"Comparison of runs{' on ' if known else ''}{', '.join(datasets) * known}"
     about = {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "data": f"Data: {', '.join(datasets)}." if datasets else "",
