@@ -135,6 +135,7 @@ def compared(published: float, ours: float | None, *, unit: str, fewer: bool = F
     size = number(abs(gain), 0 if unit == "rounds" else 1)
     if float(size) == 0:
         return "as published"
+    unit = unit.removesuffix("s") if size == "1" else unit
     if unit == "times":
         return "better than published" if gain > 0 else "falls short"
     return (

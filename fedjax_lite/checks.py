@@ -76,7 +76,8 @@ def check_params(params: Any) -> None:
       ...
       TypeError: params must be the model's parameters, got None; give params = model.init(key)
     """
-    is_model = type(params).__name__ == "Model"
+    kind = type(params)  # by name: models are above this; a user's own Model may be parameters
+    is_model = (kind.__module__, kind.__name__) == ("fedjax_lite.models.model", "Model")
     if params is None or inspect.isroutine(params) or is_model:
         found = "a Model" if is_model else shown(params)
         raise TypeError(

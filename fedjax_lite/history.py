@@ -1,7 +1,8 @@
 """The record of a run: one row a round in metrics.jsonl, metrics.csv and TensorBoard files.
 
 Numbers are written by `repr`, so they read back bit for bit. JSON has no NaN and no infinity:
-both are written as `null` and read back as NaN; CSV has `nan` and `inf` as they are.
+both are written as `null` and read back as NaN (epsilon: as infinity); CSV has `nan` and `inf` as
+they are.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def to_line(row: Mapping[str, Any]) -> str:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Reads metrics.jsonl; null becomes NaN, a torn last line is left out.
+    """Reads metrics.jsonl; null becomes NaN (infinity: epsilon), a torn last line is left out.
 
     Args:
       path: the file; no rows where it does not exist.
@@ -151,8 +152,13 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
             if number == len(lines):
                 break
             raise ValueError(f"line {number} of {path} is damaged: {line[:80]!r}") from error
-        rows.append({name: math.nan if value is None else value for name, value in row.items()})
+        rows.append({n: _lost(n) if value is None else value for n, value in row.items()})
     return rows
+
+
+def _lost(name: str) -> float:
+    """What a null was: an epsilon is never NaN, but infinite without noise."""
+    return math.inf if name.startswith("epsilon") else math.nan
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

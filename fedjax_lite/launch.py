@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import os
 import re
 import signal
@@ -219,8 +220,10 @@ class ProcessGroup:
         for line in pipe:
             self._tails[index].append(line.rstrip("\n"))
             if self._verbose:
-                with self._writing:
-                    sys.stdout.write(f"[{index}] {line}" if index else line)
+                line = f"[{index}] {line}" if index else line
+                # Whoever reads may be gone (| head); a pipe that is not emptied blocks the process.
+                with self._writing, contextlib.suppress(OSError):
+                    sys.stdout.write(line if line.endswith("\n") else f"{line}\n")
                     sys.stdout.flush()
 
 

@@ -202,7 +202,8 @@ _KEEP_THE_SIGN = (
     *("add_decayed_weights", "add_noise", "centralize", "clip", "clip_by_block_rms"),
     *("clip_by_global_norm", "ema", "identity", "trace", "zero_nans"),
 )
-"""Stages of optax, besides scale_by_*, that leave downhill downhill."""
+"""Stages of optax, besides scale_by_*, that leave downhill downhill. Those of optax.contrib and of
+the user's own modules may turn it: optax.contrib.cocob does."""
 
 
 def _factors(update: Any) -> Iterator[Any]:
@@ -211,7 +212,10 @@ def _factors(update: Any) -> Iterator[Any]:
     kind = getattr(update, "__qualname__", "").split(".")[0]
     cells: Any = getattr(update, "__closure__", None) or ()
     held = {n: c.cell_contents for n, c in zip(code.co_freevars, cells)} if code else {}
-    if kind == "with_extra_args_support" and "tx" in held:
+    module = str(getattr(update, "__module__", ""))
+    if not module.startswith("optax.") or module.startswith("optax.contrib."):
+        yield None
+    elif kind == "with_extra_args_support" and "tx" in held:
         yield from _factors(held["tx"].update)
     elif kind == "chain" and "update_fns" in held:
         for inner in held["update_fns"]:

@@ -146,9 +146,9 @@ class Progress:
         if rate <= 0:
             return []
         if round_ >= self._total:
-            return [f"{rate:.3g} rounds/s", f"{format_seconds(now - self._began)} in all"]
+            return [_per_second(rate), f"{format_seconds(now - self._began)} in all"]
         left = format_seconds((self._total - round_) / rate)
-        return [f"{rate:.3g} rounds/s", f"{left} left"]
+        return [_per_second(rate), f"{left} left"]
 
 
 class NotebookBar:
@@ -221,6 +221,16 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")  # imported already where there is a kernel
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
+
+
+def _per_second(rate: float) -> str:
+    """Rounds a second, in three figures.
+
+    Example:
+      >>> _per_second(3111.1), _per_second(46.66), _per_second(0.01234)
+      ('3,110 rounds/s', '46.7 rounds/s', '0.0123 rounds/s')
+    """
+    return f"{float(f'{rate:.3g}'):,g} rounds/s"
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The likely mistakes of a new user: each message names the cause and the remedy."""
 
+import collections
 import re
 from typing import Any, cast
 
@@ -538,6 +539,8 @@ def test_parameters_from_numpy(ready):
     wide = jax.tree.map(lambda w: np.asarray(w, np.float64), W)
     told = algo.init(KEY, wide, data).server.params
     assert jax.tree.map(lambda w: w.dtype, told) == jax.tree.map(lambda w: w.dtype, W)
+    own = collections.namedtuple("Model", "w")  # as equinox' modules, which are parameters
+    assert algo.init(KEY, own(W), data).server.params.w.keys() == W.keys()
     with warns("params are float16", "float32", "with_precision"):
         algo.init(KEY, jax.tree.map(lambda w: np.asarray(w, np.float16), W), data)
 
@@ -556,13 +559,19 @@ def test_a_negative_learning_rate(optimizer, rate):
             fl.optimizer_server(optimizer) if use is None else use(MODEL.loss, optimizer)
 
 
+def scale_by_the_opposite():
+    """A stage of the user's own; named as optax names those that keep the sign."""
+    return optax.stateless(lambda updates, params: jax.tree.map(jnp.negative, updates))
+
+
 def test_learning_rates_that_are_fine_or_unknown():
     schedule = optax.linear_schedule(0.1, 0.0, 5)
     with jax.transfer_guard("disallow"):  # and nothing is run
         for optimizer in (
             optax.sgd(0.1, momentum=0.9), optax.adamw(0.1), optax.sgd(schedule),
             fl.server.yogi(0.1), optax.clip(1.0), optax.chain(optax.scale(2.0), optax.sgd(0.1)),
-            optax.inject_hyperparams(optax.sgd)(0.1),
+            optax.inject_hyperparams(optax.sgd)(0.1), optax.contrib.cocob(),
+            optax.chain(scale_by_the_opposite(), optax.scale(0.1)),
         ):  # fmt: skip
             fl.local_sgd(MODEL.loss, optimizer)
     jax.jit(lambda rate: (fl.local_sgd(MODEL.loss, optax.sgd(rate)), rate)[1])(0.1)

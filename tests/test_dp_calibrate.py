@@ -94,6 +94,21 @@ def test_a_mechanism_of_ones_own_needs_the_field():
 # -- noise that is traced -------------------------------------------------------------------
 
 
+def test_optimised_bands_stay_numbers_where_noise_is_traced():
+    kept = []
+
+    def make(noise_multiplier):
+        kept.append(dp.matrix_noise(noise_multiplier=noise_multiplier, bands=2, **TURNS))
+        return noise_multiplier
+
+    jax.eval_shape(make, 1.0)  # first of all, so that nothing is known from a call before
+    make(1.0)
+    told = [made.accountant.description for made in kept]
+    assert "2 bands" in told[0]
+    sensitivity = told[1].split("sensitivity ")[1].split(",")[0]
+    assert f"sensitivity {sensitivity}," in told[0]
+
+
 def test_a_sweep_over_epsilons():
     """The rows have each budget's epsilon, and a member is the run with that noise."""
     settings = SETTINGS[dp.central_gaussian]

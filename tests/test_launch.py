@@ -71,6 +71,22 @@ def test_lines_of_several_processes_stay_whole(script, capfd):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a terminal of Linux")
+def test_a_last_line_without_its_end_stays_alone(script, capfd):
+    assert launch.main(["--verbose", script("sys.stdout.write(f'end of {me}')")]) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == ["[1] end of 1", "end of 0"]
+
+
+def test_nobody_waits_for_a_reader_who_left(script):
+    """As with `| head`: more than a pipe holds is written after it."""
+    process = start("--verbose", script("for _ in range(3000): print('x' * 100)"))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) in (0, 120)  # Python's own for an output that is gone
+    assert process.stderr is not None
+    process.stderr.close()
+
+
 def test_process_0_owns_a_terminal_and_lines_stay_whole(script):
     terminal, end = os.openpty()
     process = subprocess.Popen(

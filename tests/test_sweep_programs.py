@@ -118,6 +118,24 @@ def test_callbacks_are_not_shared():
         np.testing.assert_allclose(result.states.server, [2 * factor])
 
 
+def test_weak_types_and_other_meshes_are_other_programs():
+    """Their text is the same."""
+    double = lambda x: 2 * x  # noqa: E731
+    for x in (jnp.float32(1), jnp.asarray(1.0), jnp.float32(1)):
+        assert reuse.reusing(double)(x).weak_type == jax.jit(double)(x).weak_type
+    for device in jax.devices()[-2:]:
+        mesh, whole = fl.client_mesh([device]), jax.sharding.PartitionSpec()
+        moved = jax.shard_map(double, mesh=mesh, in_specs=whole, out_specs=whole)
+        assert reuse.reusing(moved)(np.float32(1)).sharding.device_set == {device}
+
+
+def test_settings_that_look_into_a_function_still_do():
+    with jax.disable_jit():
+        assert float(reuse.reusing(lambda x: x * x.item())(jnp.float32(3))) == 9
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
+        reuse.reusing(lambda x: 0 / x)(jnp.float32(0))
+
+
 def test_programs_keep_neither_makers_nor_data_alive():
     def make(learning_rate):
         return halfway(learning_rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -167,9 +168,17 @@ def banded_coefficients(num_rounds: int, bands: int) -> np.ndarray:
         raise ValueError(f"bands must be at most num_rounds, got {bands} for {num_rounds} rounds")
     if bands == 1:
         return np.ones(1)
-    found = _toeplitz().optimize_banded_toeplitz(n=num_rounds, bands=bands)
+    return np.array(_optimised(num_rounds, bands))
+
+
+@functools.lru_cache(maxsize=16)
+def _optimised(num_rounds: int, bands: int) -> tuple[float, ...]:
+    """Numbers also while a sweep traces the mechanism, which comes here once more."""
+    with jax.ensure_compile_time_eval():
+        found = _toeplitz().optimize_banded_toeplitz(n=num_rounds, bands=bands)
+        found = np.asarray(found, np.float64)
     # Rounding must not break what the bound of the sensitivity needs.
-    return np.minimum.accumulate(np.maximum(np.asarray(found, np.float64), 0.0))
+    return tuple(np.minimum.accumulate(np.maximum(found, 0.0)).tolist())
 
 
 def matrix_sensitivity(

@@ -160,6 +160,9 @@ def _rows(
     columns: dict[str, list[Any]], row: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Columns of equal length as rows with their rounds; none where the rounds are not known."""
+    scores = [one for one in columns.get("test_accuracy", ()) if one is not None]
+    if any(one < 0 or one > 1 for one in scores):  # a loss, or per cent: the file does not say
+        columns["curve"] = columns.pop("test_accuracy")
     length = max(map(len, columns.values()), default=0)
     columns = {name: values for name, values in columns.items() if len(values) == length}
     rounds = columns.pop("round", row.get("rounds"))

@@ -134,6 +134,11 @@ def test_a_target_never_reached_falls_short(tables, documents):
 
 def test_a_best_rate_at_the_edge_is_said(tables, documents):
     changed = json.loads(json.dumps(documents["mcmahan_mnist"]))
+    changed["cells"] = {  # a rate between others
+        name: cell
+        for name, cell in changed["cells"].items()
+        if len(cell["rounds_by_learning_rate"]) > 2
+    }
     for cell in changed["cells"].values():
         cell["best_learning_rate"] = float(list(cell["rounds_by_learning_rate"])[1])
     assert "edge" not in tables.results_learning.mnist({"mcmahan_mnist": changed}).text

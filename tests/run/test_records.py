@@ -23,7 +23,8 @@ def test_floats_read_back_bit_for_bit_and_nan_is_strict_json(tmp_path):
     values = np.random.default_rng().normal(size=200).astype(np.float32).tolist()
     history = History(tmp_path)
     history.append([{"round": i, "loss": v} for i, v in enumerate(values)])
-    history.append([{"round": 200, "loss": math.nan}, {"round": 201, "loss": math.inf}])
+    lost = {"loss": math.inf, "epsilon": math.inf}
+    history.append([{"round": 200, "loss": math.nan}, {"round": 201, **lost}])
     history.close()
 
     def refuse(name):
@@ -34,6 +35,7 @@ def test_floats_read_back_bit_for_bit_and_nan_is_strict_json(tmp_path):
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows[:200]] == values
     assert math.isnan(rows[200]["loss"])
+    assert rows[201]["epsilon"] == math.inf  # as without noise; never NaN
     assert (tmp_path / "metrics.csv").read_text() == to_csv(history.rows)
 
 

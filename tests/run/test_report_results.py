@@ -38,6 +38,9 @@ def label_and_seed(run):
          [{"round": 3, "test_accuracy": 0.5}]),
         ({"curve": {"round": [2], "test_accuracy": [0.5], "local": [0.25]}}, {"seed": 9}, [9],
          [{"round": 2, "test_accuracy": 0.5, "local": 0.25}]),
+        # no accuracy: a loss, or per cent
+        ({"rounds": [1, 2], "curve": [2.5, None]}, {}, [0],
+         [{"round": 1, "curve": 2.5}, {"round": 2, "curve": math.nan}]),
         ({"train_loss_curve": [2.0, None]}, {"num_rounds": 2}, [0],
          [{"round": 1, "train_loss": 2.0}, {"round": 2, "train_loss": math.nan}]),
         ({"rounds": [1], "accuracies": [0.5], "megabytes": [3.0]}, {}, [0],
