@@ -9,7 +9,7 @@
 # linen), haiku, equinox and plain functions through the same call, write a loss of your own, read
 # prepared TFDS data, and write a sampler and an aggregator.
 #
-# Time: about 1 minute on two CPU cores. Once the cells down to "Flax nnx" have run, each of the
+# Time: less than a minute on two CPU cores. Once the cells down to "Flax nnx" have run, each of the
 # others can be run on its own.
 
 # %%

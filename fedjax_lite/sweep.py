@@ -60,14 +60,18 @@ class Sweep(NamedTuple):
 
         Returns:
           The settings without the seed, and the metric's ``mean`` and ``std`` over seeds. A
-          setting of which a seed ended in NaN is never the best.
+          setting of which a seed diverged, or has a NaN, is never the best.
 
         Raises:
-          ValueError: if no row has the metric, or every setting has a NaN.
+          ValueError: if no row has the metric, or every setting diverged or has a NaN.
         """
-        table = [row for row in self.table(metric) if np.isfinite(row["mean"])]
+        # A model of NaN may have an accuracy: it answers with the first class.
+        names = [name for name in self.points[0] if name != "seed"]
+        lost = [[point[name] for name in names] for point in self.diverged]
+        table = [row for row in self.table(metric) if [row[name] for name in names] not in lost]
+        table = [row for row in table if np.isfinite(row["mean"])]
         if not table:
-            raise ValueError(f"metric {metric!r} is finite for no setting, so none is best")
+            raise ValueError(f"metric {metric!r} has no best setting: each diverged or has a NaN")
         return (max if largest else min)(table, key=lambda row: row["mean"])
 
     def table(self, metric: str) -> list[Row]:
@@ -78,8 +82,7 @@ class Sweep(NamedTuple):
 
         Returns:
           One row a setting: its hyper-parameters, ``mean``, ``std`` (n - 1; NaN for one seed or
-          where one is not finite) and
-          ``num_seeds``.
+          where one is not finite) and ``num_seeds``.
 
         Raises:
           ValueError: if no row has the metric.

@@ -202,6 +202,19 @@ def test_members_that_diverge_are_named_and_stop_nobody():
     assert result.best("train_loss", largest=False)["learning_rate"] == 1.0
 
 
+def test_a_setting_that_diverged_is_not_the_best_though_its_model_has_an_accuracy():
+    rates = {"learning_rate": [0.5, 1e25]}
+    flattered = {**SMALL, "evaluate": lambda state: {"test_accuracy": float(state.server > 1e3)}}
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        result = fl.sweep(halfway, rates, seeds=[0, 1], **flattered)
+    assert result.diverged == result.points[2:]
+    lost = result.rows[-1]
+    assert np.isfinite(lost["test_accuracy"])
+    assert result.best("test_accuracy")["learning_rate"] == 0.5
+    with pytest.raises(ValueError, match="no best setting"):
+        result._replace(diverged=result.points).best("test_accuracy")
+
+
 def test_no_more_than_five_are_spelt_out():
     rates = {"learning_rate": [1e25 * scale for scale in range(1, 8)]}
     with pytest.warns(RuntimeWarning, match=r"7 of 7 .*5e\+25.*, 2 more \(.*no others"):
