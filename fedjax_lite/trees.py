@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,25 +39,6 @@ def broadcast_prefix(prefix: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, sub: jax.tree.map(lambda _: leaf, sub), prefix, tree)
 
 
-_FEW_ROWS = 16
-"""Rows that are added one by one; more would make programs long."""
-
-
-def sum_rows(rows: Array) -> Array:
-    """Sums `[L, ...]` over the leading axis, a row at a time where there are few.
-
-    It is the same sum in the same order, but XLA's CPU backend reduces rows that were selected by a
-    mask one number at a time, which takes twenty times as long as to add them.
-
-    Example:
-      >>> sum_rows(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
-      [4.0, 6.0]
-    """
-    if not 0 < rows.shape[0] <= _FEW_ROWS:
-        return rows.sum(0)
-    return functools.reduce(jnp.add, rows)
-
-
 def weighted_sum(values: PyTree, weights: PyTree) -> PyTree:
     """Sums `values` `[L, ...]` with `weights`, a broadcastable prefix, over the leading axis.
 
@@ -70,7 +50,7 @@ def weighted_sum(values: PyTree, weights: PyTree) -> PyTree:
         weight = _align(weight, value)
         dtype = jnp.promote_types(jnp.promote_types(value.dtype, weight.dtype), jnp.float32)
         counted = jnp.where(weight == 0, 0, value.astype(dtype) * weight.astype(dtype))
-        return sum_rows(counted)
+        return counted.sum(0)
 
     return jax.tree.map(one, values, broadcast_prefix(weights, values))
 
