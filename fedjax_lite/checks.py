@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -103,6 +105,56 @@ def check_slot(slot: Any, name: str, kind: type) -> None:
                 start = " For" if callable(slot) else "; for"
                 remedy += f"{start} example {name}={EXAMPLES[name]}"
         raise TypeError(f"{name} must be {article} {kind.__name__}, got {shown(slot)}{remedy}")
+
+
+def as_path(value: Any, name: str) -> Path:
+    """A path that the user gave, with ``~`` expanded: every path goes through here.
+
+    Args:
+      value: a string or a path object; ``~`` and ``~user`` at its beginning are home folders.
+      name: the argument or environment variable, for the message.
+
+    Returns:
+      The path, relative ones as they were given.
+
+    Raises:
+      TypeError: if it is no path, or one of bytes.
+      ValueError: if it is empty, holds what no file name can, or names an unknown user's home.
+
+    Example:
+      >>> as_path("runs/a", "output_dir").as_posix()
+      'runs/a'
+      >>> as_path("~/runs", "output_dir") == Path.home() / "runs"
+      True
+      >>> as_path("", "output_dir")
+      Traceback (most recent call last):
+      ...
+      ValueError: output_dir must name a place, got ''; "." is the working directory
+    """
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        remedy = "; os.fsdecode(...) makes a string of it" if isinstance(text, bytes) else ""
+        raise TypeError(
+            f"{name} must be a path as a string or pathlib.Path, got {shown(value)}{remedy}"
+        )
+    if not text:
+        raise ValueError(f"{name} must name a place, got ''; \".\" is the working directory")
+    try:
+        writable = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        writable = False
+    if not writable:
+        raise ValueError(
+            f"{name} must be a name that files can have, got {text!r:.80}; take out what cannot "
+            "be written"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} must lie in a home that exists, got {text!r:.80}; give the whole path, or "
+            "./ before a name that really begins with ~"
+        ) from error
 
 
 def shown(value: Any) -> str:
