@@ -123,7 +123,7 @@ def calibrate(
     for name, algo in variants.items():
         if not isinstance(algo, FederatedAlgorithm):
             raise TypeError(f"variants[{name!r}] must be a FederatedAlgorithm, got {algo!r}")
-    path = (default_cache_dir() if cache_dir is None else Path(cache_dir)) / "calibrations.json"
+    path = default_cache_dir(cache_dir) / "calibrations.json"
     signature = _signature(variants, key, state, data)
     known = _read(path)
     if not refresh and signature in known:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from fedjax_lite.checks import as_path
 from fedjax_lite.data.cache import default_cache_dir
 
 
@@ -40,7 +41,8 @@ def keep_compiled_programs(directory: str | os.PathLike[str] | None = None) -> P
         return None
     if jax.config.jax_compilation_cache_dir is not None and directory is None:
         return Path(jax.config.jax_compilation_cache_dir)
-    path = (default_cache_dir() / "xla" if directory is None else Path(directory)).absolute()
+    given = None if directory is None else as_path(directory, "directory")
+    path = (given or default_cache_dir() / "xla").absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fedjax_lite.checks import as_path
+
 Arrays: TypeAlias = dict[str, np.ndarray]
 """``{"x": [E, ...], "y": [E], ...}``."""
 Splits: TypeAlias = tuple[Arrays, Arrays]
@@ -42,11 +44,11 @@ def default_cache_dir(cache_dir: str | os.PathLike[str] | None = None) -> Path:
       'here'
     """
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
+        return as_path(cache_dir, "cache_dir")
     if given := os.environ.get("FEDJAX_LITE_CACHE"):
-        return Path(given).expanduser()
+        return as_path(given, "FEDJAX_LITE_CACHE")
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given).expanduser() / "fedjax_lite"
+        return as_path(given, "XDG_CACHE_HOME") / "fedjax_lite"
     return Path.home() / ".cache" / "fedjax_lite"
 
 

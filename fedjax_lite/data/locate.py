@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_lite.checks import as_path
 from fedjax_lite.data.cache import Splits, default_cache_dir
 from fedjax_lite.data.download import DownloadError, Remote, fetch
 from fedjax_lite.data.errors import DatasetNotFoundError
@@ -70,9 +71,9 @@ def search_folders(
     """The folders to look into, in order, each with the reason why."""
     folders = []
     if data_dir is not None:
-        folders.append(("data_dir", Path(data_dir).expanduser()))
+        folders.append(("data_dir", as_path(data_dir, "data_dir")))
     if given := os.environ.get("FEDJAX_LITE_DATA"):
-        folders.append(("FEDJAX_LITE_DATA", Path(given).expanduser()))
+        folders.append(("FEDJAX_LITE_DATA", as_path(given, "FEDJAX_LITE_DATA")))
     folders.append(("cache", cache_dir / "downloads" / source.name))
     folders += [("system", folder) for folder in source.folders]
     return folders
@@ -80,8 +81,9 @@ def search_folders(
 
 def tfds_folders(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     """The folders that may hold prepared TFDS data, in order."""
-    given = (data_dir, os.environ.get("FEDJAX_LITE_DATA"), os.environ.get("TFDS_DATA_DIR"))
-    folders = [Path(folder).expanduser() for folder in given if folder]
+    given = {"data_dir": data_dir}
+    given |= {name: os.environ.get(name) or None for name in ("FEDJAX_LITE_DATA", "TFDS_DATA_DIR")}
+    folders = [as_path(folder, name) for name, folder in given.items() if folder is not None]
     return [*folders, Path.home() / "tensorflow_datasets"]
 
 

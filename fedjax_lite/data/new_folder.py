@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fedjax_lite.checks import as_path
+
 
 @contextlib.contextmanager
 def new_folder(
@@ -17,7 +19,7 @@ def new_folder(
     """A temporary folder beside `folder` that takes its name when the block ends well.
 
     Args:
-      folder: the name to appear.
+      folder: the name to appear; ``~`` is expanded.
       overwrite: replace an earlier folder of this kind, and nothing else.
       made_of: patterns of the files that such a folder holds.
 
@@ -32,7 +34,7 @@ def new_folder(
       ...     Path(place, "data", "a.txt").read_text()
       'a'
     """
-    folder = Path(folder).absolute()
+    folder = as_path(folder, "folder").absolute()
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; overwrite=True replaces it, or choose another")
     if folder.exists():

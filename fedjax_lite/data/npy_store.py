@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks import as_path
 from fedjax_lite.data.new_folder import new_folder
 from fedjax_lite.data.store import Arrays, Leaf, check_chunk, check_sizes, leaves_of, take_clients
 
@@ -48,7 +49,7 @@ class NpyStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder = as_path(folder, "folder").absolute()
         self.leaves = _read_manifest(self.folder / "manifest.json")
         path = self.folder / "offsets.npy"
         offsets = _open_array(path, np.dtype(np.int64), ())
@@ -156,7 +157,7 @@ def write_streamed(
         manifest = {"layout": LAYOUT, "leaves": description}
         (writing / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         files.close()
-    return Path(folder)
+    return as_path(folder, "folder")
 
 
 def check_same_leaves(first: Mapping[str, Leaf], now: Mapping[str, Leaf], number: int) -> None:

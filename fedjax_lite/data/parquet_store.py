@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import as_path, check_count
 from fedjax_lite.data.dataset import check_values
 from fedjax_lite.data.new_folder import new_folder
 from fedjax_lite.data.npy_store import check_same_leaves
@@ -184,15 +184,15 @@ def write_parquet(
             done += len(part)
         if not done:
             raise ValueError("chunks must hold at least one client, got an empty iterable")
-    return Path(folder)
+    return as_path(folder, "folder")
 
 
 def _paths(paths: Any) -> list[Path]:
-    if isinstance(paths, str | os.PathLike):
-        one = Path(paths)
+    if isinstance(paths, str | bytes | os.PathLike):
+        one = as_path(paths, "paths")
         found = sorted(one.glob("*.parquet")) if one.is_dir() else [one]
     else:
-        found = [Path(path) for path in paths]
+        found = [as_path(path, f"paths[{number}]") for number, path in enumerate(paths)]
     for path in found or [Path(str(paths), "*.parquet")]:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")

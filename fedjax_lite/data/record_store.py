@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import as_path, check_count
 from fedjax_lite.data.new_folder import new_folder
 from fedjax_lite.data.npy_store import check_same_leaves
 from fedjax_lite.data.store import (
@@ -62,7 +62,7 @@ class RecordStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder = as_path(folder, "folder").absolute()
         path = self.folder / "manifest.json"
         try:
             manifest = json.loads(path.read_text())
@@ -184,7 +184,7 @@ def write_records(
         description = {name: [leaf.dtype.str, list(leaf.shape)] for name, leaf in leaves.items()}
         manifest = {"layout": LAYOUT, "leaves": description, "clients": counts}
         (writing / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    return Path(folder)
+    return as_path(folder, "folder")
 
 
 def _shard_names(count: int) -> list[str]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from fedjax_lite import trees
+from fedjax_lite.checks import as_path
 from fedjax_lite.data.dataset import CohortDataset
 from fedjax_lite.data.npy_store import NpyStore
 from fedjax_lite.data.store import ExampleStore, check_sizes
@@ -72,7 +73,8 @@ class StreamedDataset:
                 f"state_dir={self.state_dir!r}"
             )
         if self.state_dir is not None:
-            object.__setattr__(self, "state_dir", Path(self.state_dir).absolute())
+            place = as_path(self.state_dir, "state_dir").absolute()
+            object.__setattr__(self, "state_dir", place)
         check_sizes(np.asarray(self.store.sizes))
         if self.num_examples == 0:
             raise ValueError("store must hold examples, got none: the population has no data")
@@ -201,4 +203,5 @@ def open_streamed(
       ...     open_streamed(f"{place}/data").num_clients
       2
     """
-    return StreamedDataset(NpyStore(folder), state, None if state_dir is None else Path(state_dir))
+    rows = None if state_dir is None else as_path(state_dir, "state_dir")
+    return StreamedDataset(NpyStore(folder), state, rows)
