@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from fedjax_lite import checkpoint, distributed
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import as_path, check_count
 from fedjax_lite.divergence import RunDiverged as RunDiverged
 from fedjax_lite.divergence import check_finite
 from fedjax_lite.divergence import warn_if_not_finite as _warn_if_not_finite  # noqa: F401
-from fedjax_lite.history import (
-    History,
-    Row,
-    check_settings,
-    make_settings,
-    save_json_atomic,
-    to_python,
-)
+from fedjax_lite.history import History, Row, make_settings, save_json_atomic
 from fedjax_lite.interrupt import Interrupt
 from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import rounds_of
 from fedjax_lite.run_arguments import check_arguments, check_split
+from fedjax_lite.run_folder import check_directory, writing
+from fedjax_lite.run_rows import evaluation, merge, rows_of_call, with_totals
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 MAY_CHANGE = (
@@ -132,13 +122,15 @@ def run(
     Raises:
       TypeError, ValueError: if an argument cannot be right, before anything is compiled.
       FileExistsError: if `output_dir` holds a run and neither `resume` nor `overwrite` is given.
+      FolderInUse: (an OSError) if another run writes into `output_dir`; the message names its
+        process. The lock ends with the process that holds it, however that ends.
       OSError: if `output_dir` cannot be written.
       RunDiverged: (a FloatingPointError) with the round, the likely cause and the remedy; what was
         recorded is on disk, and the last checkpoint is from before.
       RunInterrupted: (a KeyboardInterrupt) after SIGINT; SystemExit(143) after SIGTERM.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> def init(key, params, data):
       ...     return RoundState(jnp.int32(0), params, (), (), (), ())
       >>> def one_round(key, state, data, cohort=None):
@@ -170,18 +162,66 @@ def run(
     check_count(keep, "keep", minimum=1)
     checkpoint_every = every if checkpoint_every is None else checkpoint_every
     check_count(checkpoint_every, "checkpoint_every", minimum=1)
-    directory = None if output_dir is None else Path(output_dir).absolute()
+    directory = None if output_dir is None else as_path(output_dir, "output_dir").absolute()
     accountant = getattr(algo, "accountant", None)
     if accountant is not None:  # a run goes on with the mechanism that it began with, or not at all
         config = {"privacy": accountant.description, **(config or {})}
     settings = None if config is None else make_settings(config, key)
 
     notices: list[str] = []
+    with writing(directory, notices):
+        return _run(
+            algo,
+            key,
+            state,
+            data,
+            num_rounds=num_rounds,
+            evaluate=evaluate,
+            every=every,
+            directory=directory,
+            settings=settings,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            tensorboard=tensorboard,
+            config_may_change=config_may_change,
+            checkpoint_every=checkpoint_every,
+            keep=keep,
+            stop_if_diverged=stop_if_diverged,
+            notices=notices,
+            began=began,
+        )
+
+
+def _run(
+    algo: FederatedAlgorithm,
+    key: Key,
+    state: RoundState,
+    data: PyTree,
+    *,
+    num_rounds: int,
+    evaluate: Callable[[RoundState], Mapping[str, Any]] | None,
+    every: int,
+    directory: Path | None,
+    settings: dict[str, Any] | None,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+    tensorboard: bool,
+    config_may_change: Sequence[str],
+    checkpoint_every: int,
+    keep: int,
+    stop_if_diverged: bool,
+    notices: list[str],
+    began: float,
+) -> tuple[RoundState, list[Row]]:
+    """What `run` does with its folder in its hands."""
+    accountant = getattr(algo, "accountant", None)
     restored = False
     writes = distributed.is_coordinator()
     num_clients = getattr(data, "num_clients", None)
     if directory is not None:
-        saved = _check_directory(directory, settings, resume, overwrite, config_may_change, notices)
+        saved = check_directory(directory, settings, resume, overwrite, config_may_change, notices)
         # Also a barrier: process 0 changes the folder from here on.
         if distributed.agree(saved) != saved or -distributed.agree(-saved) != saved:
             raise ValueError(
@@ -247,14 +287,14 @@ def run(
     try:
         with interrupt:
             if evaluate is not None and done == 0 and not history.rows:
-                first = _evaluation(evaluate, state)
+                first = evaluation(evaluate, state)
                 spent = {} if accountant is None else accountant.spent(0)
-                history.append([_merge({"round": 0, **spent, "seconds": seconds()}, first)])
+                history.append([merge({"round": 0, **spent, "seconds": seconds()}, first)])
                 bar.update(0, history.rows[-1], evaluated=True)
             while done < num_rounds and not stop():
                 length = min(every - done % every, num_rounds - done)
                 state, metrics = rounds.advance(state, length)
-                rows = _rows(metrics, done, length, seconds())
+                rows = rows_of_call(metrics, done, length, seconds())
                 rows = with_totals(rows, history.rows[-1] if history.rows else {})
                 done += length
                 if int(state.round) != done:
@@ -264,11 +304,11 @@ def run(
                     )
                 if accountant is not None:
                     if (quick := accountant.every_round) is not None:
-                        rows[:-1] = [_merge(row, quick(row["round"])) for row in rows[:-1]]
-                    rows[-1] = _merge(rows[-1], accountant.spent(done))
+                        rows[:-1] = [merge(row, quick(row["round"])) for row in rows[:-1]]
+                    rows[-1] = merge(rows[-1], accountant.spent(done))
                 evaluated = evaluate is not None and (done % every == 0 or done == num_rounds)
                 if evaluate is not None and evaluated:
-                    rows[-1] = _merge(rows[-1], _evaluation(evaluate, state))
+                    rows[-1] = merge(rows[-1], evaluation(evaluate, state))
                 history.append(rows)
                 bad_round = check_finite(
                     history.rows, len(rows), bad_round, state, data, stop=stop_if_diverged
@@ -295,76 +335,3 @@ def run(
             raise SystemExit(143)
         raise RunInterrupted(message, state, history.rows)
     return state, history.rows
-
-
-def _rows(metrics: Mapping[str, Any], done: int, length: int, seconds: float) -> list[Row]:
-    table = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
-    return [
-        {"round": done + i + 1}
-        | {name: to_python(value[i]) for name, value in table.items()}
-        | {"seconds": seconds}
-        for i in range(length)
-    ]
-
-
-def with_totals(rows: list[Row], last: Row) -> list[Row]:
-    """The rows with the running totals of what was sent: ``uplink_bits_total`` and so on."""
-    total = {name: value for name, value in last.items() if name.endswith("_bits_total")}
-    counted = []
-    for row in rows:
-        for name in [name for name in row if name.endswith("_bits")]:
-            total[f"{name}_total"] = total.get(f"{name}_total", 0.0) + row[name]
-        counted.append(_merge(row, total))
-    return counted
-
-
-def _evaluation(evaluate: Callable[[RoundState], Any], state: RoundState) -> Row:
-    result = evaluate(distributed.local(state))
-    if not isinstance(result, Mapping):
-        raise TypeError(f"evaluate must return a dict of numbers, got {type(result).__name__}")
-    return {str(name): to_python(value) for name, value in result.items()}
-
-
-def _merge(row: Row, evaluation: Row) -> Row:
-    clash = sorted(row.keys() & evaluation.keys())
-    if clash:
-        raise ValueError(f"evaluate returned {clash}, which a round reports too; rename them")
-    return {
-        **{n: v for n, v in row.items() if n != "seconds"},
-        **evaluation,
-        "seconds": row["seconds"],
-    }
-
-
-def _check_directory(
-    directory: Path,
-    settings: dict[str, Any] | None,
-    resume: bool,
-    overwrite: bool,
-    may_change: Sequence[str],
-    notices: list[str],
-) -> bool:
-    """Checks the folder before anything is compiled; True where there is a state to resume."""
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(
-            f"output_dir must be a folder to write to, got the file {directory}"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory):  # an OSError now, not after hours of training
-        pass
-    names = ["metrics.jsonl", "metrics.csv", "checkpoints"] + ["config.json"] * bool(settings)
-    found = [name for name in names if (directory / name).exists()]
-    if found and not (resume or overwrite):
-        raise FileExistsError(
-            f"{directory} already holds a run ({', '.join(found)}); give resume=True to go on "
-            "with it, overwrite=True to replace it, or another output_dir"
-        )
-    if not resume:
-        return False
-    path = directory / "config.json"
-    if settings is not None and path.exists():  # also where it starts anew in the files of a run
-        notices += check_settings(json.loads(path.read_text()), settings, may_change=may_change)
-    if not checkpoint.steps(directory / "checkpoints"):
-        notices.append(f"nothing to resume in {directory}: starting anew")
-        return False
-    return True

@@ -68,7 +68,8 @@ algo = fl.fedavg(model.loss, optax.sgd(0.1), plan=..., sampler=...), and pass al
         )
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other; choose one")
-    for package in ["tensorboardX"] * tensorboard + ["orbax"] * (output_dir is not None):
+    on_disk = ["orbax", "filelock"] * (output_dir is not None)
+    for package in ["tensorboardX"] * tensorboard + on_disk:
         if importlib.util.find_spec(package) is None:
             wheel = {"orbax": "orbax-checkpoint"}.get(package, package)
             raise ImportError(f"{package} is not installed: pip install {wheel}")
