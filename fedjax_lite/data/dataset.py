@@ -15,6 +15,7 @@ from fedjax_lite.data.found import Found
 from fedjax_lite.data.found import SizedPopulation as SizedPopulation
 from fedjax_lite.data.not_arrays import check_arrays, check_not_iterator
 from fedjax_lite.data.one_line import leaf_words, length, length_of_all
+from fedjax_lite.data.owner_ids import as_ids, check_unmasked, number_ids, row_numbers
 from fedjax_lite.data.sharded import ShardedDataset
 from fedjax_lite.mistakes import check_pixels
 from fedjax_lite.types import Array, PyTree
@@ -163,15 +164,19 @@ def from_arrays(
       examples: any pytree of arrays, leaves `[E, ...]`, e.g. ``{"x": images, "y": labels}``.
       client_ids: `[E]`. Non-negative integers with `num_clients` given are row numbers of the
         population as they are. Otherwise any sortable keys (writers, roles, hospitals): clients
-        are numbered in the sorted order of the distinct keys, as ``np.unique`` gives them.
+        are numbered in the sorted order of the distinct keys, as ``np.unique`` gives them. Ids
+        are exact: integers of any size, strings, dates; floats below the integers that their type
+        can tell apart (``2**53`` for float64).
       num_clients: the population's size, where clients without examples exist.
 
     Returns:
       A `FederatedDataset` on the default device.
 
     Raises:
-      ValueError: if there are no examples, lengths differ, floats are not finite, or an id lies
-        outside the population.
+      ValueError: if there are no examples, lengths differ, floats are not finite or values masked,
+        an id is missing (NaN, NaT, None, NA, masked, or "nan" and the like among strings), was
+        rounded to a float, or lies outside the population; the message names the row.
+      TypeError: if ids cannot be sorted, or with `num_clients` are not integers.
 
     Example:
       >>> import numpy as np
@@ -181,30 +186,18 @@ def from_arrays(
       (2, [3, 1])
     """
     num_examples = check_examples(examples)
-    client_ids = np.asarray(client_ids)
-    if client_ids.shape != (num_examples,):
+    shape = as_ids(client_ids, "client_ids").shape
+    if shape != (num_examples,):
         raise ValueError(
             f"client_ids must have shape [{num_examples}], one owner per example, "
-            f"got {list(client_ids.shape)}; np.repeat(names, sizes) names the owners of pooled "
+            f"got {list(shape)}; np.repeat(names, sizes) names the owners of pooled "
             "clients"
         )
-    if num_clients is not None:
-        check_count(num_clients, "num_clients", minimum=1)
     if num_clients is None:
-        names, owners = np.unique(client_ids, return_inverse=True)
-        num_clients = len(names)
+        owners, num_clients = number_ids(client_ids, "client_ids")
     else:
-        owners = client_ids
-        if not np.issubdtype(owners.dtype, np.integer):
-            raise TypeError(
-                f"client_ids must be integers when num_clients is given, got {owners.dtype}; "
-                "leave num_clients out to number the distinct keys"
-            )
-        if owners.min() < 0 or owners.max() >= num_clients:
-            raise ValueError(
-                f"client_ids must lie in [0, num_clients={num_clients}), "
-                f"got {owners.min()}..{owners.max()}"
-            )
+        check_count(num_clients, "num_clients", minimum=1)
+        owners = row_numbers(client_ids, "client_ids", num_clients)
     return from_owners(examples, owners, num_clients)
 
 
@@ -235,7 +228,9 @@ def check_examples(examples: PyTree) -> int:
         raise ValueError("examples must hold at least one array, got an empty pytree")
     lengths = {}
     for path, leaf in leaves:
-        name, leaf = jax.tree_util.keystr(path), np.asarray(leaf)
+        name = jax.tree_util.keystr(path)
+        check_unmasked(leaf, f"examples{name}")
+        leaf = np.asarray(leaf)
         if leaf.dtype == object or leaf.dtype.kind in "US":
             raise TypeError(f"examples{name} must be numeric, got dtype {leaf.dtype}; encode it")
         if leaf.ndim == 0:

@@ -133,9 +133,9 @@ def write_streamed(
         sinks: dict[str, Any] = {}
         sizes: list[np.ndarray] = []
         for number, (part, examples) in enumerate(chunks):
-            part = np.asarray(part)
+            part = check_sizes(part)
             arrays = check_chunk(examples, part)
-            sizes.append(check_sizes(part))
+            sizes.append(part)
             if not sinks:
                 leaves = leaves_of(arrays)
                 for name in leaves:

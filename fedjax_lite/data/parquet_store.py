@@ -18,6 +18,7 @@ from fedjax_lite.checks import as_path, check_count
 from fedjax_lite.data.dataset import check_values
 from fedjax_lite.data.new_folder import new_folder
 from fedjax_lite.data.npy_store import check_same_leaves
+from fedjax_lite.data.owner_ids import row_numbers
 from fedjax_lite.data.store import Arrays, Leaf, check_chunk, check_sizes, leaves_of, offsets_of
 
 MADE_OF = ("part-*.parquet",)
@@ -69,18 +70,14 @@ class ParquetStore:
             self.leaves = self.leaves or leaves
             if leaves != self.leaves:
                 raise ValueError(f"{path} has other columns than {self.paths[0]}")
-            column = file.read(columns=[client_column]).column(0)
-            owners.append(np.asarray(column.to_numpy()))
+            owners.append(_owners(path, file, client_column, num_clients or 2**31 - 1))
         owner = np.concatenate(owners)
-        if owner.dtype.kind not in "iu" or (np.diff(owner.astype(np.int64)) < 0).any():
+        falls = np.flatnonzero(np.diff(owner) < 0)
+        if len(falls):
             raise ValueError(
                 f"the column {client_column!r} must hold integers 0 .. N - 1, sorted over all "
-                f"files, got {owner.dtype} that {'falls' if owner.dtype.kind in 'iu' else ''}; "
+                f"files, got {owner[falls[0] + 1]} after {owner[falls[0]]} in row {falls[0] + 1}; "
                 "number the clients and sort by them"
-            )
-        if len(owner) and (owner[0] < 0 or owner[-1] >= (num_clients or 2**31)):
-            raise ValueError(
-                f"clients must lie in [0, {num_clients or 2**31}), got {owner[0]}..{owner[-1]}"
             )
         least = int(owner[-1]) + 1 if len(owner) else 0
         self.sizes = check_sizes(np.bincount(owner, minlength=num_clients or least))
@@ -166,7 +163,7 @@ def write_parquet(
         leaves: dict[str, Leaf] = {}
         done = 0
         for number, (part, examples) in enumerate(chunks):
-            part = check_sizes(np.asarray(part))
+            part = check_sizes(part)
             arrays = check_chunk(examples, part)
             if "client" in arrays:
                 raise ValueError("no array can be named 'client', the column of clients")
@@ -205,6 +202,25 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is truncated or not a Parquet file: {error}") from error
+
+
+def _owners(path: Path, file: Any, client_column: str, num_clients: int) -> np.ndarray:
+    """int64: the column of clients of one file, whole; tables of several files do not mix types."""
+    column = file.read(columns=[client_column]).column(0)
+    name = f"{path}: the column {client_column!r}"
+    if column.null_count:
+        missing = np.asarray(column.is_null().to_numpy())
+        raise ValueError(
+            f"{name} must name the owner of every example, got null in row "
+            f"{int(np.argmax(missing))} ({column.null_count} in all); drop such rows"
+        )
+    values = np.asarray(column.to_numpy())
+    if values.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} must hold integers 0 .. N - 1, got {column.type}; number the clients and "
+            "sort by them"
+        )
+    return row_numbers(values, name, num_clients)
 
 
 def _leaves(path: Path, file: Any, client_column: str) -> dict[str, Leaf]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_lite.data.apportion import even_sizes
 from fedjax_lite.data.dataset import FederatedDataset, check_examples, from_owners
+from fedjax_lite.data.owner_ids import as_ids, check_unmasked, number_ids
 from fedjax_lite.data.partition_checks import check_capacity, check_count, check_seed, column
 from fedjax_lite.types import PyTree
 
@@ -188,7 +189,8 @@ def by_key(key: str, *, keep: bool = False) -> Partitioner:
       A `Partitioner`; its `num_clients` is None, because the examples tell.
 
     Raises:
-      ValueError: (when it is used) if the key is absent or its array is not `[E]`.
+      ValueError: (when it is used) if the key is absent, its array is not `[E]`, or a value is
+        missing or rounded, as in `from_arrays`.
       TypeError: (when it is used) if a string array is to be kept.
 
     Example:
@@ -201,10 +203,9 @@ def by_key(key: str, *, keep: bool = False) -> Partitioner:
     """
 
     def assign(examples: Mapping[str, Any]) -> np.ndarray:
-        values = column(examples, key, keyword="key")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ValueError(f"examples[{key!r}] holds NaN or infinity; name every example's owner")
-        return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        name = f"examples[{key!r}]"
+        column(examples, key, keyword="key", convert=lambda ids: as_ids(ids, name))
+        return number_ids(examples[key], name)[0]
 
     return Partitioner(assign, None, f"by_key({key!r})", drops=() if keep else (key,))
 
@@ -225,7 +226,9 @@ def _assign(examples: Mapping[str, Any], partitioner: Partitioner) -> tuple[np.n
         )
     rest: PyTree = {k: v for k, v in examples.items() if k not in partitioner.drops}
     num_examples = check_examples(rest) if rest else None
-    owner = np.asarray(partitioner.assign(examples))
+    answer = partitioner.assign(examples)
+    check_unmasked(answer, f"the answer of {partitioner.name}")
+    owner = np.asarray(answer)
     if num_examples is not None and owner.shape != (num_examples,):
         raise ValueError(
             f"{partitioner.name} must name one owner per example, [{num_examples}], "

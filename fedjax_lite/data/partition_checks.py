@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,9 @@ def check_capacity(num_examples: int, num_clients: int, min_size: int) -> None:
         )
 
 
-def column(examples: Any, key: str, *, keyword: str) -> np.ndarray:
+def column(
+    examples: Any, key: str, *, keyword: str, convert: Callable[[Any], np.ndarray] = np.asarray
+) -> np.ndarray:
     """Returns the array under `key`, one entry per example, `[E]`.
 
     Raises:
@@ -83,7 +85,7 @@ def column(examples: Any, key: str, *, keyword: str) -> np.ndarray:
             f"{keyword}={key!r} is not among the examples' keys {sorted(map(str, examples))}; "
             f"name one of them by {keyword}=..."
         )
-    values = np.asarray(examples[key])
+    values = convert(examples[key])
     if values.ndim != 1:
         hint = "one entry per example is needed"
         if values.ndim == 2 and values.dtype.kind in "iufb" and _is_one_hot(values):

@@ -156,7 +156,7 @@ def write_records(
         sizes: list[int] = []
         writer, counts = None, []
         for number, (part, examples) in enumerate(chunks):
-            part = check_sizes(np.asarray(part))
+            part = check_sizes(part)
             arrays = check_chunk(examples, part)
             leaves = leaves or leaves_of(arrays)
             check_same_leaves(leaves, leaves_of(arrays), number)

@@ -183,7 +183,9 @@ def _parse_roles(path: Path, text: str) -> dict[str, list[str]]:
     try:
         speeches = json.loads(text)["speeches"]
         roles: dict[str, list[str]] = {}
-        for play, role, said in speeches:
+        for number, (play, role, said) in enumerate(speeches):
+            if not (isinstance(play, str) and isinstance(role, str) and play and role):
+                raise TypeError(f"play {play!r} and role {role!r} in speech {number}")
             roles.setdefault(f"{play}/{role}", []).append(said.replace("\r\n", "\n"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetFormatError(path, expected=expected, found=f"{error!r}") from error

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from fedjax_lite.data.dataset import check_examples
+from fedjax_lite.data.owner_ids import check_unmasked
 
 Arrays = Mapping[str, np.ndarray]
 """``{"x": [E, ...], "y": [E], ...}``."""
@@ -66,8 +67,8 @@ class ArrayStore:
     """
 
     def __init__(self, examples: Arrays, sizes: Any) -> None:
-        examples = check_chunk(examples, sizes)
-        self.sizes = check_sizes(np.asarray(sizes))
+        self.sizes = check_sizes(sizes)
+        examples = check_chunk(examples, self.sizes)
         self.offsets = offsets_of(self.sizes)
         self._arrays = examples
 
@@ -113,13 +114,16 @@ def offsets_of(sizes: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def check_sizes(sizes: np.ndarray) -> np.ndarray:
+def check_sizes(sizes: Any) -> np.ndarray:
     """int32 `[N]` sizes that are right.
 
     Raises:
       TypeError: if they are not integers.
-      ValueError: if there are none, one is negative, or one client has more than int32 can count.
+      ValueError: if there are none, one is masked or negative, or one client has more than int32
+        can count.
     """
+    check_unmasked(sizes, "sizes")
+    sizes = np.asarray(sizes)
     if sizes.dtype.kind not in "iu":
         raise TypeError(f"sizes must be integers [N], got {sizes.dtype}")
     if sizes.ndim != 1 or not len(sizes):
@@ -140,6 +144,8 @@ def check_chunk(examples: Any, sizes: Any) -> dict[str, np.ndarray]:
     """
     if not isinstance(examples, Mapping) or not all(isinstance(name, str) for name in examples):
         raise TypeError(f"examples must be a dict of arrays, got {type(examples).__name__}")
+    for name, array in examples.items():
+        check_unmasked(array, f"examples[{name!r}]")
     arrays = {name: np.asarray(array) for name, array in examples.items()}
     total = int(np.sum(sizes, dtype=np.int64))
     for name, array in arrays.items():

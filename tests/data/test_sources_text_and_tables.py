@@ -135,7 +135,11 @@ def test_damaged_text_is_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    "content", [{}, {"speeches": [["a", "b"]]}, [1], {"speeches": [["a", "b", 3]]}, 7]
+    "content",
+    [
+        *({}, {"speeches": [["a", "b"]]}, [1], {"speeches": [["a", "b", 3]]}, 7),
+        *({"speeches": [["a", role, "c"]] * 2} for role in (None, "", 3)),
+    ],
 )
 def test_damaged_role_files_are_named(tmp_path, content):
     path = tmp_path / "shakespeare_roles.json.gz"
