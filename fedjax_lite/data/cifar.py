@@ -94,6 +94,7 @@ def parse_binary(content: bytes, variant: _Variant, path: Path | str) -> Arrays:
 def parse_python(content: bytes, variant: _Variant, path: Path | str) -> Arrays:
     """Parses a file of the Python layout: a pickled dict with ``data`` and label lists."""
     loaded = load_plain(content, path=path)
+    del content  # what of it the array does not need is of no more use
     if not isinstance(loaded, dict):
         raise DatasetFormatError(path, expected="a dict", found=f"a {type(loaded).__name__}")
     entries = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in loaded.items()}
@@ -112,17 +113,16 @@ def parse_python(content: bytes, variant: _Variant, path: Path | str) -> Arrays:
     columns = {}
     for key, theirs, _ in variant.labels:
         values = entries.get(theirs)
-        try:
-            column = np.asarray(values)
-        except ValueError:  # a ragged list
-            column = np.empty(0)
-        if column.shape != (len(rows),) or column.dtype.kind not in "iu":
+        listed = values if isinstance(values, list) else []
+        kinds = sorted({type(value).__name__ for value in listed})
+        if len(listed) != len(rows) or kinds != ["int"]:
+            found = f"{'int64' if kinds == ['int'] else kinds} [{len(listed)}]"
             raise DatasetFormatError(
                 path,
                 expected=f"an entry {theirs!r} with {len(rows)} integers",
-                found="none" if values is None else f"{column.dtype} {list(column.shape)}",
+                found="none" if values is None else found,
             )
-        columns[key] = column
+        columns[key] = np.array(listed, np.int64)
     return _examples(rows, columns, variant, path)
 
 
@@ -177,7 +177,7 @@ def _read(variant: _Variant) -> Callable[..., Splits]:
             archive = candidate.files[0]
             members = read_members(archive, [f"{folder}/{name}" for name in names])
             parts = [
-                parse(members[f"{folder}/{name}"], variant, f"{archive}:{folder}/{name}")
+                parse(members.pop(f"{folder}/{name}"), variant, f"{archive}:{folder}/{name}")
                 for name in names
             ]
         else:
