@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedjax_lite.checks import as_path
+from fedjax_lite.data.npy_file import open_npy
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 """``{"x": [E, ...], "y": [E], ...}``."""
@@ -24,8 +25,11 @@ Splits: TypeAlias = tuple[Arrays, Arrays]
 """``(train, test)``."""
 
 _LOG = logging.getLogger("fedjax_lite")
-_LAYOUT = 1
+_LAYOUT = 2
+_LOCK_SECONDS = 60.0
+"""How long a writer waits for another; after that it goes on without a cache."""
 _MANIFEST = "manifest.json"
+_MAX_MANIFEST = 1 << 24
 _warned: set[str] = set()
 
 
@@ -64,9 +68,12 @@ def cached(
     """Returns the parsed arrays of `files`, from the cache where it is still true.
 
     A manifest records path, size and modification time of every source file, the parser's version
-    and the options; if anything differs, or the cache is damaged, `parse` runs anew. The cache is
-    written to a temporary folder and renamed, so readers never see half of one. A folder that
-    cannot be written costs one warning, not the run.
+    and the options; if anything differs, `parse` runs anew. It also holds a SHA-256 digest of every
+    array's file and of itself, which are compared at every reading: where one does not agree, the
+    cache is rebuilt and the log says so. The cache is written to a temporary folder and renamed,
+    so readers never see half of one; of several processes one writes at a time, and what a killed
+    one left behind goes with the next writing. A folder that cannot be written costs one warning,
+    not the run.
 
     Args:
       parse: ``() -> (train, test)``, dicts of arrays.
@@ -128,38 +135,69 @@ def _stamp(path: Path) -> dict[str, Any]:
 def _read(folder: Path, manifest: dict[str, Any]) -> Splits | None:
     """The cached arrays, or None if they are absent, stale or damaged."""
     try:
-        stored = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        stored = _read_manifest(folder / _MANIFEST)
         described = stored.pop("arrays")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        _LOG.warning("rebuilding the damaged cache %s (%s)", folder, error)
-        return None
-    # Through JSON, as tuples among the options become lists there.
-    if stored != json.loads(json.dumps(manifest)):
-        return None
-    splits: dict[str, Arrays] = {"train": {}, "test": {}}
-    try:
+        # Through JSON, as tuples among the options become lists there.
+        if stored != json.loads(json.dumps(manifest)):
+            return None
+        splits: dict[str, Arrays] = {"train": {}, "test": {}}
         for entry in described:
-            path = folder / entry["file"]
-            # Cheap, and sees what the header of the array cannot tell.
-            if path.stat().st_size != entry["bytes"]:
-                raise ValueError(f"{path.name} has the wrong size")
-            empty = 0 in entry["shape"]
-            array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
-            if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
-                raise ValueError(f"{path.name} has the wrong shape or dtype")
-            splits[entry["split"]][entry["key"]] = array
-    except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
+            splits[entry["split"]][entry["key"]] = _open_whole(folder, entry)
+    except FileNotFoundError as error:
+        if folder.exists():
+            _LOG.warning("rebuilding the damaged cache %s (%s is gone)", folder, error.filename)
+        return None
+    # The digests agree with what was written: all else is one of another version, or of nobody.
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         _LOG.warning("rebuilding the damaged cache %s (%s)", folder, error)
         return None
     return splits["train"], splits["test"]
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_MANIFEST:
+        raise ValueError("its manifest is too long")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    digest = stored.pop("digest", None)
+    if digest is None and stored["layout"] == 1:  # of an earlier version, without digests
+        return stored
+    if digest != _digest_of(stored):
+        raise ValueError("its manifest is not what was written")
+    return stored
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _open_whole(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
+    """A cached array, after its file's digest was compared."""
+    path = folder / entry["file"]
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            raise ValueError(f"{path.name} is not what was written")
+    return open_npy(path, kinds="biufcSU")
+
+
 def _write(folder: Path, manifest: dict[str, Any], splits: Splits) -> None:
-    """Writes a new cache beside the old one and swaps them by renaming."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    """Writes a new cache beside the old one and swaps them by renaming, one process at a time."""
+    import filelock
+
+    locks = folder.parent.parent / "locks"
+    for place in (folder.parent, locks):
+        place.mkdir(parents=True, exist_ok=True)
+    try:
+        # The system gives the lock up with the process that holds it.
+        with filelock.FileLock(locks / folder.name, timeout=_LOCK_SECONDS):
+            for left in folder.parent.glob(f".{folder.name}.writing-*"):
+                shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
+            _write_alone(folder, manifest, splits)
+    except filelock.Timeout as error:
+        raise OSError(f"another process has been writing it for {_LOCK_SECONDS:g} s") from error
+
+
+def _write_alone(folder: Path, manifest: dict[str, Any], splits: Splits) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.writing-", dir=folder.parent))
     try:
         fresh = temporary / "new"
         fresh.mkdir()
@@ -167,20 +205,22 @@ def _write(folder: Path, manifest: dict[str, Any], splits: Splits) -> None:
         for split, arrays in zip(("train", "test"), splits):
             for number, (key, array) in enumerate(arrays.items()):
                 path = fresh / f"{split}-{number}.npy"
-                np.save(path, array, allow_pickle=False)
+                with path.open("wb") as file:
+                    sink = _HashingSink(file)
+                    np.save(sink, np.asarray(array, order="C"), allow_pickle=False)
                 described.append(
                     {
                         "split": split,
                         "key": key,
                         "file": path.name,
-                        "bytes": path.stat().st_size,
-                        "shape": list(array.shape),
-                        "dtype": array.dtype.str,
+                        "sha256": sink.digest.hexdigest(),
                     }
                 )
-        text = json.dumps({**manifest, "arrays": described}, indent=1)
+        whole = json.loads(json.dumps({**manifest, "arrays": described}))
+        text = json.dumps({**whole, "digest": _digest_of(whole)}, indent=1)
         (fresh / _MANIFEST).write_text(text, encoding="utf-8")
-        # Gone already if another process swaps it at this moment.
+        # Absent where this is the first; a lock that does not hold everywhere (some network
+        # file systems) can also let another process swap it at this moment.
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, temporary / "old")
         try:
@@ -191,3 +231,14 @@ def _write(folder: Path, manifest: dict[str, Any], splits: Splits) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _HashingSink:
+    """A file for writing that digests what goes through."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self._file.write(data)

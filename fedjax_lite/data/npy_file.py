@@ -1,0 +1,93 @@
+"""Opening .npy files that others may have damaged: the header is compared, never evaluated.
+
+numpy's reader takes objects, structures, any size that the header claims and errors of ten kinds.
+Here a file is an array of numbers or text in C order, as long as its header says, or an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fedjax_lite.data.errors import DatasetFormatError
+
+_HEADER = re.compile(
+    r"\{'descr': '([<>|=]?[A-Za-z][0-9]{0,9})', 'fortran_order': (True|False), "
+    r"'shape': \(([0-9L, ]{0,640})\),? ?\}[ \n]*"
+)
+_SIZE = re.compile(r"([0-9]{1,18})L?")
+_MAX_HEADER = 1 << 16
+
+
+def open_npy(path: Path, *, kinds: str = "biuf", remedy: str | None = None) -> np.ndarray:
+    """Maps an array of a .npy file into memory; nothing but its header is read.
+
+    Args:
+      path: the file.
+      kinds: of dtypes that may be there, as ``numpy.dtype.kind`` calls them.
+      remedy: what to do about a bad file, for the error.
+
+    Returns:
+      A read-only map; an ordinary array where there are no elements.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      DatasetFormatError: if it is truncated, too long, of another kind, or not a .npy file.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.npy"
+      >>> np.save(path, np.arange(3))
+      >>> open_npy(path).tolist()
+      [0, 1, 2]
+    """
+    try:
+        dtype, shape, offset = _read_header(path, kinds)
+        size, needed = path.stat().st_size, offset + math.prod(shape) * dtype.itemsize
+        if size < needed:
+            raise ValueError(f"{size:,} bytes where its header needs {needed:,}")
+        if size > needed:
+            raise ValueError(f"{size - needed:,} bytes more than its header says")
+        if not math.prod(shape):
+            return np.zeros(shape, dtype)
+        return np.memmap(path, dtype, "r", offset, shape)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise DatasetFormatError(
+            path,
+            expected="a whole .npy file of numbers",
+            found=f"that {path.name} is truncated or not such a file: {error!s:.200}",
+            remedy=remedy,
+        ) from None
+
+
+def _read_header(path: Path, kinds: str) -> tuple[np.dtype, tuple[int, ...], int]:
+    """The dtype, the shape, and where the values begin."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:6] != b"\x93NUMPY" or start[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
+            raise ValueError("it does not begin as such files do")
+        length = int.from_bytes(file.read(2 if start[6] == 1 else 4), "little")
+        text = file.read(min(length, _MAX_HEADER)).decode("latin-1")
+        offset = file.tell()
+    match = _HEADER.fullmatch(text)
+    if len(text) != length or match is None:
+        raise ValueError("its header is not one of a plain array")
+    name, fortran, sizes = match.groups()
+    if name.lstrip("<>|=")[:1] not in kinds:
+        raise ValueError(f"it holds values of the kind {name!r}")
+    dtype = np.dtype(name)
+    parts = [part.strip() for part in sizes.split(",")]
+    found = [_SIZE.fullmatch(part) for part in (parts if parts[-1] else parts[:-1])]
+    shape = tuple(int(size.group(1)) if size else -1 for size in found)
+    if min(shape, default=0) < 0 or len(shape) > 32 or dtype.itemsize == 0:
+        raise ValueError(f"its header has no shape: ({sizes:.80})")
+    if math.prod(size or 1 for size in shape) * dtype.itemsize >= 2**62:
+        raise ValueError(f"its header has an impossible shape: ({sizes:.80})")
+    if fortran == "True":
+        raise ValueError("it is in Fortran order; np.ascontiguousarray and save it again")
+    return dtype, shape, offset
