@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,16 @@ from fedjax_lite.checks import check_key, check_params
 from fedjax_lite.checks import check_slot as check_slot
 from fedjax_lite.data.dataset import ClientData, CohortDataset, SizedPopulation
 from fedjax_lite.data.dataset import check_data as check_data
-from fedjax_lite.downlink import Downlink, downlink_cost, downlinked
+from fedjax_lite.downlink import Downlink, downlink_cost, downlinked, not_sent_twice
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto
 from fedjax_lite.engine.memory import check_table
-from fedjax_lite.engine.program import Program, Strategy, Table, Work, message_shape
-from fedjax_lite.metrics import COSTS, HasMetrics, round_metrics
+from fedjax_lite.engine.one_pass import one_pass
+from fedjax_lite.engine.program import Program, Strategy, Table, message_shape
+from fedjax_lite.engine.prologue import Prefaced as Prefaced
+from fedjax_lite.engine.prologue import Prologue as Prologue
+from fedjax_lite.engine.prologue import preface_shape, prologue_program
+from fedjax_lite.metrics import COSTS, round_metrics
 from fedjax_lite.mistakes import check_not_captured, check_not_donated, looking_at
 from fedjax_lite.private_slots import (
     UNACCOUNTED,
@@ -28,6 +32,7 @@ from fedjax_lite.private_slots import (
     private_slots,
     without_repeats,
 )
+from fedjax_lite.server import standing_still
 from fedjax_lite.transforms.chain import identity
 from fedjax_lite.types import (
     Aggregator,
@@ -45,22 +50,6 @@ from fedjax_lite.types import (
 )
 
 ROUND_STREAM = 0x726F756E
-
-
-class Prologue(NamedTuple):
-    """A pass over the same cohort before local training (Mime's gradient at the server's model)."""
-
-    client: ClientUpdate
-    """Without persistent rows."""
-    plan: Plan
-    aggregator: Aggregator
-
-
-class Prefaced(NamedTuple):
-    """Something with a prologue's aggregate beside it."""
-
-    value: Any
-    preface: Any
 
 
 def federated_algorithm(
@@ -132,6 +121,7 @@ def federated_algorithm(
     aggregator = mean() if aggregator is None else aggregator
     uplink = identity() if uplink is None else uplink
     strategy = auto() if strategy is None else strategy
+    server = standing_still(server)
     if downlink is not None:
         server = downlinked(server, downlink)
     if privacy is not None:
@@ -146,6 +136,9 @@ def federated_algorithm(
     if prologue is not None:
         check_slot(prologue, "prologue", Prologue)
     program = Program(client, plan, uplink, aggregator, weighed=privacy is None)
+
+    def draw(key: Key, state: Any, sizes: Array) -> Cohort:
+        return sampler.sample(key, state, sizes)[1]
 
     def init(
         key: Key, params: Params, data: ClientData | SizedPopulation | None = None
@@ -167,9 +160,10 @@ def federated_algorithm(
         broadcast = server.broadcast(state)
         row = client.init(params)
         if prologue is not None:
-            first = Program(prologue.client, prologue.plan, identity(), prologue.aggregator)
-            preface, _ = message_shape(first, broadcast, ())
-            broadcast = Prefaced(broadcast, trees.zeros(preface.value))
+            sizes = jax.ShapeDtypeStruct((data.num_clients,), jnp.int32)
+            drawn = jax.eval_shape(draw, key, sampler.init(data.num_clients), sizes)
+            preface = preface_shape(prologue, params, broadcast, drawn)
+            broadcast = Prefaced(broadcast, trees.zeros(preface))
         message, _ = message_shape(program, broadcast, row)
         uplink_row = uplink.init(trees.zeros(message.value))
         check_table((row, uplink_row), data.num_rows)
@@ -198,9 +192,8 @@ def federated_algorithm(
         broadcast = server.broadcast(state.server)
         preface, sent_before = None, {}
         if prologue is not None:
-            first = Program(prologue.client, prologue.plan, identity(), prologue.aggregator)
             before = one_pass(
-                first,
+                prologue_program(prologue),
                 strategy,
                 key_prologue,
                 Table((), ()),
@@ -212,7 +205,7 @@ def federated_algorithm(
             )
             preface, sent_before = before.value, {name: before.metrics[name] for name in COSTS}
             broadcast = Prefaced(broadcast, preface)
-        table, aggregator_state, value, metrics, work = one_pass(
+        done = one_pass(
             program,
             strategy,
             key_clients,
@@ -223,24 +216,26 @@ def federated_algorithm(
             state.round,
             data,
         )
-        value = value if prologue is None else Prefaced(value, preface)
-        # Clients without data take part in nothing: a cohort of only such leaves the server as is.
-        counted = cohort._replace(mask=cohort.mask & (work.sizes > 0))
-        server_state = server.update(key_server, state.server, value, counted, metrics)
+        value = done.value if prologue is None else Prefaced(done.value, preface)
+        metrics = done.metrics
+        server_state = server.update(key_server, state.server, value, done.cohort, metrics)
+        took_part = cohort.mask.sum()
+        if privacy is None:
+            counted = done.cohort.mask.sum()
+            server_state = not_sent_twice(server_state, took_part=took_part, counted=counted)
         new = RoundState(
             round=state.round + 1,
             server=server_state,
-            clients=table.clients,
-            uplink=table.uplink,
-            aggregator=aggregator_state,
+            clients=done.table.clients,
+            uplink=done.table.uplink,
+            aggregator=done.aggregator,
             sampler=sampler_state,
         )
-        extra = aggregator_state.metrics if isinstance(aggregator_state, HasMetrics) else {}
         metrics |= {name: metrics[name] + bits for name, bits in sent_before.items()}
         down = downlink_cost(
-            state.server, broadcast, took_part=work.mask.sum(), num_clients=data.num_clients
+            state.server, broadcast, took_part=took_part, num_clients=data.num_clients
         )
-        return new, {**round_metrics(metrics, work), **down, **extra}
+        return new, {**round_metrics(metrics, done.work), **down, **done.measured}
 
     def round(
         key: Key, state: RoundState, data: ClientData | None = None, cohort: Cohort | None = None
@@ -323,63 +318,6 @@ def round_keys(key: Key, round: Array) -> Array:
     same key to initialise the model.
     """
     return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), round), 4)
-
-
-class Pass(NamedTuple):
-    """What one pass over a cohort gives."""
-
-    table: Table
-    aggregator: Any
-    value: Any
-    metrics: dict[str, Any]
-    work: Work
-
-
-def one_pass(
-    program: Program,
-    strategy: Strategy,
-    key: Key,
-    table: Table,
-    aggregator_state: Any,
-    broadcast: Any,
-    cohort: Cohort,
-    round: Array,
-    data: ClientData,
-) -> Pass:
-    """Runs a program over the cohort and finishes its aggregate."""
-    key_clients, key_aggregate = jax.random.split(key)
-    work = work_list(program.plan, key_clients, cohort, data)
-    if program.aggregator.at is not None:
-        program = program._replace(aggregator=program.aggregator.at(aggregator_state))
-    row = jax.tree.map(lambda leaf: leaf[0], table)
-    message, _ = message_shape(program, broadcast, row.clients, row.uplink)
-    acc = program.aggregator.init(message, cohort.ids.shape[0])
-    table, acc, metrics = strategy.execute(
-        program, key_clients, table, acc, broadcast, round, data, work
-    )
-    aggregator_state, value = program.aggregator.finish(
-        key_aggregate, aggregator_state, acc, cohort
-    )
-    return Pass(table, aggregator_state, value, metrics, work)
-
-
-def work_list(plan: Plan, key: Key, cohort: Cohort, data: ClientData) -> Work:
-    """The cohort as a work list: a masked client has no steps, an empty one neither."""
-    ids = jnp.clip(cohort.ids, 0, data.num_clients - 1)
-    slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
-    found = data.find(ids, slots)
-    # Apart from the client's keys 0..3, which its training uses.
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4))(ids)
-    steps = jax.vmap(plan.num_steps)(keys, ids, found.sizes)
-    return Work(
-        ids=ids,
-        members=found.members,
-        rows=found.rows,
-        slots=slots,
-        sizes=found.sizes,
-        num_steps=jnp.where(cohort.mask, steps, 0),
-        mask=cohort.mask,
-    )
 
 
 def make_table(name: str, row: Any, data: Any) -> Any:

@@ -130,10 +130,33 @@ def downlinked(server: ServerUpdate, downlink: Downlink | Transform) -> ServerUp
         new = Downlinked(
             inner, _put_back(broadcast, got), transform_state, wire, state.everyone_listens
         )
-        # Nobody took part: nothing changes, so the next round is billed for this broadcast again.
-        return trees.where(cohort.mask.any(), new, state)
+        return trees.where(cohort.mask.any(), new, state)  # see also `not_sent_twice`
 
     return ServerUpdate(init, lambda state: state.received, update)
+
+
+def not_sent_twice(server: PyTree, *, took_part: Array, counted: Array) -> PyTree:
+    """The server after a round: a change that everyone has heard is not sent to them again.
+
+    Where clients took part but none of them counted the server stands still, and so does what it
+    broadcasts; where nobody took part nothing was sent, and the next round is billed for it.
+
+    Args:
+      server: the server's new state.
+      took_part: how many were sent the broadcast.
+      counted: how many of them counted.
+
+    Returns:
+      The state; it is the same but for the cost of the next broadcast.
+
+    Example:
+      >>> not_sent_twice((), took_part=jnp.int32(1), counted=jnp.int32(0))
+      ()
+    """
+    if not isinstance(server, Downlinked):
+        return server
+    heard = server.everyone_listens & (took_part > 0) & (counted == 0)
+    return server._replace(wire=jax.tree.map(lambda x: jnp.where(heard, 0, x), server.wire))
 
 
 def downlink_cost(
@@ -159,7 +182,8 @@ def downlink_cost(
     cost = Wire(bits, bits)
     if isinstance(server, Downlinked):
         rest = (trees.num_bits(broadcast) - trees.num_bits(server.received)) * took_part
-        receivers = jnp.where(server.everyone_listens, num_clients, took_part)
+        everyone = server.everyone_listens & (took_part > 0)
+        receivers = jnp.where(everyone, num_clients, took_part)
         cost = Wire(*(one * receivers + rest for one in server.wire))
     return {"downlink_bits": cost.bits, "downlink_entropy_bits": cost.entropy}
 

@@ -107,7 +107,7 @@ def with_client_losses(
         }
         return row, message, {**metrics, **losses}
 
-    return ClientUpdate(client.init, start, step, finish)
+    return ClientUpdate(client.init, start, step, finish, client.counts)
 
 
 def distance_to_optima(params: Params, optima: PyTree, *, weights: Any = None) -> dict[str, Array]:

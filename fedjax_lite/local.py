@@ -13,6 +13,7 @@ import optax
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.checks import shown
+from fedjax_lite.counting import counted, counts_of
 from fedjax_lite.first_look import check_signature, losses_of
 from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.statistics_checks import check_takes_statistics
@@ -35,14 +36,15 @@ ClientOptimizer = optax.GradientTransformation | Callable[[Array], optax.Gradien
 
 
 def mean_loss(loss: LossFn, params: Params, batch: Batch) -> Array:
-    r"""The mean loss over the real examples of a batch; 0 where there are none.
+    r"""The mean loss over the examples of a batch that count; 0 where there are none.
 
     .. math::  \frac{\sum_b m_b\, \ell(x; \xi_b)}{\max(\sum_b m_b, 1)}
 
     Args:
       loss: per-example loss, ``(params, examples, key) -> [B]``.
       params: the model.
-      batch: leaves `[B, ...]`; masked examples count nowhere. Padding must be finite all the
+      batch: leaves `[B, ...]`; masked examples count nowhere, and neither do those of which the
+        loss says so (`fedjax_lite.models.with_counts`). Padding must be finite all the
         same (the engine repeats real examples): the gradient of a NaN that is masked is NaN.
 
     Returns:
@@ -57,12 +59,12 @@ def mean_loss(loss: LossFn, params: Params, batch: Batch) -> Array:
       4.0
     """
     losses = losses_of(loss, params, batch.examples, batch.key, batch.mask)
-    losses = jnp.where(batch.mask, losses, 0)
-    return losses.sum() / jnp.maximum(batch.mask.sum(), 1).astype(losses.dtype)
+    mask = counted(loss, batch.examples, batch.mask)
+    return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1).astype(losses.dtype)
 
 
 def mean_grad(loss: LossFn) -> Callable[[Params, Batch], tuple[Array, Params]]:
-    """``(params, batch) -> (mean loss, gradient)`` over the real examples of a batch.
+    """``(params, batch) -> (mean loss, gradient)`` over the examples of a batch that count.
 
     Example:
       >>> batch = Batch({"x": jnp.array([1.0, 3.0])}, jnp.array([True, True]), None)
@@ -137,7 +139,7 @@ def local_sgd(
         check_takes_statistics(resolve(jnp.int32(0)), params)
         return ()
 
-    return ClientUpdate(init, start, step, finish)
+    return ClientUpdate(init, start, step, finish, counts_of(loss))
 
 
 def resolve_optimizer(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax.numpy as jnp
 
+from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS
 from fedjax_lite.engine.program import Work
 from fedjax_lite.types import Array, Mean
 
@@ -13,30 +14,29 @@ COSTS = ("uplink_bits", "uplink_entropy_bits")
 """Summed over the cohort: they are what the round cost."""
 
 
-@runtime_checkable
-class HasMetrics(Protocol):
-    """An aggregator's state that measures something: scalars that become metrics of the round."""
-
-    metrics: dict[str, Array]
-
-
 def round_metrics(metrics: dict[str, Any], work: Work) -> dict[str, Array]:
     """Merges metrics `[C]` into the round's: `Mean`s as ratios of sums, scalars as means.
 
-    Bits are summed: they are what the round cost. A ratio over nothing is NaN, not a number that
-    nobody measured.
+    Both are over the clients that count, which ``num_clients`` is the number of. What is named
+    ``*_bits`` is summed over all that took part: it is what the round cost. A ratio over nothing is
+    NaN, not a number that nobody measured.
     """
-    took_part = work.mask.sum()
+    counted = work.mask & (metrics[CLIENT_COUNTED] > 0)
+    num_clients = counted.sum()
 
-    def merge(metric: Any) -> Array:
+    def merge(name: str, metric: Any) -> Array:
+        if name.endswith("_bits"):
+            return jnp.where(work.mask, metric, 0).sum()
         if isinstance(metric, Mean):
-            total = jnp.where(work.mask, metric.total, 0).sum()
-            return total / jnp.where(work.mask, metric.count, 0).sum()
-        return jnp.where(work.mask, metric, 0).sum() / took_part
+            total, count = (jnp.where(counted, part, 0).sum() for part in metric)
+            return total / count
+        return jnp.where(counted, metric, 0).sum() / num_clients
 
+    own = (CLIENT_COUNTED, CLIENT_STEPS, *COSTS)
+    steps = jnp.where(work.mask, metrics[CLIENT_STEPS], 0).astype(jnp.int32)
     return {
-        **{name: merge(metric) for name, metric in metrics.items() if name not in COSTS},
-        "num_clients": took_part,
-        "num_steps": work.num_steps.sum(),
-        **{name: jnp.where(work.mask, metrics[name], 0).sum() for name in COSTS},
+        **{name: merge(name, metric) for name, metric in metrics.items() if name not in own},
+        "num_clients": num_clients,
+        "num_steps": steps.sum(),
+        **{name: merge(name, metrics[name]) for name in COSTS},
     }

@@ -68,6 +68,31 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     return ServerUpdate(init, lambda server: server.params, update)
 
 
+def standing_still(server: ServerUpdate) -> ServerUpdate:
+    """The same server, which a round in which nobody counts leaves exactly as it was.
+
+    `federated_algorithm` puts it around every server, so that none has to ask: neither momentum nor
+    decay nor a counter moves, whatever ``update`` does with the zero that is the mean of nobody.
+
+    Args:
+      server: any; the mask of the cohort that it is shown says who counts.
+
+    Example:
+      >>> decays = ServerUpdate(lambda x: x, lambda x: x, lambda key, x, value, *_: 0.5 * x - value)
+      >>> nobody = Cohort(jnp.arange(1), jnp.zeros(1, bool))
+      >>> float(standing_still(decays).update(None, jnp.array(2.0), jnp.array(0.0), nobody, {}))
+      2.0
+    """
+
+    def update(
+        key: Key, state: PyTree, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
+    ) -> PyTree:
+        new = server.update(key, state, value, cohort, metrics)
+        return trees.where(cohort.mask.any(), new, state)
+
+    return server._replace(update=update)
+
+
 class AdaptiveState(NamedTuple):
     """First and second moment of the paper's adaptive server optimizers."""
 

@@ -51,11 +51,14 @@ class ClientInfo(NamedTuple):
     id: Array
     """int32 scalar."""
     size: Array
-    """int32 scalar, its number of examples."""
+    """int32 scalar, its number of examples, those that do not count left out (see
+    `ClientUpdate.counts`)."""
     num_steps: Array
     """int32 scalar, the local steps that it is going to do."""
     round: Array
     """int32 scalar, the round's number, for schedules."""
+    stored: Array | None = None
+    """int32 scalar, all examples that its batches are drawn from; None: as `size`."""
 
 
 class Message(NamedTuple):
@@ -63,14 +66,42 @@ class Message(NamedTuple):
 
     value: PyTree
     weight: PyTree
-    """A broadcastable prefix of `value`; weight 0 means that it does not count."""
+    """A broadcastable prefix of `value`, arrays or plain numbers, none of them negative; weight 0
+    means that it does not count."""
 
 
 class Mean(NamedTuple):
-    """A metric that is a ratio of sums; Means of clients merge by ``+`` of both fields."""
+    """A metric that is a ratio of sums; Means merge by ``+`` of both fields.
+
+    Example:
+      >>> Mean(1.0, 2) + Mean(3.0, 2)
+      Mean(total=4.0, count=4)
+    """
 
     total: Array
     count: Array
+
+    def __add__(self, other: Any) -> Mean:  # type: ignore[override]
+        """Both sums added; a tuple would be joined."""
+        if other is self or isinstance(other, Mean):
+            return Mean(self.total + other.total, self.count + other.count)
+        return self._refuse("+", other)
+
+    def __radd__(self, other: Any) -> Mean:
+        """For ``sum`` of Means, which starts with 0."""
+        return self if isinstance(other, int) and other == 0 else self._refuse("+", other)
+
+    def _refuse(self, sign: str, other: Any) -> Any:
+        raise TypeError(
+            f"a Mean is a pair of sums, which merges with another Mean by +, got {sign} with "
+            f"{type(other).__name__}; compute with metric.total and metric.count"
+        )
+
+    def __mul__(self, other: Any) -> Any:  # type: ignore[override]
+        """Refused: a tuple would be repeated."""
+        return self._refuse("*", other)
+
+    __rmul__ = __mul__
 
 
 # -- slots of a round -----------------------------------------------------------------------
@@ -87,6 +118,10 @@ class ClientUpdate(NamedTuple):
     """``(broadcast, carry, batch) -> carry``, one local step."""
     finish: Callable[[PyTree, PyTree], tuple[PyTree, Message, dict[str, Any]]]
     """``(broadcast, carry) -> (row, message, metrics)``. Metrics are scalars or `Mean`s."""
+    counts: Callable[[PyTree], Array] | None = None
+    """``(examples) ->`` bool `[B]`: which of its examples count, as its loss says
+    (`fedjax_lite.models.with_counts`); the others are masked in every batch and absent from
+    ``info.size``. None: all of them."""
 
 
 class Wire(NamedTuple):

@@ -159,7 +159,14 @@ def test_strategies_agree(algorithms, reference, name):
 def test_the_comparison_is_not_vacuous(reference):
     final = reference[-1][0]
     assert float(abs(final.server.params["w"] - PARAMS["w"]).max()) > 1e-2
-    assert final.clients["visits"].tolist() == [3, 2, 2, 2, 1, 2, 2, 3]
+    # A visit is one in which the client did a step: some draw 0 epochs, client 1 has no data.
+    visits = np.asarray(final.clients["visits"])
+    there = np.sum(
+        [np.isin(np.arange(8), np.asarray(c.ids)[np.asarray(c.mask)]) for c in COHORTS], 0
+    )
+    assert (visits <= there).all()
+    assert visits[1] == 0
+    assert there.sum() - there[1] > visits.sum() > 8
     steps = [int(metrics["num_steps"]) for _, metrics in reference]
     assert steps[2] == 0
     assert len(set(steps)) > 2
@@ -180,7 +187,10 @@ def test_rows_of_the_absent_are_unchanged_bit_for_bit(algorithms, name):
                 jax.tree.map(lambda leaf: leaf[np.array(absent, int)], before),  # noqa: B023
             )
         visits = np.asarray(new.clients["visits"] - state.clients["visits"])
-        assert visits.tolist() == [int(i in present) for i in range(8)]
+        # Who does no step leaves its row as it was, all of it.
+        before, after = (np.asarray(s.clients["velocity"]["w"]) for s in (state, new))
+        assert visits.tolist() == (before != after).any(1).astype(int).tolist()
+        assert set(np.flatnonzero(visits)) <= present - {1}
         state = new
 
 

@@ -21,6 +21,7 @@ LAYERS = {
     "checks": 0,
     "mistakes": 1,
     "first_look": 1,
+    "counting": 1,
     "divergence": 2,
     "run_arguments": 2,
     "run_folder": 2,

@@ -231,10 +231,10 @@ def test_nothing_but_the_sum_travels():
     lines = [line for lines in found.values() for line in lines]
     assert lines
     assert all(" all-reduce" in line for line in lines), lines
-    # One message for all: the accumulator (two models, their weight) and five metrics [C] (total
-    # and count of the loss, weight, bits, entropy); never rows.
+    # One message for all: the accumulator (two models, their weight) and seven metrics [C] (total
+    # and count of the loss, weight, bits, entropy, whether it counts, steps); never rows.
     shapes = [s for line in lines for s in re.findall(r"[fsu]32\[([\d,]*)\]", line.split("(")[0])]
-    assert shapes == [str(3 + 3 + 1 + 5 * 7)]
+    assert shapes == [str(3 + 3 + 1 + 7 * 7)]
     table = compiled.output_shardings[0].clients
     assert table.is_equivalent_to(NamedSharding(mesh, PartitionSpec("clients")), 2)
 

@@ -135,3 +135,12 @@ def test_check_floating_names_the_leaf():
     for bad in (jnp.ones(2, jnp.int32), jnp.ones(2, bool), 3):
         with pytest.raises(TypeError, match=r"params\['layer'\]\['n'\] must be floating point"):
             trees.check_floating({"layer": {"n": bad}}, "params")
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 16, 17])
+def test_few_rows_are_added_and_not_reduced(num_rows):
+    rows = np.random.default_rng(num_rows).normal(size=(num_rows, 3, 2)).astype(np.float32)
+    np.testing.assert_allclose(trees.sum_rows(jnp.asarray(rows)), rows.sum(0), rtol=1e-5, atol=1e-6)
+    # A reduction of selected rows is what XLA's CPU backend does one number at a time.
+    program = jax.jit(trees.weighted_sum).lower(jnp.asarray(rows), jnp.ones(num_rows)).as_text()
+    assert ("stablehlo.reduce" in program) == (num_rows not in (1, 2, 16))

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.data.dataset import ClientData
-from fedjax_lite.engine.batches import take_batch
 from fedjax_lite.engine.program import (
     Program,
     Started,
     Strategy,
     Table,
     Work,
+    client_batch,
     finish_client,
     message_shape,
     start_client,
@@ -74,13 +74,13 @@ def packed(num_lanes: int) -> Strategy:
             places, steps, mine, rows, started, following, table, acc, metrics = carry
             busy = places < num_clients
             done = busy & (steps >= mine.num_steps)
-            finish = lambda r, s: finish_client(  # noqa: E731
-                program, broadcast, r, s.carry, s.key_uplink
+            finish = lambda w, r, s: finish_client(  # noqa: E731
+                program, broadcast, w, r, s.carry, s.key_uplink
             )
-            new_rows, messages, new = trees.map_lanes(finish, lanes)(rows, started)
-            acc = program.aggregator.add(acc, messages, mine.slots, done)
-            table = trees.scatter_rows(table, mine.rows, done, new_rows)
-            metrics = trees.scatter_rows(metrics, mine.slots, done, new)
+            new = trees.map_lanes(finish, lanes)(mine, rows, started)
+            acc = program.aggregator.add(acc, new.message, mine.slots, done & new.counts)
+            table = trees.scatter_rows(table, mine.rows, done & new.moved, new.row)
+            metrics = trees.scatter_rows(metrics, mine.slots, done, new.metrics)
             rank = jnp.cumsum(done, dtype=jnp.int32) - 1
             next_places = jnp.where(done, following + rank, places)
             fresh = start(next_places)
@@ -92,7 +92,7 @@ def packed(num_lanes: int) -> Strategy:
         def one_step(
             step: Array, member: Array, seed: Array, key_batch: Key, inner: PyTree
         ) -> PyTree:
-            batch = take_batch(program.plan, data, seed, key_batch, member, step)
+            batch = client_batch(program, data, seed, key_batch, member, step)
             return program.client.step(broadcast, inner, batch)
 
         def body(carry: Any) -> Any:

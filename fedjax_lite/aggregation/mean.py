@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_lite import trees
 from fedjax_lite.types import Aggregator, Array, ClientInfo, Cohort, Key, Message, PyTree
@@ -74,13 +75,14 @@ def weight_by(weighting: Weighting) -> Callable[[ClientInfo], Array]:
 
     Args:
       weighting: "examples" (`n_i`, as McMahan et al.), "uniform" (1), or a function
-        ``(info) -> weight``, e.g. ``lambda info: weights[info.id]`` for weights of one's own.
+        ``(info) -> weight``, e.g. ``lambda info: weights[info.id]`` for weights of one's own;
+        negative ones are refused, or where they are traced count for nothing.
 
     Returns:
       ``(info) ->`` float32 scalar.
 
     Raises:
-      ValueError: if the name is unknown.
+      ValueError: if the name is unknown, or (when called) a weight known to be negative is given.
 
     Example:
       >>> info = ClientInfo(*map(jnp.int32, (3, 25, 2, 0)))
@@ -96,7 +98,13 @@ def weight_by(weighting: Weighting) -> Callable[[ClientInfo], Array]:
         )
 
     def weight(info: ClientInfo) -> Array:
-        value = jnp.asarray(function(info), jnp.float32)
+        given = function(info)
+        if not isinstance(given, jax.core.Tracer) and (np.asarray(given) < 0).any():
+            raise ValueError(
+                f"weighting must not give a negative weight, got {np.asarray(given).tolist()}; a "
+                "client that is to count for nothing has weight 0"
+            )
+        value = jnp.asarray(given, jnp.float32)
         return jnp.where(info.num_steps > 0, value, jnp.zeros_like(value))
 
     return weight

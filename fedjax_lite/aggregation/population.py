@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.aggregation.mean import Weighting, weight_by
+from fedjax_lite.counting import Counts
 from fedjax_lite.data.dataset import SizedPopulation
+from fedjax_lite.engine.counted import counted_sizes
 from fedjax_lite.types import Array, ClientInfo
 
 
@@ -28,17 +30,22 @@ def empty_population() -> Population:
     return Population(jnp.float32(0), jnp.float32(0))
 
 
-def measure_population(data: SizedPopulation, weighting: Weighting) -> Population:
+def measure_population(
+    data: SizedPopulation, weighting: Weighting, counts: Counts | None = None
+) -> Population:
     r"""Counts the clients that have data, and sums their weights.
 
     .. math::  N = \sum_j [n_j > 0], \qquad W = \sum_j w_j
 
-    Clients without data never take part, so they do not count.
+    Clients without data never take part, so they do not count, and neither do those of whose
+    examples none counts.
 
     Args:
       data: the population.
       weighting: "examples", "uniform" or a function of `ClientInfo`; see `weight_by`. It sees
         round 0 and one step.
+      counts: which examples count, of the loss; None: all. Of a stream all do: nobody reads it
+        here.
 
     Returns:
       The `Population`.
@@ -53,7 +60,7 @@ def measure_population(data: SizedPopulation, weighting: Weighting) -> Populatio
       [2.0, 4.0]
     """
     weight = weight_by(weighting)
-    sizes = jnp.asarray(data.sizes)
+    sizes = counted_sizes(counts, data)
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
     present = (sizes > 0).astype(jnp.int32)
     infos = ClientInfo(ids, sizes, present, jnp.zeros_like(ids))

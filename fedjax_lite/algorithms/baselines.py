@@ -113,7 +113,7 @@ def centralised(
         return row, Message(carry.params, message.weight), metrics
 
     one = federated_algorithm(
-        ClientUpdate(remember, start, training.step, finish),
+        ClientUpdate(remember, start, training.step, finish, training.counts),
         plan=plan,
         sampler=everyone(),
         server=_same_model(),
@@ -197,7 +197,7 @@ def local_only(
 
     server = _same_model()
     return federated_algorithm(
-        ClientUpdate(init, start, training.step, finish),
+        ClientUpdate(init, start, training.step, finish, training.counts),
         plan=plan,
         sampler=sampler,
         server=server._replace(update=lambda key, state, value, cohort, metrics: state),

@@ -14,6 +14,7 @@ from fedjax_lite.aggregation.population import Population, empty_population
 from fedjax_lite.algorithms.scaffold import knowing_the_population
 from fedjax_lite.checks import check_positive
 from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import ClientOptimizer, LossFn, check_loss, mean_grad, resolve_optimizer
 from fedjax_lite.models.statistics_checks import check_no_statistics
@@ -102,7 +103,7 @@ def feddyn(
         server=feddyn_server(alpha),
         **slots,
     )
-    return knowing_the_population(algo, weighting)
+    return knowing_the_population(algo, weighting, counts_of(loss))
 
 
 class Regularised(NamedTuple):
@@ -193,7 +194,7 @@ def feddyn_client(
         check_no_statistics(params, "feddyn")
         return jax.tree.map(jnp.zeros_like, params)
 
-    return ClientUpdate(init, start, step, finish)
+    return ClientUpdate(init, start, step, finish, counts_of(loss))
 
 
 class FedDynState(NamedTuple):

@@ -13,6 +13,7 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.checks import check_fraction, check_non_negative, check_positive
 from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LocalCarry, LossFn, local_sgd
 from fedjax_lite.models.statistics_checks import refuse_statistics
@@ -282,7 +283,7 @@ def nova_client(
         metrics = {**metrics, "tau_eff": Mean(message.weight * tau, message.weight)}
         return row, Message(NovaValue(direction, tau), message.weight), metrics
 
-    return ClientUpdate(refuse_statistics("fednova"), start, step, finish)
+    return ClientUpdate(refuse_statistics("fednova"), start, step, finish, counts_of(loss))
 
 
 def nova_server(optimizer: optax.GradientTransformation) -> ServerUpdate:

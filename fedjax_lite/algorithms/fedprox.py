@@ -11,6 +11,7 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.checks import check_count, check_non_negative
 from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
 from fedjax_lite.proximal import proximal
@@ -286,4 +287,4 @@ def adaptive_client(
         weighed = Mean(message.weight * carry.anchor_loss, message.weight)
         return row, message, {**metrics, "anchor_loss": weighed, "mu": broadcast.mu}
 
-    return ClientUpdate(lambda params: (), start, step, finish)
+    return ClientUpdate(lambda params: (), start, step, finish, counts_of(loss))

@@ -10,6 +10,7 @@ import optax
 
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
 from fedjax_lite.server import optimizer_server
@@ -114,4 +115,4 @@ def local_gradient(loss: LossFn, *, weighting: Weighting = "examples") -> Client
         message = Message(carry.gradient, weight(carry.info))
         return (), message, {"train_loss": carry.loss}
 
-    return ClientUpdate(lambda params: (), start, step, finish)
+    return ClientUpdate(lambda params: (), start, step, finish, counts_of(loss))

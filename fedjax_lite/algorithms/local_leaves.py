@@ -190,7 +190,7 @@ def local_leaves(
         raise TypeError(f"is_local must be a function (params) -> bools, got {is_local!r}")
 
     def algorithm(initial: Callable[[Params], LocalRow]) -> FederatedAlgorithm:
-        client_update = ClientUpdate(initial, start, step, finish)
+        client_update = ClientUpdate(initial, start, step, finish, client.counts)
         return federated_algorithm(
             client_update, plan=plan, sampler=sampler, server=server, **slots
         )

@@ -14,6 +14,7 @@ from fedjax_lite.aggregation.mean import Weighting, mean, weight_by
 from fedjax_lite.algorithms.scaffold import rate_of_round
 from fedjax_lite.checks import check_fraction, check_non_negative
 from fedjax_lite.compose import Prefaced, Prologue, federated_algorithm
+from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
 from fedjax_lite.models.statistics_checks import refuse_statistics
@@ -238,7 +239,7 @@ def full_gradient(loss: LossFn, *, weighting: Weighting = "uniform") -> ClientUp
         value = jax.tree.map(lambda s: s / count, carry.total)
         return (), Message(value, weight(carry.info)), {}
 
-    return ClientUpdate(refuse_statistics("mime"), start, step, finish)
+    return ClientUpdate(refuse_statistics("mime"), start, step, finish, counts_of(loss))
 
 
 class MimeCarry(NamedTuple):
@@ -303,7 +304,7 @@ def mime_client(
         update = trees.subtract(broadcast.value.params, carry.params)
         return (), Message(update, weight(carry.info)), {"train_loss": carry.loss}
 
-    return ClientUpdate(refuse_statistics("mime"), start, step, finish)
+    return ClientUpdate(refuse_statistics("mime"), start, step, finish, counts_of(loss))
 
 
 class MimeState(NamedTuple):

@@ -14,6 +14,7 @@ from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.aggregation.population import Population, empty_population, measure_population
 from fedjax_lite.checks import check_non_negative, check_positive
 from fedjax_lite.compose import federated_algorithm, with_init
+from fedjax_lite.counting import Counts, counts_of
 from fedjax_lite.data.dataset import SizedPopulation
 from fedjax_lite.downlink import Downlinked
 from fedjax_lite.engine.batches import Plan
@@ -120,16 +121,18 @@ def scaffold(
         server=scaffold_server(server_learning_rate),
         **slots,
     )
-    return knowing_the_population(algo, weighting)
+    return knowing_the_population(algo, weighting, counts_of(loss))
 
 
-def knowing_the_population(algo: FederatedAlgorithm, weighting: Weighting) -> FederatedAlgorithm:
+def knowing_the_population(
+    algo: FederatedAlgorithm, weighting: Weighting, counts: Counts | None = None
+) -> FederatedAlgorithm:
     """Lets `init` write into ``state.server.population`` what the data say of all clients."""
 
     def wrap(inner: Callable[..., RoundState]) -> Callable[..., RoundState]:
         def init(key: Key, params: Params, data: SizedPopulation) -> RoundState:
             state = inner(key, params, data)
-            population = measure_population(data, weighting)
+            population = measure_population(data, weighting, counts)
             return state._replace(server=with_population(state.server, population))
 
         return init
@@ -240,7 +243,9 @@ def scaffold_client(
         def keep(_: None) -> tuple[PyTree, Array]:
             return carry.anchor_sum, carry.anchor_count
 
-        in_first_epoch = carry.num_done < plan.steps_per_epoch(carry.info.size)
+        info = carry.info
+        stored = info.size if info.stored is None else info.stored
+        in_first_epoch = carry.num_done < plan.steps_per_epoch(stored)
         return jax.lax.cond(in_first_epoch, add, keep, None)
 
     def step(broadcast: Controlled, carry: ScaffoldCarry, batch: Batch) -> ScaffoldCarry:
@@ -275,6 +280,7 @@ def scaffold_client(
                 # c_i cancels in the change. Not reading the row again after its new value is
                 # made is what lets XLA write the table in place, without a copy a client.
                 change = jnp.where(learned, update / work - c, 0).astype(old.dtype)
+                change = trees.settled(change)  # what is kept is moved by what is sent
                 return old + change, change
             new = update / work - d if option == 2 else total / jnp.maximum(carry.anchor_count, 1)
             # The difference of what is stored, so that c stays the mean of the rows in any dtype.
@@ -290,7 +296,7 @@ def scaffold_client(
         message = Message({"params": update, "control": change}, weighs)
         return row, message, {"train_loss": carry.loss, "weight": weighs}
 
-    return ClientUpdate(init, start, step, finish)
+    return ClientUpdate(init, start, step, finish, counts_of(loss))
 
 
 class ScaffoldState(NamedTuple):

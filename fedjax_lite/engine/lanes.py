@@ -93,10 +93,10 @@ def _execute(
     def run_chunk(
         chunk: Work, table: Table, acc: PyTree, metrics: dict[str, Any]
     ) -> tuple[Table, PyTree, dict[str, Any]]:
-        rows, messages, new = train_lanes(program, key, table, broadcast, round, data, chunk)
-        acc = program.aggregator.add(acc, messages, chunk.slots, chunk.mask)
-        table = trees.scatter_rows(table, chunk.rows, chunk.mask, rows)
-        metrics = trees.scatter_rows(metrics, chunk.slots, chunk.mask, new)
+        done = train_lanes(program, key, table, broadcast, round, data, chunk)
+        acc = program.aggregator.add(acc, done.message, chunk.slots, chunk.mask & done.counts)
+        table = trees.scatter_rows(table, chunk.rows, chunk.mask & done.moved, done.row)
+        metrics = trees.scatter_rows(metrics, chunk.slots, chunk.mask, done.metrics)
         return table, acc, metrics
 
     if num_lanes == cohort_size:

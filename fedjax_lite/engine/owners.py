@@ -15,6 +15,7 @@ from fedjax_lite.data.dataset import FederatedDataset, ShardedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import choose, planned_steps
 from fedjax_lite.engine.collective import AXIS, add_devices
+from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.lanes import chunked
 from fedjax_lite.engine.program import Program, Strategy, Table, Work
 from fedjax_lite.types import Array, Key, PyTree
@@ -75,6 +76,7 @@ def owners_compute(
             num_steps=jnp.where(mine, work.num_steps, 0),
             mask=work.mask & mine,
         )
+        work = count_work(program.client.counts, block, work)
         strategy = inner
         if strategy is None:  # auto(), but for the clients that a device may expect to own
             strategy = chunked(choose(broadcast, block, share).num_lanes)

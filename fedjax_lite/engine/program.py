@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.counting import apply_counts
 from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.batches import Plan, take_batch
+from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS, ENGINE_METRICS, well_formed
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Aggregator,
     Array,
+    Batch,
     ClientInfo,
     ClientUpdate,
     Key,
@@ -48,8 +51,11 @@ class Work(NamedTuple):
     slots: Array
     """int32: its place in the cohort; a value of `C` or more is no place and is dropped."""
     sizes: Array
+    """int32: its examples that count."""
     num_steps: Array
     mask: Array
+    stored: Array | None = None
+    """int32: all its examples, which its batches are drawn from; None: as `sizes`."""
 
 
 class Table(NamedTuple):
@@ -75,14 +81,14 @@ def train_lanes(
     round: Array,
     data: ClientData,
     work: Work,
-) -> tuple[Table, Message, dict[str, Any]]:
+) -> Finished:
     """Trains the `L` clients of `work` side by side, each to its own last step.
 
     The loop runs to the longest of them; a lane that has finished keeps its carry by a select, so
     its result is what it would be alone. One lane needs no select.
 
     Returns:
-      The rows `[L, ...]`, the messages after the uplink and the metrics `[L]`.
+      What the clients end with, leaves `[L, ...]`.
     """
     num_lanes = work.ids.shape[0]
     over_lanes = lambda f: trees.map_lanes(f, num_lanes)  # noqa: E731
@@ -95,7 +101,7 @@ def train_lanes(
 
     def body(step: Array, carry: PyTree) -> PyTree:
         def one(work: Work, seed: Array, key_batch: Key, carry: PyTree) -> PyTree:
-            batch = take_batch(program.plan, data, seed, key_batch, work.members, step)
+            batch = client_batch(program, data, seed, key_batch, work.members, step)
             return program.client.step(broadcast, carry, batch)
 
         new = over_lanes(one)(work, seeds, keys_batch, carry)
@@ -103,10 +109,18 @@ def train_lanes(
 
     carry = jax.lax.fori_loop(0, work.num_steps.max(), body, carry)
 
-    def finish(row: Table, carry: PyTree, key_uplink: Key) -> tuple[Table, Message, dict[str, Any]]:
-        return finish_client(program, broadcast, row, carry, key_uplink)
+    def finish(work: Work, row: Table, carry: PyTree, key_uplink: Key) -> Finished:
+        return finish_client(program, broadcast, work, row, carry, key_uplink)
 
-    return over_lanes(finish)(rows, carry, keys_uplink)
+    return over_lanes(finish)(work, rows, carry, keys_uplink)
+
+
+def client_batch(
+    program: Program, data: ClientData, seed: Array, key: Key, client: Array, step: Array
+) -> Batch:
+    """`take_batch`, with the examples masked that do not count."""
+    batch = take_batch(program.plan, data, seed, key, client, step)
+    return batch._replace(mask=apply_counts(program.client.counts, batch.examples, batch.mask))
 
 
 class Started(NamedTuple):
@@ -127,24 +141,54 @@ def start_client(
         jax.random.fold_in(key, work.ids), 4
     )
     seed = jax.random.bits(key_shuffle, (2,), jnp.uint32)
-    info = ClientInfo(work.ids, work.sizes, work.num_steps, round)
+    info = ClientInfo(work.ids, work.sizes, work.num_steps, round, work.stored)
     carry = program.client.start(key_start, row.clients, broadcast, info)
     return Started(carry, seed, key_batch, key_uplink)
 
 
+class Finished(NamedTuple):
+    """One client that is done."""
+
+    row: Table
+    message: Message
+    """After the uplink."""
+    metrics: dict[str, Any]
+    counts: Array
+    """bool: whether its message counts in the aggregate."""
+    moved: Array
+    """bool: whether its row may change."""
+
+
 def finish_client(
-    program: Program, broadcast: PyTree, row: Table, carry: PyTree, key_uplink: Key
-) -> tuple[Table, Message, dict[str, Any]]:
-    """The end of one client: its new row, its message after the uplink, its metrics."""
-    client_row, message, metrics = program.client.finish(broadcast, carry)
+    program: Program, broadcast: PyTree, work: Work, row: Table, carry: PyTree, key_uplink: Key
+) -> Finished:
+    """The end of one client.
+
+    It counts if it has data and its message weighs something, or has no weight at all. Steps are
+    not asked for: an update may do its work here without any, and `weight_by` gives weight 0 to a
+    client that did none. In a private round all of the cohort send, and all count.
+    """
+    client_row, message, metrics = well_formed(*program.client.finish(broadcast, carry))
     uplink_row, value, wire = send(program.uplink, key_uplink, row.uplink, message.value)
+    counts = moved = work.sizes > 0
     weights = jax.tree.leaves(message.weight)
     if program.weighed and weights:  # what nobody hears stays in the memory of error feedback
-        heard = jnp.stack([(weight > 0).any() for weight in weights]).any()
-        uplink_row = trees.where(heard, uplink_row, row.uplink)
-        wire = jax.tree.map(lambda bits: jnp.where(heard, bits, 0), wire)
-    metrics = {**metrics, "uplink_bits": wire.bits, "uplink_entropy_bits": wire.entropy}
-    return Table(client_row, uplink_row), Message(value, message.weight), metrics
+        counts &= jnp.stack([~(weight <= 0).all() for weight in weights]).any()
+        moved &= counts | (work.num_steps > 0)
+        uplink_row = trees.where(counts, uplink_row, row.uplink)
+        wire = jax.tree.map(lambda bits: jnp.where(counts, bits, 0), wire)
+    metrics = {
+        **metrics,
+        "uplink_bits": wire.bits,
+        "uplink_entropy_bits": wire.entropy,
+        CLIENT_COUNTED: counts.astype(jnp.float32),
+        CLIENT_STEPS: work.num_steps.astype(jnp.float32),
+    }
+    if not program.weighed:
+        counts = moved = jnp.ones_like(counts)
+    return Finished(
+        Table(client_row, uplink_row), Message(value, message.weight), metrics, counts, moved
+    )
 
 
 def message_shape(
@@ -155,11 +199,11 @@ def message_shape(
     def one(key: Key) -> tuple[Message, dict[str, Any]]:
         info = ClientInfo(*(jnp.int32(0) for _ in ClientInfo._fields))
         carry = program.client.start(key, row, broadcast, info)
-        _, message, metrics = program.client.finish(broadcast, carry)
+        _, message, metrics = well_formed(*program.client.finish(broadcast, carry))
         if uplink_row is None:
             return message, metrics
         _, value = program.uplink.update(key, uplink_row, message.value)
-        bits = {"uplink_bits": jnp.float32(0), "uplink_entropy_bits": jnp.float32(0)}
-        return Message(value, message.weight), {**metrics, **bits}
+        own = dict.fromkeys(ENGINE_METRICS, jnp.float32(0))
+        return Message(value, message.weight), {**metrics, **own}
 
     return jax.eval_shape(one, jax.random.key(0))

@@ -11,17 +11,19 @@ import numpy as np
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count
 from fedjax_lite.data.dataset import ClientData
-from fedjax_lite.engine.batches import Amount, Plan, take_batch
+from fedjax_lite.engine.batches import Amount, Plan
 from fedjax_lite.engine.program import (
+    Finished,
     Program,
     Started,
     Strategy,
     Table,
     Work,
+    client_batch,
     finish_client,
     start_client,
 )
-from fedjax_lite.types import Array, Key, Message, PyTree
+from fedjax_lite.types import Array, Key, PyTree
 
 
 def differentiable(max_steps: int | None = None, *, remat: bool = True) -> Strategy:
@@ -87,13 +89,11 @@ def differentiable(max_steps: int | None = None, *, remat: bool = True) -> Strat
         work: Work,
     ) -> tuple[Table, PyTree, dict[str, Any]]:
         length = scan_length(program.plan, data.max_client_size, max_steps)
-        rows, messages, new = _train(
-            program, key, table, broadcast, round, data, work, length=length, remat=remat
-        )
-        acc = program.aggregator.add(acc, messages, work.slots, work.mask)
-        table = trees.scatter_rows(table, work.rows, work.mask, rows)
-        empty = jax.tree.map(jnp.zeros_like, new)
-        return table, acc, trees.scatter_rows(empty, work.slots, work.mask, new)
+        done = _train(program, key, table, broadcast, round, data, work, length=length, remat=remat)
+        acc = program.aggregator.add(acc, done.message, work.slots, work.mask & done.counts)
+        table = trees.scatter_rows(table, work.rows, work.mask & done.moved, done.row)
+        empty = jax.tree.map(jnp.zeros_like, done.metrics)
+        return table, acc, trees.scatter_rows(empty, work.slots, work.mask, done.metrics)
 
     return Strategy(execute, f"differentiable({'' if max_steps is None else max_steps})")
 
@@ -158,7 +158,7 @@ def _train(
     *,
     length: int,
     remat: bool,
-) -> tuple[Table, Message, dict[str, Any]]:
+) -> Finished:
     """`engine.program.train_lanes` with a scan instead of a loop of traced length."""
     num_lanes = work.ids.shape[0]
     rows = trees.gather_rows(table, work.rows)
@@ -181,9 +181,7 @@ def _train(
             safe: PyTree,
         ) -> PyTree:
             counts = step < num_steps
-            batch = take_batch(
-                program.plan, data, seed, key_batch, source, jnp.where(counts, step, 0)
-            )
+            batch = client_batch(program, data, seed, key_batch, source, jnp.where(counts, step, 0))
             new = program.client.step(broadcast, trees.where(counts, carry, safe), batch)
             return trees.where(counts, new, carry)
 
@@ -195,10 +193,8 @@ def _train(
         body = jax.checkpoint(body, prevent_cse=False)
     carry, _ = jax.lax.scan(body, first, jnp.arange(length, dtype=jnp.int32))
 
-    def finish(
-        work: Work, row: Table, carry: PyTree, key_uplink: Key
-    ) -> tuple[Table, Message, dict[str, Any]]:
-        out = finish_client(program, broadcast, row, carry, key_uplink)
+    def finish(work: Work, row: Table, carry: PyTree, key_uplink: Key) -> Finished:
+        out = finish_client(program, broadcast, work, row, carry, key_uplink)
         return jax.tree.map(lambda leaf: _spoil(leaf, work.num_steps > length), out)
 
     return trees.map_lanes(finish, num_lanes)(work, rows, carry, keys_uplink)

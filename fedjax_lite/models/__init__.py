@@ -1,5 +1,6 @@
 """Models as pure functions: reference networks, adapters, and the layers they are made of."""
 
+from fedjax_lite.counting import counted, with_counts
 from fedjax_lite.models.augment import augmented, random_images
 from fedjax_lite.models.batch_norm import (
     batch_norm,
@@ -42,6 +43,7 @@ __all__ = [
     "conv",
     "conv_general_dilated",
     "conv_net",
+    "counted",
     "cross_entropy",
     "focal_loss",
     "from_functions",
@@ -59,6 +61,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "statistics_mask",
     "with_averaged_statistics",
+    "with_counts",
     "with_precision",
     "with_statistics",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite.counting import keep_counts
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params
 
@@ -69,7 +70,7 @@ def augmented(
         top, left = ((n - size) // 2 for n in _check_images(x, size, 0))
         return x[:, top : top + size, left : left + size]
 
-    return Model(init=model.init, loss=loss, predict=predict)
+    return Model(init=model.init, loss=keep_counts(loss, model.loss), predict=predict)
 
 
 def random_images(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.checks import check_key
+from fedjax_lite.counting import counts_of, with_counts
 from fedjax_lite.models.inputs import as_floats, check_statistics
 from fedjax_lite.models.losses import check_per_example, cross_entropy
 from fedjax_lite.models.model import Model
@@ -33,7 +34,8 @@ def from_functions(
     Args:
       init: ``(key) -> params``, any pytree of arrays.
       apply: ``(params, x [B, ...], key) ->`` logits `[B, classes]`; key None: no dropout.
-      loss: ``(logits, y) -> [B]``.
+      loss: ``(logits, y) -> [B]``; what it says of labels that count (`with_counts`) holds for the
+        model's examples.
       mean: per channel, subtracted after scaling uint8 by 1 / 255; see `as_floats`.
       std: per channel, divided by.
       raw_inputs: hand `x` to `apply` as it is, e.g. token numbers.
@@ -82,6 +84,9 @@ def from_functions(
         return init(key)
 
     checked_init.__qualname__ = "Model.init"  # in Python's own message where the key is forgotten
+    counts = counts_of(loss)
+    if counts is not None:
+        losses = with_counts(losses, lambda examples: counts(_field(examples, "y")))
     return Model(init=checked_init, loss=losses, predict=predict)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite.checks import check_fraction, check_non_negative
+from fedjax_lite.counting import labelled
 from fedjax_lite.first_look import check_losses
 from fedjax_lite.mistakes import check_classes
 from fedjax_lite.types import Array
@@ -15,8 +16,9 @@ from fedjax_lite.types import Array
 def cross_entropy(logits: Array, y: Array) -> Array:
     """Softmax cross-entropy of every example, ``logsumexp(z) - z[y]``, in float32 or wider.
 
-    Negative labels do not count: an example's loss is the mean over its valid tokens, and 0 where
-    it has none. A label beyond the last class gives NaN rather than a silent wrong number.
+    Negative labels do not count: an example's loss is the mean over its valid tokens. One that has
+    none counts nowhere (its 0 enters no mean, see `with_counts`). A label beyond the last class
+    gives NaN rather than a silent wrong number.
 
     Args:
       logits: `[B, classes]`, or `[B, T, classes]` for sequences.
@@ -194,6 +196,10 @@ def mean_of_valid(values: Array, y: Array) -> Array:
         return values
     axes = tuple(range(1, y.ndim))
     return jnp.sum(values, axis=axes) / jnp.maximum(jnp.sum(valid, axis=axes), 1)
+
+
+for _loss in (cross_entropy, focal_loss, sigmoid_focal_loss):
+    _loss.counts = labelled  # type: ignore[attr-defined]
 
 
 def check_labels(logits: Array, y: Array) -> None:

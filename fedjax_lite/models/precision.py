@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core import Literal as Constant
 
+from fedjax_lite.counting import keep_counts
 from fedjax_lite.models.model import Model
 from fedjax_lite.models.products import narrow_conv, narrow_dot
 from fedjax_lite.types import Array, Key, Params, PyTree
@@ -88,6 +89,7 @@ def with_precision(model: Model, compute: Compute = "bfloat16") -> Model:
     def losses(params: Params, examples: PyTree, key: Key | None) -> Array:
         return loss(params, examples, key)
 
+    losses = keep_counts(losses, model.loss)
     return Model(init=model.init, loss=losses, predict=lambda params, xs: predict(params, xs))
 
 

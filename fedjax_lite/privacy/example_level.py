@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.checks import check_count, check_fraction, check_non_negative, check_positive
+from fedjax_lite.counting import counts_of
 from fedjax_lite.local import LocalCarry, LossFn, check_loss
 from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
@@ -153,7 +154,7 @@ def dp_sgd(
         update = trees.subtract(broadcast, carry.params)
         return (), Message(update, weight(carry.info)), {"train_loss": carry.loss}
 
-    return ClientUpdate(lambda params: (), start, step, finish)
+    return ClientUpdate(lambda params: (), start, step, finish, counts_of(loss))
 
 
 def dp_sgd_epsilon(

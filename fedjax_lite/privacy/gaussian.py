@@ -189,7 +189,9 @@ def zero_sum(message: Message, cohort_size: int) -> PyTree:
 def add_rows(acc: PyTree, values: PyTree, mask: Array) -> PyTree:
     """Adds rows `[L, ...]` with weight 1 where `mask` holds; the others leave no trace."""
     values = trees.where(mask, values, jax.tree.map(jnp.zeros_like, values))
-    return jax.tree.map(lambda total, leaf: total + leaf.astype(total.dtype).sum(0), acc, values)
+    return jax.tree.map(
+        lambda total, leaf: total + trees.sum_rows(leaf.astype(total.dtype)), acc, values
+    )
 
 
 def noise_stddev(noise_multiplier: Any, clip: Any) -> Array:

@@ -100,11 +100,8 @@ def chain(*transforms: Transform) -> Transform:
     ) -> tuple[PyTree, PyTree, Wire | None]:
         new, wire = [], None
         for i, (transform, state) in enumerate(zip(transforms, states, strict=True)):
-            step = jax.random.fold_in(key, i)
-            if transform.send is None:
-                state, value = transform.update(step, state, value)
-            else:
-                state, value, wire = transform.send(step, state, value)
+            state, value, own = _settled(transform, jax.random.fold_in(key, i), state, value)
+            wire = wire if own is None else own
             new.append(state)
         return tuple(new), value, wire
 
@@ -131,9 +128,24 @@ def send(
       >>> float(wire.bits)
       320.0
     """
-    if transform.send is not None:
-        state, value, wire = transform.send(key, state, value)
+    state, value, wire = _settled(transform, key, state, value)
+    if wire is not None:
         return state, value, Wire(*(jnp.asarray(bits, jnp.float32) for bits in wire))
-    state, value = transform.update(key, state, value)
     bits = jnp.float32(trees.num_bits(value))
     return state, value, Wire(bits, bits)
+
+
+def _settled(
+    transform: Transform, key: Key, state: PyTree, value: PyTree
+) -> tuple[PyTree, PyTree, Wire | None]:
+    """Applies a transform; what it reads, keeps and hands on are the same numbers for everyone."""
+    acts = bool(transform.kinds or transform.send or jax.tree.leaves(state))
+    value = trees.settled(value) if acts else value
+    wire = None
+    if transform.send is None:
+        state, value = transform.update(key, state, value)
+    else:
+        state, value, wire = transform.send(key, state, value)
+    if acts:
+        state, value = trees.settled((state, value))
+    return state, value, wire

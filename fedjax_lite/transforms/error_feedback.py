@@ -61,7 +61,7 @@ def error_feedback(inner: Transform) -> Transform:
 
     def one(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree, Wire]:
         residual, inner_state = state
-        wanted = jax.tree.map(jnp.add, residual, finite_or_zero(value))
+        wanted = trees.settled(jax.tree.map(jnp.add, residual, finite_or_zero(value)))
         inner_state, sent, wire = send(inner, key, inner_state, wanted)
         sent = trees.cast_like(sent, value)
         residual = jax.tree.map(lambda w, s: w - s.astype(w.dtype), wanted, sent)

@@ -1,0 +1,92 @@
+"""One pass over a cohort: its work list, its training, and the aggregate of what it sent."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_lite import trees
+from fedjax_lite.data.dataset import ClientData
+from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.counted import count_work
+from fedjax_lite.engine.messages import CLIENT_COUNTED
+from fedjax_lite.engine.program import Program, Strategy, Table, Work, message_shape
+from fedjax_lite.types import Array, Cohort, Key
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """An aggregator's state that measures something: scalars that become metrics of the round."""
+
+    metrics: dict[str, Array]
+
+
+class Pass(NamedTuple):
+    """What one pass over a cohort gives."""
+
+    table: Table
+    aggregator: Any
+    value: Any
+    metrics: dict[str, Any]
+    work: Work
+    cohort: Cohort
+    """Who counts: of a private round all who were drawn."""
+    measured: dict[str, Array]
+    """What the aggregator measured in this round."""
+
+
+def one_pass(
+    program: Program,
+    strategy: Strategy,
+    key: Key,
+    table: Table,
+    aggregator_state: Any,
+    broadcast: Any,
+    cohort: Cohort,
+    round: Array,
+    data: ClientData,
+) -> Pass:
+    """Runs a program over the cohort and finishes its aggregate.
+
+    Where nobody counts the aggregator's state stays as it is, but in a private round: what came of
+    it must not tell whether anybody was there.
+    """
+    key_clients, key_aggregate = jax.random.split(key)
+    work = work_list(program.plan, key_clients, cohort, data)
+    work = count_work(program.client.counts, data, work)
+    if program.aggregator.at is not None:
+        program = program._replace(aggregator=program.aggregator.at(aggregator_state))
+    row = jax.tree.map(lambda leaf: leaf[0], table)
+    message, _ = message_shape(program, broadcast, row.clients, row.uplink)
+    acc = program.aggregator.init(message, cohort.ids.shape[0])
+    table, acc, metrics = strategy.execute(
+        program, key_clients, table, acc, broadcast, round, data, work
+    )
+    if program.weighed:
+        cohort = cohort._replace(mask=metrics[CLIENT_COUNTED] > 0)
+    state, value = program.aggregator.finish(key_aggregate, aggregator_state, acc, cohort)
+    measured = state.metrics if isinstance(state, HasMetrics) else {}
+    if program.weighed:
+        state = trees.where(cohort.mask.any(), state, aggregator_state)
+    return Pass(table, state, value, metrics, work, cohort, measured)
+
+
+def work_list(plan: Plan, key: Key, cohort: Cohort, data: ClientData) -> Work:
+    """The cohort as a work list: a masked client has no steps, an empty one neither."""
+    ids = jnp.clip(cohort.ids, 0, data.num_clients - 1)
+    slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
+    found = data.find(ids, slots)
+    # Apart from the client's keys 0..3, which its training uses.
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4))(ids)
+    steps = jax.vmap(plan.num_steps)(keys, ids, found.sizes)
+    return Work(
+        ids=ids,
+        members=found.members,
+        rows=found.rows,
+        slots=slots,
+        sizes=found.sizes,
+        num_steps=jnp.where(cohort.mask, steps, 0),
+        mask=cohort.mask,
+    )
