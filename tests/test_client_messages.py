@@ -180,3 +180,41 @@ def test_a_prologue_keeps_nothing():
     )
     with pytest.raises(ValueError, match="keep nothing between rounds"):
         with_prologue(rule).init(KEY, jnp.zeros(()), DATA)
+
+
+def test_the_two_sums_of_the_guide_are_q_fedavg():
+    """Against the paper's rule in numpy: x - sum F^q dw / sum (q F^(q-1) |dw|^2 + F^q / eta)."""
+    eta, q, steps = 0.05, 2.0, 3
+    client = fl.local_sgd(loss, optax.sgd(eta))
+
+    def start(key, row, x, info):
+        return client.start(key, row, x, info), jnp.zeros(())
+
+    def step(x, carry, batch):
+        return client.step(x, carry[0], batch), fl.mean_loss(loss, x, batch)
+
+    def finish(x, carry):
+        update, at_x = x - carry[0].params, carry[1]
+        sums = {
+            "update": at_x**q * update / eta,
+            "length": q * at_x ** (q - 1) * update**2 / eta**2 + at_x**q / eta,
+        }
+        return (), Message(sums, 1.0), {}
+
+    server = fl.optimizer_server(optax.sgd(1.0))
+
+    def update(key, state, value, cohort, metrics):
+        return server.update(key, state, value["update"] / value["length"], cohort, metrics)
+
+    algo = fl.federated_algorithm(
+        client._replace(start=start, step=step, finish=finish), sampler=fl.everyone(),
+        plan=fl.Plan(batch_size=None, steps=steps), server=server._replace(update=update),
+    )  # fmt: skip
+    top = bottom = 0.0
+    for b in ([1.0], [2.0, 4.0], [8.0]):
+        y, at_x = 0.0, np.mean(np.square(b)) / 2
+        for _ in range(steps):
+            y -= eta * (y - np.mean(b))
+        dw = (0.0 - y) / eta
+        top, bottom = top + at_x**q * dw, bottom + q * at_x ** (q - 1) * dw**2 + at_x**q / eta
+    assert one_round(algo)[0] == pytest.approx(-top / bottom, rel=1e-5)

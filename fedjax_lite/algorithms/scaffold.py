@@ -270,7 +270,8 @@ def scaffold_client(
         update = trees.subtract(broadcast.params, carry.params)
         # A rate of 0 (the end of a schedule) says nothing of the gradient.
         work = rate_at(carry.info.round) * carry.info.num_steps
-        learned = carry.info.num_steps > 0
+        weighs = weight(carry.info)
+        learned = weighs > 0  # of no weight: it did no step, or is not to count
         if option == 2:
             learned = learned & (work > 0)
             work = jnp.where(learned, work, 1)
@@ -292,7 +293,6 @@ def scaffold_client(
         row, change = jax.tree.transpose(
             jax.tree.structure(update), jax.tree.structure((0, 0)), pairs
         )
-        weighs = weight(carry.info)
         message = Message({"params": update, "control": change}, weighs)
         return row, message, {"train_loss": carry.loss, "weight": weighs}
 

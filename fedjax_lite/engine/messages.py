@@ -68,15 +68,12 @@ def client_metric(name: str, metric: Any) -> Any:
         )
     parts = list(metric) if isinstance(metric, Mean) else [metric]
     for part in parts:
-        try:
-            found = jnp.shape(part)
-        except (TypeError, ValueError):
-            found = None
-        if found is None or not np.issubdtype(_kind(part), np.number):
+        if not _is_numeric(part):
             raise TypeError(
                 f"client metric {name!r} must be one number, or a Mean of two numbers, got "
                 f"{type(metric).__name__}; give its parts names of their own"
             )
+        found = jnp.shape(part)
         if found != ():
             raise ValueError(
                 f"client metric {name!r} must be one number, or a Mean of two numbers, got shape "
@@ -87,13 +84,11 @@ def client_metric(name: str, metric: Any) -> Any:
     return Mean(*arrays) if isinstance(metric, Mean) else arrays[0]
 
 
-def _kind(part: Any) -> Any:
+def _is_numeric(part: Any) -> bool:
+    if not isinstance(part, jax.Array | np.ndarray | np.generic | bool | int | float):
+        return False
     dtype = jnp.result_type(part)
-    return (
-        np.float32
-        if jnp.issubdtype(dtype, jnp.bool_) or jnp.issubdtype(dtype, jnp.floating)
-        else dtype
-    )
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
 
 
 def _array(leaf: Any) -> Array:
