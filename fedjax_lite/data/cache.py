@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedjax_lite.checks import as_path
-from fedjax_lite.data.npy_file import open_npy
+from fedjax_lite.data.npy_file import map_npy
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 """``{"x": [E, ...], "y": [E], ...}``."""
@@ -134,23 +134,37 @@ def _stamp(path: Path) -> dict[str, Any]:
 
 def _read(folder: Path, manifest: dict[str, Any]) -> Splits | None:
     """The cached arrays, or None if they are absent, stale or damaged."""
+    for _ in range(5):
+        inode = _inode(folder)
+        try:
+            return _read_once(folder, manifest)
+        # The digests agree with what was written: all else is damage.
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            if inode is None:
+                return None
+            if inode == _inode(folder):
+                _LOG.warning("rebuilding the damaged cache %s (%s)", folder, error)
+                return None
+        # Another process has swapped it meanwhile: what is there now?
+    return None
+
+
+def _inode(folder: Path) -> int | None:
     try:
-        stored = _read_manifest(folder / _MANIFEST)
-        described = stored.pop("arrays")
-        # Through JSON, as tuples among the options become lists there.
-        if stored != json.loads(json.dumps(manifest)):
-            return None
-        splits: dict[str, Arrays] = {"train": {}, "test": {}}
-        for entry in described:
-            splits[entry["split"]][entry["key"]] = _open_whole(folder, entry)
-    except FileNotFoundError as error:
-        if folder.exists():
-            _LOG.warning("rebuilding the damaged cache %s (%s is gone)", folder, error.filename)
+        return folder.stat().st_ino
+    except OSError:
         return None
-    # The digests agree with what was written: all else is one of another version, or of nobody.
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        _LOG.warning("rebuilding the damaged cache %s (%s)", folder, error)
+
+
+def _read_once(folder: Path, manifest: dict[str, Any]) -> Splits | None:
+    stored = _read_manifest(folder / _MANIFEST)
+    described = stored.pop("arrays")
+    # Through JSON, as tuples among the options become lists there.
+    if stored != json.loads(json.dumps(manifest)):
         return None
+    splits: dict[str, Arrays] = {"train": {}, "test": {}}
+    for entry in described:
+        splits[entry["split"]][entry["key"]] = _open_whole(folder, entry)
     return splits["train"], splits["test"]
 
 
@@ -176,7 +190,8 @@ def _open_whole(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
             raise ValueError(f"{path.name} is not what was written")
-    return open_npy(path, kinds="biufcSU")
+        # Of this very file: by now another process may have put another one in its place.
+        return map_npy(file, path, kinds="biufcSU")
 
 
 def _write(folder: Path, manifest: dict[str, Any], splits: Splits) -> None:

@@ -7,8 +7,10 @@ Here a file is an array of numbers or text in C order, as long as its header say
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -45,35 +47,60 @@ def open_npy(path: Path, *, kinds: str = "biuf", remedy: str | None = None) -> n
       [0, 1, 2]
     """
     try:
-        dtype, shape, offset = _read_header(path, kinds)
-        size, needed = path.stat().st_size, offset + math.prod(shape) * dtype.itemsize
+        with path.open("rb") as file:
+            return map_npy(file, path, kinds=kinds, remedy=remedy)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a folder, for instance
+        raise _damaged(path, error, remedy) from None
+
+
+def map_npy(
+    file: IO[bytes], path: Path, *, kinds: str = "biuf", remedy: str | None = None
+) -> np.ndarray:
+    """As `open_npy`, of a file that is open: what was read of it is what is mapped.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.npy"
+      >>> np.save(path, np.arange(3))
+      >>> with path.open("rb") as file:
+      ...     map_npy(file, path).tolist()
+      [0, 1, 2]
+    """
+    try:
+        dtype, shape, offset = _read_header(file, kinds)
+        size = os.fstat(file.fileno()).st_size
+        needed = offset + math.prod(shape) * dtype.itemsize
         if size < needed:
             raise ValueError(f"{size:,} bytes where its header needs {needed:,}")
         if size > needed:
             raise ValueError(f"{size - needed:,} bytes more than its header says")
         if not math.prod(shape):
             return np.zeros(shape, dtype)
-        return np.memmap(path, dtype, "r", offset, shape)
-    except FileNotFoundError:
-        raise
+        return np.memmap(file, dtype, "r", offset, shape)  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, OverflowError) as error:
-        raise DatasetFormatError(
-            path,
-            expected="a whole .npy file of numbers",
-            found=f"that {path.name} is truncated or not such a file: {error!s:.200}",
-            remedy=remedy,
-        ) from None
+        raise _damaged(path, error, remedy) from None
 
 
-def _read_header(path: Path, kinds: str) -> tuple[np.dtype, tuple[int, ...], int]:
+def _damaged(path: Path, error: Exception, remedy: str | None) -> DatasetFormatError:
+    return DatasetFormatError(
+        path,
+        expected="a whole .npy file of numbers",
+        found=f"that {path.name} is truncated or not such a file: {error!s:.200}",
+        remedy=remedy,
+    )
+
+
+def _read_header(file: IO[bytes], kinds: str) -> tuple[np.dtype, tuple[int, ...], int]:
     """The dtype, the shape, and where the values begin."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start[:6] != b"\x93NUMPY" or start[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
-            raise ValueError("it does not begin as such files do")
-        length = int.from_bytes(file.read(2 if start[6] == 1 else 4), "little")
-        text = file.read(min(length, _MAX_HEADER)).decode("latin-1")
-        offset = file.tell()
+    file.seek(0)
+    start = file.read(8)
+    if start[:6] != b"\x93NUMPY" or start[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise ValueError("it does not begin as such files do")
+    length = int.from_bytes(file.read(2 if start[6] == 1 else 4), "little")
+    text = file.read(min(length, _MAX_HEADER)).decode("latin-1")
+    offset = file.tell()
     match = _HEADER.fullmatch(text)
     if len(text) != length or match is None:
         raise ValueError("its header is not one of a plain array")
