@@ -74,6 +74,8 @@ def read_hospital(path: Path) -> tuple[np.ndarray, np.ndarray]:
         except ValueError as error:
             found = f"line {number}: {error}"
             raise DatasetFormatError(path, expected=expected, found=found) from error
+        if np.isinf(row).any():
+            raise DatasetFormatError(path, expected=expected, found=f"line {number}: infinity")
         if len(row) != len(_COLUMNS):
             found = f"line {number} with {len(row)}"
             raise DatasetFormatError(path, expected=expected, found=found)

@@ -18,11 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_lite.data.cache import Arrays, Splits
+from fedjax_lite.data.compressed import read_gzip
 from fedjax_lite.data.download import Remote
 from fedjax_lite.data.errors import DatasetFormatError
 from fedjax_lite.data.locate import Candidate, Source
+from fedjax_lite.data.npy_file import open_npy
 
 _LOG = logging.getLogger("fedjax_lite")
+_MAX_GZIPPED = 1 << 28
+"""Bytes; MNIST has 47 million, and a gzip file of zeros is a thousandth of what it holds."""
 _PARTS = (("train", 60_000), ("t10k", 10_000))
 
 
@@ -46,34 +50,58 @@ def read_idx(path: Path, *, num_dims: int) -> np.ndarray:
       >>> read_idx(path, num_dims=1).tolist()
       [7, 9]
     """
-    magic = 0x800 + num_dims
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            head = file.read(4 * (1 + num_dims))
-            if len(head) < 4 or int.from_bytes(head[:4], "big") != magic:
+        shape, start = _read_head(path, num_dims)
+        size = math.prod(shape)
+        if path.suffix == ".gz":
+            if size > _MAX_GZIPPED:
                 raise DatasetFormatError(
                     path,
-                    expected=f"an idx file that begins with the magic number {magic}",
-                    found=f"the bytes {head[:4].hex(' ')}" if head else "an empty file",
+                    expected=f"at most {_MAX_GZIPPED:,} values in a gzip file",
+                    found=f"{size:,}, as its head {list(shape)} says",
+                    remedy="get the official file; a larger one can be unpacked and read plain",
                 )
-            if len(head) < 4 * (1 + num_dims):
-                raise DatasetFormatError(
-                    path, expected=f"{num_dims} sizes", found=f"a head of {len(head)} bytes"
-                )
-            shape = struct.unpack(f">{num_dims}I", head[4:])
-            body = file.read(math.prod(shape) + 1)
+            content = memoryview(read_gzip(path, limit=start + size))[start:]
+            there = len(content)
+        else:
+            there = path.stat().st_size - start
+            with path.open("rb") as file:
+                file.seek(start)
+                content = file.read(size) if there == size else b""
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetFormatError(
             path, expected="a whole gzip file", found=f"a corrupt or truncated one ({error})"
         ) from error
-    if len(body) != math.prod(shape):
-        found = "more" if len(body) > math.prod(shape) else f"{len(body):,} bytes"
+    if there != size:
         raise DatasetFormatError(
             path,
-            expected=f"{math.prod(shape):,} bytes, as its head {list(shape)} says",
-            found=found,
+            expected=f"{size:,} bytes, as its head {list(shape)} says",
+            found="more" if there > size else f"{there:,} bytes",
         )
-    return np.frombuffer(body, np.uint8).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_head(path: Path, num_dims: int) -> tuple[tuple[int, ...], int]:
+    """The sizes that the head says, and where the values begin."""
+    magic, length = 0x800 + num_dims, 4 * (1 + num_dims)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        head = file.read(length)
+    if len(head) < 4 or int.from_bytes(head[:4], "big") != magic:
+        raise DatasetFormatError(
+            path,
+            expected=f"an idx file that begins with the magic number {magic}",
+            found=f"the bytes {head[:4].hex(' ')}" if head else "an empty file",
+        )
+    if len(head) < length:
+        raise DatasetFormatError(
+            path, expected=f"{num_dims} sizes", found=f"a head of {len(head)} bytes"
+        )
+    shape = struct.unpack(f">{num_dims}I", head[4:])
+    if math.prod(size or 1 for size in shape) >= 2**62:
+        raise DatasetFormatError(
+            path, expected="sizes of a real file", found=f"the head {list(shape)}"
+        )
+    return shape, length
 
 
 def _names(part: str, kind: str, num_dims: int) -> list[str]:
@@ -148,23 +176,14 @@ def _read_part(images: Path, labels: Path, writers: Path | None) -> Arrays:
 def _read_writers(path: Path, num_examples: int) -> np.ndarray:
     remedy = "delete it and its twin to load the images without writers, or get it anew"
     expected = f"an .npy file of {num_examples} integers"
-    try:
-        writers = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    writers = open_npy(path, kinds="iubfc", expected=expected, remedy=remedy)
+    # Like labels they lie in int32.
+    fit = writers.dtype.kind in "iu" and writers.shape == (num_examples,)
+    if not fit or not ((writers >= -(2**31)) & (writers < 2**31)).all():
+        found = f"{writers.dtype} {list(writers.shape)}"
         raise DatasetFormatError(
-            path, expected=expected, found=str(error), remedy=remedy
-        ) from error
-    if (
-        not isinstance(writers, np.ndarray)
-        or writers.dtype.kind not in "iu"
-        or writers.shape != (num_examples,)
-    ):
-        found = (
-            f"{writers.dtype} {list(writers.shape)}"
-            if isinstance(writers, np.ndarray)
-            else "an .npz archive"
+            path, expected=expected, found=found + " beyond 32 bits" * fit, remedy=remedy
         )
-        raise DatasetFormatError(path, expected=expected, found=found, remedy=remedy)
     return writers.astype(np.int32)
 
 

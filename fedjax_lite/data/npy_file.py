@@ -22,14 +22,18 @@ _HEADER = re.compile(
 )
 _SIZE = re.compile(r"([0-9]{1,18})L?")
 _MAX_HEADER = 1 << 16
+_EXPECTED = "a whole .npy file of numbers"
 
 
-def open_npy(path: Path, *, kinds: str = "biuf", remedy: str | None = None) -> np.ndarray:
+def open_npy(
+    path: Path, *, kinds: str = "biuf", expected: str = _EXPECTED, remedy: str | None = None
+) -> np.ndarray:
     """Maps an array of a .npy file into memory; nothing but its header is read.
 
     Args:
       path: the file.
       kinds: of dtypes that may be there, as ``numpy.dtype.kind`` calls them.
+      expected: what the file should be, for the error.
       remedy: what to do about a bad file, for the error.
 
     Returns:
@@ -48,15 +52,20 @@ def open_npy(path: Path, *, kinds: str = "biuf", remedy: str | None = None) -> n
     """
     try:
         with path.open("rb") as file:
-            return map_npy(file, path, kinds=kinds, remedy=remedy)
+            return map_npy(file, path, kinds=kinds, expected=expected, remedy=remedy)
     except FileNotFoundError:
         raise
     except OSError as error:  # a folder, for instance
-        raise _damaged(path, error, remedy) from None
+        raise _damaged(path, error, expected, remedy) from None
 
 
 def map_npy(
-    file: IO[bytes], path: Path, *, kinds: str = "biuf", remedy: str | None = None
+    file: IO[bytes],
+    path: Path,
+    *,
+    kinds: str = "biuf",
+    expected: str = _EXPECTED,
+    remedy: str | None = None,
 ) -> np.ndarray:
     """As `open_npy`, of a file that is open: what was read of it is what is mapped.
 
@@ -80,13 +89,13 @@ def map_npy(
             return np.zeros(shape, dtype)
         return np.memmap(file, dtype, "r", offset, shape)  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, OverflowError) as error:
-        raise _damaged(path, error, remedy) from None
+        raise _damaged(path, error, expected, remedy) from None
 
 
-def _damaged(path: Path, error: Exception, remedy: str | None) -> DatasetFormatError:
+def _damaged(path: Path, error: Exception, expected: str, remedy: str | None) -> DatasetFormatError:
     return DatasetFormatError(
         path,
-        expected="a whole .npy file of numbers",
+        expected=expected,
         found=f"that {path.name} is truncated or not such a file: {error!s:.200}",
         remedy=remedy,
     )

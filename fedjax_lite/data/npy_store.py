@@ -11,7 +11,6 @@ import contextlib
 import json
 import mmap
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,17 @@ import numpy as np
 
 from fedjax_lite.checks import as_path
 from fedjax_lite.data.new_folder import new_folder
+from fedjax_lite.data.npy_file import open_npy
 from fedjax_lite.data.store import Arrays, Leaf, check_chunk, check_sizes, leaves_of, take_clients
+from fedjax_lite.data.store_files import (
+    REWRITE,
+    bad_file,
+    check_name,
+    read_manifest,
+    read_offsets,
+)
 
 LAYOUT = 1
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _HEADER_BYTES = 192
 
 MADE_OF = ("examples.*.npy", "offsets.npy", "manifest.json", "population.json")
@@ -38,7 +44,7 @@ class NpyStore:
 
     Raises:
       FileNotFoundError: if it or one of its files does not exist.
-      ValueError: if a file is damaged or does not fit the others; the message names it.
+      DatasetFormatError: if a file is damaged or does not fit the others; a `ValueError`.
 
     Example:
       >>> import tempfile
@@ -50,21 +56,20 @@ class NpyStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = as_path(folder, "folder").absolute()
-        self.leaves = _read_manifest(self.folder / "manifest.json")
-        path = self.folder / "offsets.npy"
-        offsets = _open_array(path, np.dtype(np.int64), ())
-        if len(offsets) < 2 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
-            raise ValueError(f"{path} is damaged: offsets must rise from 0, one more than clients")
-        self.offsets = np.array(offsets)
-        self.sizes = check_sizes(np.diff(self.offsets))
+        self.leaves, _ = read_manifest(
+            self.folder / "manifest.json", layout=LAYOUT, writer="write_streamed"
+        )
+        self.offsets, self.sizes = read_offsets(self.folder / "offsets.npy")
         self._arrays: dict[str, np.ndarray] = {}
         for name, leaf in self.leaves.items():
             path = self.folder / f"examples.{name}.npy"
             self._arrays[name] = array = _open_array(path, leaf.dtype, leaf.shape)
             if len(array) != self.offsets[-1]:
-                raise ValueError(
-                    f"{path} holds {len(array):,} examples, but offsets.npy counts "
-                    f"{self.offsets[-1]:,}; write the folder again"
+                raise bad_file(
+                    path,
+                    "the examples that offsets.npy counts",
+                    f"that it holds {len(array):,} examples, but offsets.npy counts "
+                    f"{self.offsets[-1]:,}",
                 )
 
     def read(self, ids: np.ndarray, out: Arrays) -> None:
@@ -139,7 +144,7 @@ def write_streamed(
             if not sinks:
                 leaves = leaves_of(arrays)
                 for name in leaves:
-                    _check_name(name)
+                    check_name(name)
                     sinks[name] = files.enter_context(open(writing / f"examples.{name}.npy", "wb"))
                     sinks[name].write(bytes(_HEADER_BYTES))
             check_same_leaves(leaves, leaves_of(arrays), number)
@@ -182,50 +187,13 @@ def _header(leaf: Leaf, length: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + space.to_bytes(2, "little") + f"{text:<{space - 1}}\n".encode()
 
 
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"names must be letters, digits, _ and -, got {name!r}; rename it")
-
-
-def _read_manifest(path: Path) -> dict[str, Leaf]:
-    try:
-        manifest = json.loads(path.read_text())
-        if manifest["layout"] != LAYOUT:
-            raise ValueError(f"layout {manifest['layout']}, this version reads {LAYOUT}")
-        leaves = {
-            name: Leaf(np.dtype(dtype), tuple(shape))
-            for name, (dtype, shape) in manifest["leaves"].items()
-        }
-        if not leaves:
-            raise ValueError("no arrays")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is not a manifest of write_streamed: {error}") from error
-    for name in leaves:
-        _check_name(name)
-    return leaves
-
-
 def _open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """A memory map of an array `[E, *shape]`; an ordinary array where `E` is 0."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        empty = _empty_array(path)
-        if empty is None:
-            raise ValueError(f"{path} is truncated or not a .npy file: {error}") from error
-        array = empty
+    array = open_npy(path, remedy=REWRITE)
     if array.dtype != dtype or array.shape[1:] != shape or array.ndim == 0:
-        raise ValueError(
-            f"{path} holds {array.dtype}{list(array.shape)}, but the manifest says "
-            f"{dtype}{['E', *shape]}"
+        raise bad_file(
+            path,
+            f"{dtype}{['E', *shape]}, as the manifest says",
+            f"that it holds {array.dtype}{list(array.shape)}",
         )
     return array
-
-
-def _empty_array(path: Path) -> np.ndarray | None:
-    """An array without elements, which cannot be mapped."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        return None
-    return array if isinstance(array, np.ndarray) and array.size == 0 else None

@@ -32,6 +32,7 @@ from fedjax_lite.data.store import (
     leaves_of,
     offsets_of,
 )
+from fedjax_lite.data.store_files import bad_file, read_manifest, read_offsets
 
 LAYOUT = 1
 
@@ -48,7 +49,7 @@ class RecordStore:
     Raises:
       ImportError: if ``array_record`` is not installed.
       FileNotFoundError: if the folder or one of its files does not exist.
-      ValueError: if a shard is damaged or its clients are not those of the manifest.
+      DatasetFormatError: if a file is damaged or does not fit the others; a `ValueError`.
 
     Example:
       >>> import tempfile
@@ -64,28 +65,28 @@ class RecordStore:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = as_path(folder, "folder").absolute()
         path = self.folder / "manifest.json"
-        try:
-            manifest = json.loads(path.read_text())
-            if manifest["layout"] != LAYOUT:
-                raise ValueError(f"layout {manifest['layout']}, this version reads {LAYOUT}")
-            self.leaves = {
-                name: Leaf(np.dtype(dtype), tuple(shape))
-                for name, (dtype, shape) in manifest["leaves"].items()
-            }
-            self.offsets = np.load(self.folder / "offsets.npy", allow_pickle=False)
-            self._shards = offsets_of(check_sizes(np.asarray(manifest["clients"])))
-        except (KeyError, TypeError, AttributeError, ValueError, EOFError) as error:
-            raise ValueError(f"{self.folder} is not a folder of write_records: {error}") from error
-        if (np.diff(self.offsets) < 0).any() or len(self.offsets) != self._shards[-1] + 1:
-            raise ValueError(f"{self.folder / 'offsets.npy'} does not fit {path}")
-        self.sizes = check_sizes(np.diff(self.offsets))
-        names = _shard_names(len(self._shards) - 1)
+        self.leaves, manifest = read_manifest(path, layout=LAYOUT, writer="write_records")
+        self.offsets, self.sizes = read_offsets(self.folder / "offsets.npy")
+        clients = manifest.get("clients")
+        if not isinstance(clients, list) or not all(
+            type(count) is int and 0 < count < 2**31 for count in clients
+        ):
+            raise bad_file(path, "the clients of each shard", f"{clients!r:.60}")
+        self._shards = offsets_of(np.asarray(clients, np.int64))
+        if len(self.sizes) != self._shards[-1]:
+            raise bad_file(
+                self.folder / "offsets.npy",
+                f"{self._shards[-1]:,} clients, as {path.name} says",
+                f"{len(self.sizes):,}",
+            )
+        names = _shard_names(len(clients))
         self._readers = [_open_shard(self.folder / name) for name in names]
-        for name, reader, count in zip(names, self._readers, np.diff(self._shards)):
+        for name, reader, count in zip(names, self._readers, clients):
             if reader.num_records() != count:
-                raise ValueError(
-                    f"{self.folder / name} holds {reader.num_records()} clients, but the manifest "
-                    f"says {count}"
+                raise bad_file(
+                    self.folder / name,
+                    f"{count} clients, as {path.name} says",
+                    f"{reader.num_records()}",
                 )
 
     def read(self, ids: np.ndarray, out: Arrays) -> None:
@@ -97,16 +98,27 @@ class RecordStore:
             chosen = np.flatnonzero((shards == shard) & (self.sizes[ids] > 0))
             if not len(chosen):
                 continue
-            records = self._readers[shard].read((ids[chosen] - self._shards[shard]).tolist())
-            for slot, record in zip(chosen, records, strict=True):
+            records = self._records(int(shard), (ids[chosen] - self._shards[shard]).tolist())
+            for slot, record in zip(chosen, records):
                 self._unpack(int(ids[slot]), record, out, int(places[slot]))
+
+    def _records(self, shard: int, numbers: list[int]) -> list[bytes]:
+        path = self.folder / _shard_names(len(self._readers))[shard]
+        try:
+            records = self._readers[shard].read(numbers)
+        except Exception as error:  # bare RuntimeErrors and the like
+            raise bad_file(path, "a whole ArrayRecord file", f"{error!s:.200}") from None
+        if len(records) != len(numbers):
+            raise bad_file(path, f"{len(numbers)} records", f"{len(records)}")
+        return records
 
     def _unpack(self, client: int, record: bytes, out: Arrays, place: int) -> None:
         size = int(self.sizes[client])
         if len(record) != size * example_bytes(self.leaves):
-            raise ValueError(
-                f"the record of client {client} in {self.folder} has {len(record)} bytes instead "
-                f"of {size * example_bytes(self.leaves)}; write the folder again"
+            raise bad_file(
+                self.folder,
+                f"{size * example_bytes(self.leaves)} bytes of client {client}",
+                f"{len(record)}",
             )
         begin = 0
         for name, leaf in self.leaves.items():
@@ -203,7 +215,8 @@ def _open_shard(path: Path) -> Any:
     except ImportError:
         raise
     except Exception as error:  # the reader's own errors are bare RuntimeErrors and the like
-        raise ValueError(f"{path} is truncated or not an ArrayRecord file: {error}") from error
+        found = f"that {path.name} is truncated or not such a file: {error!s:.200}"
+        raise bad_file(path, "a whole ArrayRecord file", found) from None
 
 
 def _array_record() -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_lite.data.cache import Arrays, Splits
+from fedjax_lite.data.compressed import read_gzip
 from fedjax_lite.data.errors import DatasetFormatError
 from fedjax_lite.data.locate import Candidate, Source
 
@@ -28,6 +29,8 @@ VOCABULARY_SIZE = 4 + len(CHARACTERS)
 IGNORED = -1
 """The target of a padded position; losses ignore it."""
 
+_MAX_GZIPPED = 1 << 26
+"""Bytes; all of Shakespeare has 5 million."""
 _ROLES = "shakespeare_roles.json.gz"
 _TEXTS = ("tinyshakespeare.txt", "tinyshakespeare.txt.gz", "shakespeare.txt", "input.txt")
 _IDS = np.full(0x110000, UNKNOWN, np.int32)
@@ -143,8 +146,15 @@ def _join(parts: list[tuple[str, np.ndarray, np.ndarray]]) -> Arrays:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        packed = path.suffix == ".gz"
+        content = read_gzip(path, limit=_MAX_GZIPPED) if packed else path.read_bytes()
+        if packed and len(content) > _MAX_GZIPPED:
+            raise DatasetFormatError(
+                path,
+                expected=f"at most {_MAX_GZIPPED:,} bytes of text",
+                found="more",
+                remedy="get the official file; a larger one can be unpacked and read plain",
+            )
         text = content.decode("utf-8")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetFormatError(
