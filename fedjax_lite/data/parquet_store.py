@@ -18,8 +18,9 @@ from fedjax_lite.checks import as_path, check_count
 from fedjax_lite.data.dataset import check_values
 from fedjax_lite.data.new_folder import new_folder
 from fedjax_lite.data.npy_store import check_same_leaves
-from fedjax_lite.data.owner_ids import row_numbers
+from fedjax_lite.data.parquet_owners import count_rows
 from fedjax_lite.data.store import Arrays, Leaf, check_chunk, check_sizes, leaves_of, offsets_of
+from fedjax_lite.data.store_files import bad_file
 
 MADE_OF = ("part-*.parquet",)
 """Files of such a folder."""
@@ -64,31 +65,27 @@ class ParquetStore:
         self.paths = _paths(paths)
         self._files = [_open(path) for path in self.paths]
         self.leaves: dict[str, Leaf] = {}
-        owners = []
         for path, file in zip(self.paths, self._files):
             leaves = _leaves(path, file, client_column)
             self.leaves = self.leaves or leaves
             if leaves != self.leaves:
-                raise ValueError(f"{path} has other columns than {self.paths[0]}")
-            owners.append(_owners(path, file, client_column, num_clients or 2**31 - 1))
-        owner = np.concatenate(owners)
-        falls = np.flatnonzero(np.diff(owner) < 0)
-        if len(falls):
-            raise ValueError(
-                f"the column {client_column!r} must hold integers 0 .. N - 1, sorted over all "
-                f"files, got {owner[falls[0] + 1]} after {owner[falls[0]]} in row {falls[0] + 1}; "
-                "number the clients and sort by them"
-            )
-        least = int(owner[-1]) + 1 if len(owner) else 0
-        self.sizes = check_sizes(np.bincount(owner, minlength=num_clients or least))
+                raise ValueError(
+                    f"{path} has other columns than {self.paths[0]}; give the files of one table"
+                )
+        self.sizes = count_rows(self.paths, self._files, client_column, num_clients)
         self.offsets = offsets_of(self.sizes)
-        groups = [
-            (file, group, file.metadata.row_group(group).num_rows)
-            for file in self._files
+        self._groups = [
+            (path, file, group, file.metadata.row_group(group).num_rows)
+            for path, file in zip(self.paths, self._files)
             for group in range(file.metadata.num_row_groups)
         ]
-        self._groups = [(file, group) for file, group, _ in groups]
-        self._starts = offsets_of(np.array([rows for *_, rows in groups], np.int64))
+        self._starts = offsets_of(np.array([rows for *_, rows in self._groups], np.int64))
+        if self._starts[-1] != self.offsets[-1]:
+            raise bad_file(
+                self.paths[0],
+                f"{self._starts[-1]:,} rows, as the files say",
+                f"{self.offsets[-1]:,}",
+            )
 
     def read(self, ids: np.ndarray, out: Arrays) -> None:
         """See `ExampleStore`: every row group that holds one of the clients is decoded once."""
@@ -111,19 +108,31 @@ class ParquetStore:
                     out[name][place : place + high - low] = array[low - begin : high - begin]
 
     def _decode(self, group: int) -> dict[str, np.ndarray]:
-        file, number = self._groups[group]
-        table = file.read_row_group(number, columns=list(self.leaves), use_threads=False)
+        path, file, number, rows = self._groups[group]
         arrays = {}
-        for name, leaf in self.leaves.items():
-            column = table.column(name).combine_chunks()
-            if column.null_count:
-                raise ValueError(f"the column {name!r} holds nulls in row group {number}")
-            flat = column.flatten() if leaf.shape else column
-            stored = np.asarray(flat.to_numpy(zero_copy_only=False))
-            check_values(stored, f"[{name!r}] of row group {number}")
-            array = stored.astype(leaf.dtype, copy=False)
-            arrays[name] = array.reshape(-1, *leaf.shape)
+        try:
+            table = file.read_row_group(number, columns=list(self.leaves), use_threads=False)
+            for name, leaf in self.leaves.items():
+                column = table.column(name).combine_chunks()
+                flat = column.flatten() if leaf.shape else column
+                if column.null_count or flat.null_count:
+                    raise _Nulls(
+                        f"{path}: the column {name!r} holds nulls in row group {number}; drop them"
+                    )
+                arrays[name] = np.asarray(flat.to_numpy(zero_copy_only=False))
+                arrays[name] = arrays[name].reshape(rows, *leaf.shape)
+        except _Nulls:
+            raise
+        except (_pyarrow()[0].ArrowException, OSError, ValueError) as error:
+            raise bad_file(path, "a whole Parquet file", f"{error!s:.200}") from None
+        for name, stored in arrays.items():
+            check_values(stored, f"[{name!r}] of row group {number} of {path}")
+            arrays[name] = stored.astype(self.leaves[name].dtype, copy=False)
         return arrays
+
+
+class _Nulls(ValueError):
+    """A value is missing: the file is whole, its table is no array."""
 
 
 def write_parquet(
@@ -200,33 +209,17 @@ def _open(path: Path) -> Any:
     pa, pq = _pyarrow()
     try:
         return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is truncated or not a Parquet file: {error}") from error
-
-
-def _owners(path: Path, file: Any, client_column: str, num_clients: int) -> np.ndarray:
-    """int64: the column of clients of one file, whole; tables of several files do not mix types."""
-    column = file.read(columns=[client_column]).column(0)
-    name = f"{path}: the column {client_column!r}"
-    if column.null_count:
-        missing = np.asarray(column.is_null().to_numpy())
-        raise ValueError(
-            f"{name} must name the owner of every example, got null in row "
-            f"{int(np.argmax(missing))} ({column.null_count} in all); drop such rows"
-        )
-    values = np.asarray(column.to_numpy())
-    if values.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} must hold integers 0 .. N - 1, got {column.type}; number the clients and "
-            "sort by them"
-        )
-    return row_numbers(values, name, num_clients)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        found = f"that {path.name} is truncated or not a Parquet file: {error!s:.200}"
+        raise bad_file(path, "a whole Parquet file", found) from None
 
 
 def _leaves(path: Path, file: Any, client_column: str) -> dict[str, Leaf]:
     schema = file.schema_arrow
     if client_column not in schema.names:
-        raise ValueError(f"{path} has no column {client_column!r}, only {schema.names}")
+        raise ValueError(
+            f"{path} has no column {client_column!r}, only {schema.names}; name it as client_column"
+        )
     leaves = {}
     for name in schema.names:
         kind, shape = schema.field(name).type, ()
