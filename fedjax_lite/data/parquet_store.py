@@ -230,10 +230,10 @@ def _leaves(path: Path, file: Any, client_column: str) -> dict[str, Leaf]:
         except (NotImplementedError, TypeError):
             dtype = np.dtype(object)
         if name != client_column:
-            if dtype.kind not in "biuf":
+            if dtype.kind not in "biuf" or min(shape, default=1) < 1:
                 raise ValueError(
                     f"{path}: the column {name!r} is {kind}; arrays must be numbers or lists of "
-                    "fixed size"
+                    "fixed size; cast it, or leave it out"
                 )
             leaves[name] = Leaf(dtype, shape)
     if not leaves:
