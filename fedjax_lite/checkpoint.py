@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import distributed
+from fedjax_lite.ledger import fitted
 from fedjax_lite.types import Array, PyTree, RoundState
 
 _STEP = re.compile(r"\d{8,}")
@@ -170,6 +171,7 @@ def restore(
     newest = int(distributed.from_coordinator(str(found[-1])))
     folder = directory / f"{newest if step is None else step:08d}"
     manifest = json.loads((folder / "manifest.json").read_text())
+    template = fitted(template, manifest["leaves"])
     leaves, tables = _named_leaves(template), _named_tables(template)
     described = {name: _describe(leaf) for name, leaf in leaves.items()}
     saved = manifest["leaves"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,14 +23,11 @@ from fedjax_lite.engine.program import Program, Strategy, Table, message_shape
 from fedjax_lite.engine.prologue import Prefaced as Prefaced
 from fedjax_lite.engine.prologue import Prologue as Prologue
 from fedjax_lite.engine.prologue import preface_shape, prologue_program
+from fedjax_lite.ledger import accounted, empty
 from fedjax_lite.metrics import COSTS, round_metrics
 from fedjax_lite.mistakes import check_not_captured, check_not_donated, looking_at
-from fedjax_lite.private_slots import (
-    UNACCOUNTED,
-    blindfolded,
-    private_slots,
-    without_repeats,
-)
+from fedjax_lite.private_runs import check_private, recorded
+from fedjax_lite.private_slots import blindfolded, private_slots, without_repeats
 from fedjax_lite.server import standing_still
 from fedjax_lite.transforms.chain import identity
 from fedjax_lite.types import (
@@ -114,6 +110,7 @@ def federated_algorithm(
     given = (sampler, aggregator, uplink, server)
     if privacy is not None:
         sampler, aggregator, uplink = private_slots(privacy, sampler, aggregator, uplink, prologue)
+        privacy = accounted(privacy)
     if sampler is None:
         raise TypeError(
             "sampler must be given, e.g. sampler=fl.uniform(10), or a privacy mechanism"
@@ -174,6 +171,7 @@ def federated_algorithm(
             uplink=make_table("uplink", uplink_row, data),
             aggregator=aggregator.init_state(params),
             sampler=sampler.init(data.num_clients),
+            privacy=() if privacy is None else empty(),
         )
         return trees.unaliased(fresh)
 
@@ -183,6 +181,7 @@ def federated_algorithm(
     ) -> tuple[RoundState, dict[str, Array]]:
         key_sample, key_clients, key_server, key_prologue = round_keys(key, state.round)
         sampler_state = state.sampler
+        ledger = recorded(privacy, state, data, cohort)
         if cohort is not None and privacy is not None:
             cohort = without_repeats(cohort)  # one client, one bounded contribution
         if cohort is None:
@@ -230,6 +229,7 @@ def federated_algorithm(
             uplink=done.table.uplink,
             aggregator=done.aggregator,
             sampler=sampler_state,
+            privacy=ledger,
         )
         metrics |= {name: metrics[name] + bits for name, bits in sent_before.items()}
         down = downlink_cost(
@@ -251,13 +251,13 @@ def federated_algorithm(
         check_not_captured(state, data)
         if cohort is not None:
             check_slot(cohort, "cohort", Cohort)
-            if privacy is not None and not isinstance(data, CohortDataset):
-                warnings.warn(UNACCOUNTED, stacklevel=2)
         elif isinstance(data, CohortDataset):
             raise ValueError(
                 "cohort must be given with a CohortDataset, got None: the data of one cohort can "
                 "only serve the round that drew it; see FederatedAlgorithm.sample"
             )
+        if privacy is not None:
+            state = check_private(privacy, state, data, cohort)
         with looking_at(data.examples):
             return jitted(key, state, data, cohort)
 

@@ -16,6 +16,7 @@ from fedjax_lite.divergence import check_finite
 from fedjax_lite.divergence import warn_if_not_finite as _warn_if_not_finite  # noqa: F401
 from fedjax_lite.history import History, Row, make_settings, save_json_atomic
 from fedjax_lite.interrupt import Interrupt
+from fedjax_lite.private_runs import begin, spent_by, with_ledger
 from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import rounds_of
 from fedjax_lite.run_arguments import check_arguments, check_split
@@ -229,10 +230,12 @@ def _run(
                 "checkpoint for some of them only"
             )
         if saved:
+            state = with_ledger(accountant, state)
             state = checkpoint.restore(directory / "checkpoints", state, num_clients=num_clients)
             restored = True
             unknown = "; without config= settings are not compared" if settings is None else ""
             notices.append(f"resuming {directory} after round {int(state.round)}{unknown}")
+    state = with_ledger(accountant, state)
     rounds = rounds_of(algo, key, data, capacity=every)
     state = rounds.start(state)  # donation would destroy the caller's arrays
     done = int(state.round)
@@ -242,16 +245,7 @@ def _run(
             f"done; ask for at least {done}" + (" or start anew" if restored else "")
         )
     if accountant is not None:
-        notices.append(accountant.description)
-        budget = accountant.max_rounds
-        if budget is not None and budget < num_rounds:
-            if done > budget:
-                raise ValueError(
-                    f"state has done {done} rounds, but the privacy budget ends after {budget}: "
-                    "more than that epsilon is spent"
-                )
-            num_rounds = budget
-            notices.append(f"the privacy budget ends after round {num_rounds}: stopping there")
+        num_rounds = begin(accountant, state, num_rounds, notices)
     if directory is not None and not restored and writes:
         checkpoint.clear(directory / "checkpoints")
     history = History(
@@ -288,7 +282,7 @@ def _run(
         with interrupt:
             if evaluate is not None and done == 0 and not history.rows:
                 first = evaluation(evaluate, state)
-                spent = {} if accountant is None else accountant.spent(0)
+                spent = {} if accountant is None else spent_by(accountant, state, 1)[-1]
                 history.append([merge({"round": 0, **spent, "seconds": seconds()}, first)])
                 bar.update(0, history.rows[-1], evaluated=True)
             while done < num_rounds and not stop():
@@ -303,9 +297,8 @@ def _run(
                         f"state.round is {int(state.round)}"
                     )
                 if accountant is not None:
-                    if (quick := accountant.every_round) is not None:
-                        rows[:-1] = [merge(row, quick(row["round"])) for row in rows[:-1]]
-                    rows[-1] = merge(rows[-1], accountant.spent(done))
+                    figures = spent_by(accountant, state, length)
+                    rows = [merge(*pair) for pair in zip(rows, figures, strict=True)]
                 evaluated = evaluate is not None and (done % every == 0 or done == num_rounds)
                 if evaluate is not None and evaluated:
                     rows[-1] = merge(rows[-1], evaluation(evaluate, state))

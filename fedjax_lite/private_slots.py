@@ -18,11 +18,6 @@ from fedjax_lite.types import (
     Transform,
 )
 
-UNACCOUNTED = (
-    "an explicit cohort is not the mechanism's own sampling: the accountant's epsilon does not "
-    "hold for this round"
-)
-
 
 def private_slots(
     privacy: Mechanism,

@@ -185,11 +185,23 @@ class Sampler(NamedTuple):
     """``(key, state, sizes [N]) -> (state, cohort)``."""
 
 
+class Entry(NamedTuple):
+    """A privacy mechanism as the ledger of a state knows it: what one round under it costs."""
+
+    kind: int
+    """Which mechanism; see `fedjax_lite.ledger`."""
+    numbers: tuple[Any, ...] = ()
+    """How strong it is: up to five numbers, plain or traced."""
+
+
 class Accountant(NamedTuple):
     """What a private run has spent; functions of the host."""
 
-    spent: Callable[[int], dict[str, float]]
-    """``(rounds done) -> {"epsilon": ...}``: figures for the history, in the units of a budget."""
+    spent: Callable[[Any], dict[str, float]]
+    """``(rounds) -> {"epsilon": ...}``: figures for the history, in the units of a budget. Of a
+    number of rounds under this mechanism alone, to plan with; of a state, what all its rounds have
+    spent, under whatever mechanisms they were done. One that is made by hand needs to know numbers
+    only."""
     max_rounds: int | None
     """The last round that the budget allows; None: no budget was set. `run` stops there."""
     description: str
@@ -202,6 +214,16 @@ class Accountant(NamedTuple):
     every_round: Callable[[int], dict[str, float]] | None = None
     """``(rounds done) ->`` those of `spent`'s figures that take no time (a millisecond or two), so
     that `run` has them in every row of its history; None: none of them."""
+    entry: Entry | None = None
+    """What a round writes into the state's ledger; None: found by the description."""
+    chosen: Entry | None = None
+    """What a round with an explicit cohort writes; None: nobody accounts for such a round."""
+    clock: Callable[[RoundState], Any] | None = None
+    """``(state) ->`` rounds that the mechanism's noise in this state has seen, where rounds share
+    noise; None: each has its own."""
+    last_round: Callable[[RoundState], int | None] | None = None
+    """``(state) ->`` the last value of ``state.round`` that the budget allows, whatever was spent
+    so far; raises ValueError where that cannot be composed with this mechanism."""
 
 
 class Mechanism(NamedTuple):
@@ -241,6 +263,9 @@ class RoundState(NamedTuple):
     """Uplink transform states, leaves `[N, ...]`."""
     aggregator: PyTree
     sampler: PyTree
+    privacy: PyTree = ()
+    """Under which privacy mechanisms the rounds so far were done: a `fedjax_lite.ledger.Ledger`;
+    ``()`` where there was none. Rounds that it does not hold were not private."""
 
 
 class FederatedAlgorithm(NamedTuple):

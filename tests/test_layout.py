@@ -44,6 +44,8 @@ LAYERS = {
     "models": 2,
     "progress": 2,
     "private_slots": 2,
+    "private_runs": 2,
+    "ledger": 1,
     "proximal": 2,
     "report": 2,
     "sampling": 2,

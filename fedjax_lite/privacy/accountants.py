@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjax_lite.checks import check_count
+from fedjax_lite.ledger import POISSON
 from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.accounting import COARSE, Method
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
@@ -19,7 +20,8 @@ from fedjax_lite.privacy.arguments import (
 )
 from fedjax_lite.privacy.calibrate_noise import largest_count
 from fedjax_lite.privacy.calibrate_noise import noise_multiplier as least_noise
-from fedjax_lite.types import Accountant
+from fedjax_lite.privacy.history import set_aside, with_history
+from fedjax_lite.types import Accountant, Entry, RoundState
 
 NOT_PRIVATE = "NOT PRIVATE: no noise is added"
 
@@ -58,26 +60,19 @@ def overflowing_epsilon(
       >>> overflowing_epsilon(**stated, overflow=1e-3)
       inf
     """
-    stated = {
-        "noise_multiplier": noise_multiplier,
-        "sampling_rate": sampling_rate,
-        "num_rounds": num_rounds,
-        "method": method,
-    }
-    first = accounting.epsilon(**stated, delta=delta)
-    if overflow == 0 or math.isinf(first) or num_rounds == 0:
-        return first
-    if first > 700:  # e^epsilon is no float
-        return math.inf
-    # Set aside for an epsilon that is a little larger, then see that it is not exceeded.
-    for room in (0.001, 0.01, 0.1, 0.2, 0.5, 1.0):
-        rest = delta - (1 + math.exp(first + room)) * num_rounds * overflow
-        if rest <= 0:
-            break
-        again = accounting.epsilon(**stated, delta=rest)
-        if again <= first + room:
-            return again
-    return math.inf
+    if num_rounds == 0:
+        return 0.0
+
+    def epsilon_at(rest: float) -> float:
+        return accounting.epsilon(
+            noise_multiplier=noise_multiplier,
+            sampling_rate=sampling_rate,
+            num_rounds=num_rounds,
+            method=method,
+            delta=rest,
+        )
+
+    return set_aside(epsilon_at, delta, num_rounds * overflow)
 
 
 def poisson_accountant(
@@ -120,8 +115,12 @@ def poisson_accountant(
       >>> {name: round(value, 3) for name, value in accountant.spent(100).items()}
       {'epsilon': 7.047, 'epsilon_rdp': 7.904}
     """
+    entry = Entry(POISSON, (noise_multiplier, sampling_rate, overflow))
+    # Of clients whom somebody chose nothing is hidden by sampling, and no cohort overflows.
+    chosen = Entry(POISSON, (noise_multiplier, 1.0, 0.0))
     if is_traced(noise_multiplier):
-        return unknown_accountant(delta=delta, max_rounds=num_rounds, what=what)
+        unknown = unknown_accountant(delta=delta, max_rounds=num_rounds, what=what)
+        return with_history(unknown._replace(entry=entry, chosen=chosen))
 
     @functools.lru_cache(maxsize=256)
     def at(rounds: int, method: Method) -> float:
@@ -161,9 +160,17 @@ def poisson_accountant(
     )
     if epsilon is not None and max_rounds is not None:
         parts.append(f"epsilon <= {epsilon:g} up to round {max_rounds}")
-    return Accountant(
-        spent, max_rounds, "; ".join(parts), delta, float(noise_multiplier), every_round
+    accountant = Accountant(
+        spent,
+        max_rounds,
+        "; ".join(parts),
+        delta,
+        float(noise_multiplier),
+        every_round,
+        entry=entry,
+        chosen=chosen,
     )
+    return with_history(accountant, method=method, budget=epsilon, planned=num_rounds)
 
 
 def unknown_accountant(*, delta: float, max_rounds: int | None, what: str) -> Accountant:
@@ -214,6 +221,10 @@ def gdp_accountant(
     max_rounds: int | None,
     noise_multiplier: Any,
     what: str,
+    entry: Entry | None = None,
+    chosen: Entry | None = None,
+    clock: Callable[[RoundState], Any] | None = None,
+    epsilon: float | None = None,
 ) -> Accountant:
     """The accountant of a mechanism that is exactly Gaussian.
 
@@ -224,6 +235,10 @@ def gdp_accountant(
       noise_multiplier: `z`; 0 is said aloud in the description, and of a traced one `mu` is not
         asked.
       what: the mechanism, its unit and its conditions, for the description.
+      entry: what a round writes into the state's ledger; None: the description says it.
+      chosen: what a round with an explicit cohort writes, if such a round is accounted for.
+      clock: see `Accountant`.
+      epsilon: the budget of the run, or None.
 
     Returns:
       An `Accountant`, with ``epsilon`` in every row of a history.
@@ -235,8 +250,10 @@ def gdp_accountant(
       4.377178
     """
     check_delta(delta)
+    known = {"entry": entry, "chosen": chosen, "clock": clock}
     if is_traced(noise_multiplier):
-        return unknown_accountant(delta=delta, max_rounds=max_rounds, what=what)
+        unknown = unknown_accountant(delta=delta, max_rounds=max_rounds, what=what)
+        return unknown if entry is None else with_history(unknown._replace(**known))
 
     def spent(rounds: int) -> dict[str, float]:
         check_count(rounds, "rounds", minimum=0)
@@ -244,7 +261,10 @@ def gdp_accountant(
 
     prefix = "" if noise_multiplier > 0 else f"{NOT_PRIVATE}; "
     text = f"{prefix}{what}, delta={delta:g}"
-    return Accountant(spent, max_rounds, text, delta, float(noise_multiplier), spent)
+    accountant = Accountant(spent, max_rounds, text, delta, float(noise_multiplier), spent, **known)
+    if entry is None:
+        return accountant
+    return with_history(accountant, budget=epsilon, planned=max_rounds)
 
 
 def stated_noise(

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
+
 from fedjax_lite.checks import check_count, check_fraction
 from fedjax_lite.privacy.analytic_gaussian import gdp_delta, gdp_epsilon
 from fedjax_lite.privacy.arguments import check_delta, check_epsilon, check_noise_multiplier
@@ -126,6 +128,35 @@ def composed(
 ) -> Any:
     """The privacy loss distribution of `num_rounds` rounds; one round's is kept for the others."""
     return _one_round(noise_multiplier, sampling_rate, interval).self_compose(num_rounds)
+
+
+Sampled = tuple[tuple[float, float, int], ...]
+"""Poisson-sampled Gaussians: ``(noise multiplier, sampling rate, rounds)`` of each."""
+
+
+def mixed(sampled: Sampled, mu: float, interval: float) -> Any:
+    """The privacy loss distribution of several of them, and of one Gaussian of this `mu`."""
+    losses = [composed(z, q, rounds, interval) for z, q, rounds in sampled]
+    if mu > 0 or not losses:
+        losses.append(_one_round(1 / mu if mu else math.inf, 1.0, interval))
+    return functools.reduce(lambda whole, loss: whole.compose(loss), losses)
+
+
+def mixed_rdp_epsilon(sampled: Sampled, mu: float, delta: float) -> float:
+    """Epsilon by Rényi divergences of several of them, and of one Gaussian of this `mu`.
+
+    Example:
+      >>> one = mixed_rdp_epsilon(((1.0, 0.5, 3),), 0.0, 1e-5)
+      >>> one == epsilon(noise_multiplier=1.0, sampling_rate=0.5, num_rounds=3, delta=1e-5,
+      ...                method="rdp")
+      True
+    """
+    rdp = _dp_accounting("rdp.rdp_privacy_accountant")
+    orders, _ = _rdp(1.0, 1.0)
+    losses = np.asarray(orders) * mu**2 / 2
+    for z, q, rounds in sampled:
+        losses = losses + rounds * np.asarray(_rdp(z, q)[1])
+    return float(rdp.compute_epsilon(orders, losses, delta)[0])
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 
 from fedjax_lite.checks import check_count
+from fedjax_lite.ledger import DISCRETE
 from fedjax_lite.privacy.accountants import stated_noise
 from fedjax_lite.privacy.arguments import check_delta, is_traced
 from fedjax_lite.privacy.calibrate_noise import largest_count
-from fedjax_lite.privacy.discrete_accounting import epsilon_of
-from fedjax_lite.privacy.discrete_grid import Grid, grid_rho, least_multiplier, make_grid
+from fedjax_lite.privacy.discrete_accounting import rounds_epsilon
+from fedjax_lite.privacy.discrete_grid import (
+    Grid,
+    grid_numbers,
+    grid_rho,
+    least_multiplier,
+    make_grid,
+)
 from fedjax_lite.privacy.discrete_wire import modular_mean, noisy_codes
+from fedjax_lite.privacy.history import with_history
 from fedjax_lite.sampling import uniform
-from fedjax_lite.types import Accountant, Mechanism, Sampler
+from fedjax_lite.types import Accountant, Entry, Mechanism, Sampler
 
 
 def distributed_discrete_gaussian(
@@ -121,24 +129,26 @@ def distributed_discrete_gaussian(
             rotation_seed=rotation_seed,
         )
 
-    def rho_of(grid: Grid) -> float:
-        return grid_rho(grid, num_clients=min_clients, most_clients=cohort_size)
+    def numbers_of(grid: Grid) -> tuple[float, ...]:
+        return grid_numbers(grid, num_clients=min_clients, most_clients=cohort_size)
 
     def calibrate(budget: float) -> float:
         rounds = num_rounds
         if rounds is None:
             raise ValueError("num_rounds must be given with epsilon: they share the budget")
         return least_multiplier(
-            lambda z: epsilon_of(rounds * rho_of(grid_of(z)), delta=delta), budget
+            lambda z: rounds_epsilon([(numbers_of(grid_of(z)), rounds)], delta=delta), budget
         )
 
     z = stated_noise(epsilon=epsilon, noise_multiplier=noise_multiplier, calibrate=calibrate)
     grid = grid_of(z)
-    rho = rho_of(grid)
+    rho = grid_rho(grid, num_clients=min_clients, most_clients=cohort_size)
+
+    entry = Entry(DISCRETE, numbers_of(grid))
 
     def spent(rounds: int) -> dict[str, float]:
         check_count(rounds, "rounds", minimum=0)
-        return {"epsilon": epsilon_of(rounds * rho, delta=delta) if rounds else 0.0}
+        return {"epsilon": rounds_epsilon([(entry.numbers, rounds)], delta=delta)}
 
     max_rounds = num_rounds
     if epsilon is not None and noise_multiplier is not None:
@@ -154,16 +164,19 @@ def distributed_discrete_gaussian(
         f"{min_clients} or more survivors, {bits} bits a coordinate, {rho:.4g}-zCDP a round, "
         f"delta={delta:g}; no amplification by sampling"
     )
+    accountant = Accountant(
+        spent,
+        max_rounds,
+        description if z else f"NOT PRIVATE: no noise; {description}",
+        delta,
+        noise_multiplier=z,
+        every_round=spent,
+        entry=entry,
+        chosen=entry,  # nothing was gained by sampling
+    )
     return Mechanism(
         sampler=uniform(cohort_size) if sampler is None else sampler,
         aggregator=modular_mean(grid, cohort_size=cohort_size, min_clients=min_clients),
-        accountant=Accountant(
-            spent,
-            max_rounds,
-            description if z else f"NOT PRIVATE: no noise; {description}",
-            delta,
-            noise_multiplier=z,
-            every_round=spent,
-        ),
+        accountant=with_history(accountant, budget=epsilon, planned=num_rounds),
         uplink=noisy_codes(grid, size=dimension),
     )

@@ -124,6 +124,22 @@ def grid_rho(grid: Grid, *, num_clients: int, most_clients: int | None = None) -
     )
 
 
+def grid_numbers(
+    grid: Grid, *, num_clients: int, most_clients: int
+) -> tuple[float, float, float, float, float]:
+    """What a round's guarantee depends on: norm, noise, clients, dimension, most clients.
+
+    Norm and noise (of one client) are in units of the grid; see `rounds_epsilon`.
+
+    Example:
+      >>> grid = make_grid(clip=1.0, cohort_size=4, dimension=64, stddev=0.5, bits=16)
+      >>> grid_numbers(grid, num_clients=3, most_clients=4)[2:]
+      (3.0, 64.0, 4.0)
+    """
+    stddev = grid.stddev / grid.step
+    return grid.norm, stddev, float(num_clients), float(grid.dimension), float(most_clients)
+
+
 def least_multiplier(spent: Callable[[float], float], epsilon: float) -> float:
     """The smallest noise multiplier, to four digits, that spends at most `epsilon`.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_count
+from fedjax_lite.ledger import LOCAL
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced, shown
@@ -21,6 +22,7 @@ from fedjax_lite.transforms.noise import gaussian_noise
 from fedjax_lite.types import (
     Aggregator,
     Array,
+    Entry,
     Key,
     Mechanism,
     Message,
@@ -129,6 +131,9 @@ def local_gaussian(
             what=f"local DP per client ({adjacency}), all reports of one client together: "
             f"z={shown(z)}, sigma={shown(sigma)}, sensitivity {sensitivity * clip:.6g}, at most "
             f"{most} of {num_rounds} rounds a client, no amplification",
+            entry=Entry(LOCAL, (z, sensitivity, float(turns))),
+            chosen=Entry(LOCAL, (z, sensitivity, 1.0)),
+            epsilon=epsilon,
         ),
         uplink=chain(_clipped(clip), gaussian_noise(sigma)) if noisy else _clipped(clip),
     )

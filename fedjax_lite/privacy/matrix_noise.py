@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,14 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
+from fedjax_lite.ledger import MATRIX
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev, zero_sum
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
+from fedjax_lite.privacy.tree_noise import noise_rounds
 from fedjax_lite.transforms.noise import gaussian_like
-from fedjax_lite.types import Aggregator, Array, Cohort, Key, Mechanism, Message, Params, PyTree
+from fedjax_lite.types import (
+    Aggregator,
+    Array,
+    Cohort,
+    Entry,
+    Key,
+    Mechanism,
+    Message,
+    Params,
+    PyTree,
+)
 
 
 class MatrixState(NamedTuple):
@@ -140,8 +153,17 @@ def matrix_noise(
             what=f"matrix mechanism, {len(coefficients)} bands, per client (add or remove one of "
             f"{num_clients}, all its data): z={shown(z)}, sensitivity {sensitivity:.6g}, every "
             f"client once in {apart} rounds, {num_rounds} rounds in all",
+            entry=Entry(MATRIX, (z, _digest(coefficients, num_rounds, apart))),
+            clock=noise_rounds,
+            epsilon=epsilon,
         ),
     )
+
+
+def _digest(coefficients: np.ndarray, num_rounds: int, apart: int) -> float:
+    """A number that tells strategies apart, for the ledger."""
+    text = repr((coefficients.tolist(), num_rounds, apart))
+    return float(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]))
 
 
 def banded_coefficients(num_rounds: int, bands: int) -> np.ndarray:

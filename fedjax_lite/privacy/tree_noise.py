@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
+from fedjax_lite.ledger import TREE
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
@@ -17,7 +18,18 @@ from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev, zero_sum
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
 from fedjax_lite.transforms.noise import gaussian_like
-from fedjax_lite.types import Aggregator, Array, Cohort, Key, Mechanism, Message, Params, PyTree
+from fedjax_lite.types import (
+    Aggregator,
+    Array,
+    Cohort,
+    Entry,
+    Key,
+    Mechanism,
+    Message,
+    Params,
+    PyTree,
+    RoundState,
+)
 
 
 class TreeNodes(NamedTuple):
@@ -125,8 +137,25 @@ def tree_noise(
             what=f"DP-FTRL, tree of {tree_levels(num_rounds)} levels, per client (add or remove "
             f"one of {num_clients}, all its data): z={shown(z)}, sensitivity {sensitivity:.6g}, "
             f"every client once in {apart} rounds, {num_rounds} rounds in all",
+            entry=Entry(TREE, (z, float(num_rounds), float(apart))),
+            clock=noise_rounds,
+            epsilon=epsilon,
         ),
     )
+
+
+def noise_rounds(state: RoundState) -> Array:
+    """Rounds that the noise in a state has seen, -1 where its turns do not agree.
+
+    Example:
+      >>> from fedjax_lite.privacy.participation import Turns
+      >>> nodes = TreeNodes(jnp.int32(3), ())
+      >>> noise_rounds(RoundState(jnp.int32(5), (), (), (), nodes, Turns(jnp.int32(3)))).item()
+      3
+    """
+    seen = state.aggregator.round
+    turns = getattr(state.sampler, "round", seen)  # a stream keeps the sampler's state elsewhere
+    return jnp.where(turns == seen, seen, -1)
 
 
 def tree_levels(num_rounds: int) -> int:
