@@ -68,7 +68,8 @@ def empty(like: Any = None) -> Ledger:
       >>> empty().rounds.tolist()
       [0, 0, 0, 0, 0, 0, 0, 0]
     """
-    fresh = Ledger(jnp.zeros((SLOTS, 1 + 2 * NUMBERS), jnp.uint32), jnp.zeros(SLOTS, jnp.int32))
+    words, rounds = np.zeros((SLOTS, 1 + 2 * NUMBERS), np.uint32), np.zeros(SLOTS, np.int32)
+    fresh = Ledger(jnp.asarray(words), jnp.asarray(rounds))
     if isinstance(like, jax.Array) and not is_traced(like) and like.committed:
         return jax.device_put(fresh, like.sharding)
     return fresh

@@ -119,9 +119,13 @@ def run(
       have it (``[r["epsilon"] for r in history if "epsilon" in r]``, or ``every=1``), and
       ``epsilon_rdp``, the looser bound by Rényi divergences, in every row. Of all others, and
       with ``accountant="rdp"`` or every client in every round, ``epsilon`` is in every row.
+      It is of all rounds of the state, under whatever mechanisms they were done (its ledger,
+      ``state.privacy``), infinite where some had none; where there were several, only the last
+      row of a call has it. The budget counts them all.
 
     Raises:
-      TypeError, ValueError: if an argument cannot be right, before anything is compiled.
+      TypeError, ValueError: if an argument cannot be right, before anything is compiled; if what
+        the state has spent exceeds the budget or cannot be composed with this mechanism.
       FileExistsError: if `output_dir` holds a run and neither `resume` nor `overwrite` is given.
       FolderInUse: (an OSError) if another run writes into `output_dir`; the message names its
         process. The lock ends with the process that holds it, however that ends.

@@ -9,6 +9,10 @@ for one run only: two runs of one key, or a sweep over hyper-parameters, have th
 their difference has none. The run's state, its checkpoints and its ``config.json`` (which holds the
 key) belong to the trusted server: the states of tree and matrix noise hold the noise itself, and
 metrics are exact. Publish ``state.server.params`` and nothing else.
+
+Epsilon belongs to a state's history. Its ledger, ``state.privacy``, holds the mechanisms of all
+its rounds, and ``accountant.spent(state)`` composes them (see `history.with_history`). Parameters
+alone have no history: whoever begins a new state with them adds what they have spent.
 """
 
 from fedjax_lite.privacy import audit

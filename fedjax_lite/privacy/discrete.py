@@ -79,8 +79,10 @@ def distributed_discrete_gaussian(
         few for a noise that the theorem covers.
 
     Guarantees:
-      ``rho``-zCDP a round by `concentrated`, composed over rounds, then (epsilon, delta) by
-      `epsilon_of`; the unit is one client, whose vector is replaced by zeros. Every round is
+      (epsilon, delta) by `rounds_epsilon`: a round's Rényi divergence is bounded by the paper's
+      theorem (`concentrated`) and, where the noise is about half a step of the grid, computed
+      directly (`discrete_sum.divergence`); rounds add up. The unit is one client, whose vector is
+      replaced by zeros. Every round is
       counted in full: nothing is gained by sampling, so any sampler will do. It presumes that
       `min_clients` of the survivors are honest about their noise, that the server learns the
       modular sum only, and that drop-outs do not depend on the data.
