@@ -15,8 +15,10 @@ from dp_accounting.rdp import RdpAccountant
 import fedjax_lite as fl
 from fedjax_lite import checkpoint, ledger
 from fedjax_lite import privacy as dp
+from fedjax_lite.data.store import ArrayStore
 from fedjax_lite.engine import client_mesh, sharded
 from fedjax_lite.privacy.history import composed_epsilon, family, sensitivity_squared
+from fedjax_lite.stream import StreamedDataset
 from fedjax_lite.types import Entry
 
 KEY = jax.random.key(0)
@@ -348,3 +350,24 @@ def test_planning_needs_no_state():
         accountant.spent("three")
     with pytest.raises(TypeError, match="state is traced"):
         jax.jit(lambda state: accountant.spent(state)["epsilon"])(with_past())
+
+
+def test_members_of_a_vmap_have_ledgers_of_their_own():
+    algo = fedavg(privacy=central())
+    fresh = begun(algo)
+    one, _ = algo.round(KEY, fresh, DATA)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), fresh, one)
+    after, _ = jax.vmap(algo.round, (None, 0, None))(KEY, stacked, DATA)
+    for index, rounds in enumerate((1, 2)):
+        member = jax.tree.map(lambda leaf, i=index: leaf[i], after)
+        assert algo.accountant.spent(member) == algo.accountant.spent(rounds)
+
+
+@pytest.mark.parametrize("mechanism", [central, tree])
+def test_cohorts_of_a_stream_are_the_mechanisms_own(mechanism):
+    stream = StreamedDataset(ArrayStore({"b": np.arange(6.0, dtype=np.float32)}, np.ones(6, int)))
+    algo = fedavg(privacy=mechanism())
+    state = algo.init(KEY, jnp.float32(0.0), stream)
+    state, history = fl.run(algo, KEY, state, stream, num_rounds=3, **RUN)
+    assert algo.accountant.spent(state) == algo.accountant.spent(3)
+    assert history[-1]["epsilon"] == algo.accountant.spent(3)["epsilon"]
