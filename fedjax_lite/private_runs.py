@@ -147,7 +147,7 @@ def begin(accountant: Accountant, state: RoundState, num_rounds: int, notices: l
     past = read(state)
     if past.unaccounted and accountant.entry is not None:
         text = NOT_ACCOUNTED.format(count=past.unaccounted, round=past.round)
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=4)
     check_clock(accountant, state)
     end = end_of(accountant, state)
     if end is None or end >= num_rounds:
