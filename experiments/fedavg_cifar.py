@@ -227,7 +227,12 @@ def write_clients(
     clients = fl.evaluate_clients(model, state.server.params, data)
     counts = fl.data.label_counts(data, int(np.max(data.examples["y"])) + 1)
     report.save_clients(
-        output_dir, clients, dataset=name, round=int(state.round), label_counts=counts
+        output_dir,
+        clients,
+        dataset=name,
+        split="train",
+        round=int(state.round),
+        label_counts=counts,
     )
     plots(output_dir, name, history, clients, counts)
 
@@ -291,7 +296,11 @@ def plots(output_dir: Path, name: str, history: list, clients: dict, counts: np.
     """Curves, client accuracies and the partition, as PNG files."""
     report.plot_curves(history, dataset=name, title="FedAvg", path=output_dir / "curves.png")
     report.plot_client_accuracies(
-        clients["accuracy"], dataset=name, title="FedAvg", path=output_dir / "clients.png"
+        clients["accuracy"],
+        dataset=name,
+        split="train",
+        title="FedAvg",
+        path=output_dir / "clients.png",
     )
     report.plot_partition(counts, dataset=name, path=output_dir / "partition.png")
 

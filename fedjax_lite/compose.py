@@ -23,9 +23,11 @@ from fedjax_lite.engine.program import Program, Strategy, Table, message_shape
 from fedjax_lite.engine.prologue import Prefaced as Prefaced
 from fedjax_lite.engine.prologue import Prologue as Prologue
 from fedjax_lite.engine.prologue import preface_shape, prologue_program
+from fedjax_lite.evaluate.own_models import models_of
+from fedjax_lite.label_checks import outputs_of, watching
 from fedjax_lite.ledger import accounted, empty
 from fedjax_lite.metrics import COSTS, round_metrics
-from fedjax_lite.mistakes import check_not_captured, check_not_donated, looking_at
+from fedjax_lite.mistakes import check_not_captured, check_not_donated
 from fedjax_lite.private_runs import check_private, recorded
 from fedjax_lite.private_slots import blindfolded, private_slots, without_repeats
 from fedjax_lite.server import standing_still
@@ -258,7 +260,7 @@ def federated_algorithm(
             )
         if privacy is not None:
             state = check_private(privacy, state, data, cohort)
-        with looking_at(data.examples):
+        with watching(outputs_of(round), state.server, data.examples):
             return jitted(key, state, data, cohort)
 
     @jax.jit
@@ -280,7 +282,7 @@ def federated_algorithm(
         )
 
     accountant = None if privacy is None else privacy.accountant
-    return FederatedAlgorithm(init, round, sample, with_strategy, accountant)
+    return FederatedAlgorithm(init, round, sample, with_strategy, accountant, models_of)
 
 
 def with_init(

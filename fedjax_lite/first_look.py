@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.mistakes import LARGE_CONSTANT, labels_of
+from fedjax_lite.label_checks import labels_of
+from fedjax_lite.mistakes import LARGE_CONSTANT
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 _ARGUMENTS = "(params, examples, key)"

@@ -12,14 +12,15 @@ from typing import Any
 from fedjax_lite import checkpoint, distributed
 from fedjax_lite.checks import as_path, check_count
 from fedjax_lite.divergence import RunDiverged as RunDiverged
-from fedjax_lite.divergence import check_finite
+from fedjax_lite.divergence import Watch
 from fedjax_lite.divergence import warn_if_not_finite as _warn_if_not_finite  # noqa: F401
+from fedjax_lite.evaluate import results_of
 from fedjax_lite.history import History, Row, make_settings, save_json_atomic
 from fedjax_lite.interrupt import Interrupt
 from fedjax_lite.private_runs import begin, spent_by, with_ledger
 from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import rounds_of
-from fedjax_lite.run_arguments import check_arguments, check_split
+from fedjax_lite.run_arguments import check_arguments, check_names, check_split
 from fedjax_lite.run_folder import check_directory, writing
 from fedjax_lite.run_rows import evaluation, merge, rows_of_call, with_totals
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
@@ -106,7 +107,8 @@ def run(
       checkpoint_every: save at the first end of a call that reaches each multiple of this many
         rounds; None for `every`. The last round is always saved.
       keep: how many checkpoints stay.
-      stop_if_diverged: end with an error where the global model became NaN or infinite.
+      stop_if_diverged: end with an error where the model became NaN or infinite: the server's, or
+        one of clients that keep their own; it is looked at after every call of rounds.
 
     Returns:
       The state, and the history: one dict a round with ``round``, the round's metrics, the
@@ -266,7 +268,7 @@ def _run(
         return earlier + time.perf_counter() - began
 
     saved_round = done if restored else -1
-    bad_round: int | None = None
+    watch = Watch(data, stop=stop_if_diverged)
     interrupt = Interrupt()
     bar = Progress(num_rounds, done, enabled=progress and writes, notices=writes)
     for text in notices:
@@ -284,11 +286,17 @@ def _run(
 
     try:
         with interrupt:
+            watch.begin(state)
+            known = set(results_of(evaluate))
             if evaluate is not None and done == 0 and not history.rows:
                 first = evaluation(evaluate, state)
+                known |= first.keys()
                 spent = {} if accountant is None else spent_by(accountant, state, 1)[-1]
                 history.append([merge({"round": 0, **spent, "seconds": seconds()}, first)])
                 bar.update(0, history.rows[-1], evaluated=True)
+            if known and done < num_rounds and not stop():
+                metrics = None if rounds.names is None else rounds.names(state)
+                check_names(known, metrics, private=accountant is not None)
             while done < num_rounds and not stop():
                 length = min(every - done % every, num_rounds - done)
                 state, metrics = rounds.advance(state, length)
@@ -307,9 +315,7 @@ def _run(
                 if evaluate is not None and evaluated:
                     rows[-1] = merge(rows[-1], evaluation(evaluate, state))
                 history.append(rows)
-                bad_round = check_finite(
-                    history.rows, len(rows), bad_round, state, data, stop=stop_if_diverged
-                )
+                watch.look(history.rows, len(rows), state)
                 bar.update(done, rows[-1], evaluated=evaluated or evaluate is None)
                 due = done // checkpoint_every > max(saved_round, 0) // checkpoint_every
                 if due or done == num_rounds or stop():

@@ -2,140 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-
-from fedjax_lite.types import PyTree
 
 LARGE_CONSTANT = 8 * 2**20
 """Bytes from which an array inside a compiled program is reported as a mistake."""
 _SAMPLE = 256
-
-_SEEN: ContextVar[Any] = ContextVar("examples at hand", default=None)
-_LABELS: ContextVar[Any] = ContextVar("labels handed to a loss", default=None)
-
-
-@contextlib.contextmanager
-def looking_at(examples: PyTree) -> Iterator[None]:
-    """While a program is traced in this context, its labels can be looked up on the host.
-
-    Traced examples are passed over: an outer context may know the arrays behind them.
-
-    Args:
-      examples: what a program is about to be given, as a rule a dict with "y".
-
-    Example:
-      >>> with looking_at({"y": np.array([0, 1])}):
-      ...     pass
-    """
-    labels = examples.get("y") if isinstance(examples, Mapping) else None
-    if labels is None or isinstance(labels, jax.core.Tracer):
-        yield
-        return
-    token = _SEEN.set(labels)
-    try:
-        yield
-    finally:
-        _SEEN.reset(token)
-
-
-@contextlib.contextmanager
-def labels_of(examples: PyTree) -> Iterator[None]:
-    """In this context a loss is called on `examples`: only their own "y" is compared with the data.
-
-    A loss that maps labels to others (coarse classes, one against all) is none of our business.
-
-    Args:
-      examples: what the loss is given.
-
-    Example:
-      >>> with labels_of({"y": np.array([0, 1])}):
-      ...     pass
-    """
-    token = _LABELS.set(examples.get("y") if isinstance(examples, Mapping) else None)
-    try:
-        yield
-    finally:
-        _LABELS.reset(token)
-
-
-def check_classes(y: Any, num_classes: int) -> None:
-    """Compares the labels of the data at hand with the outputs of the model that is being traced.
-
-    Costs nothing outside tracing, and nothing is known outside `looking_at` and `labels_of`.
-
-    Args:
-      y: labels as the loss sees them.
-      num_classes: outputs of the model.
-
-    Raises:
-      ValueError: if a label is `num_classes` or more.
-
-    Warns:
-      UserWarning: where labels `[E]` are negative, which means that they do not count.
-
-    Example:
-      >>> data = {"y": np.array([1, 2, 3])}
-      >>> with looking_at(data), labels_of(data):
-      ...     check_classes(data["y"], 3)
-      Traceback (most recent call last):
-      ...
-      ValueError: labels must lie in [0, 3), one for each output of the model, but examples['y'] \
-holds 1..3 (first beyond in row 2); number the classes from 0, y - 1, or give the model \
-num_classes=4
-    """
-    labels = _SEEN.get()
-    if labels is None or y is not _LABELS.get():
-        return
-    found = label_range(labels)
-    if found is None:
-        return
-    low, high = found
-    if high >= num_classes:
-        raise ValueError(labels_beyond(np.asarray(jax.device_get(labels)), num_classes))
-    if low < 0 and labels.ndim == 1:
-        count = int((np.asarray(jax.device_get(labels)) < 0).sum())
-        warnings.warn(
-            f"examples['y'] holds negative labels ({count} of {len(labels)}, lowest {low}): they "
-            "are taken for padding and do not count in the loss; classes are numbered from 0",
-            stacklevel=2,
-        )
-
-
-def labels_beyond(labels: np.ndarray, num_classes: int) -> str:
-    """What is wrong with labels of which some are beyond the last class, and how to mend it."""
-    low, high = int(labels.min()), int(labels.max())
-    row = int(np.argwhere(labels >= num_classes)[0][0])
-    shifted = f"y - {low}, " if low > 0 and high - low < num_classes else ""
-    return (
-        f"labels must lie in [0, {num_classes}), one for each output of the model, but "
-        f"examples['y'] holds {low}..{high} (first beyond in row {row}); number the classes from "
-        f"0, {shifted}or give the model num_classes={high + 1}"
-    )
-
-
-def label_range(labels: Any) -> tuple[int, int] | None:
-    """The lowest and the highest of integer labels; None where they cannot be looked at.
-
-    Example:
-      >>> label_range(np.array([1, 3])), label_range(np.array([0.5]))
-      ((1, 3), None)
-    """
-    if labels is None or isinstance(labels, jax.core.Tracer):
-        return None
-    if not jnp.issubdtype(getattr(labels, "dtype", object), jnp.integer) or not labels.size:
-        return None
-    if not getattr(labels, "is_fully_addressable", True):  # other processes hold the rest
-        return None
-    labels = np.asarray(jax.device_get(labels))
-    return int(labels.min()), int(labels.max())
 
 
 def check_pixels(leaf: np.ndarray, name: str) -> None:

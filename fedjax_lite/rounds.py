@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_lite.engine.lanes import chunked
 from fedjax_lite.engine.peak_memory import check_fits
-from fedjax_lite.mistakes import looking_at
+from fedjax_lite.label_checks import outputs_of, watching
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 
@@ -25,6 +25,8 @@ class Rounds(NamedTuple):
     """The run's own copy of a state: `advance` may destroy what it is given."""
     advance: Callable[[RoundState, int], tuple[RoundState, PyTree]]
     """``(state, length) -> (state, metrics [capacity])``; entries behind `length` mean nothing."""
+    names: Callable[[RoundState], frozenset[str]] | None = None
+    """``(state) ->`` names of a round's metrics, before one is run; None: not known before."""
 
 
 class HostData(Protocol):
@@ -69,24 +71,28 @@ def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacit
         number of lanes that would fit.
     """
     data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
-    checked = _checked.setdefault(algo.round, set())
+    checked = _checked.setdefault(algo.round, {})
 
-    def advance(state: RoundState, length: int) -> tuple[RoundState, PyTree]:
+    def names(state: RoundState) -> frozenset[str]:
         leaves, structure = jax.tree.flatten((state, data))
         shapes = (capacity, structure, *map(_aval, leaves))
-        if shapes not in checked:
-            with looking_at(getattr(data, "examples", None)):
-                check_memory(algo, key, state, data, capacity=capacity)
-            checked.add(shapes)
+        with watching(outputs_of(algo.round), state.server, getattr(data, "examples", None)):
+            if shapes not in checked:
+                checked[shapes] = check_memory(algo, key, state, data, capacity=capacity)
+        return checked[shapes]
+
+    def advance(state: RoundState, length: int) -> tuple[RoundState, PyTree]:
+        names(state)  # checks labels and, of shapes that are new, memory
         state, metrics = many_rounds(key, state, data, np.int32(length), algo.round, capacity)
         wait((state.round, metrics))
         return state, metrics
 
-    return Rounds(own, advance)
+    return Rounds(own, advance, names)
 
 
-_checked: weakref.WeakKeyDictionary[Callable[..., Any], set] = weakref.WeakKeyDictionary()
-"""What was found to fit, by `algo.round`: a second `run` of a program does not ask again."""
+_checked: weakref.WeakKeyDictionary[Callable[..., Any], dict] = weakref.WeakKeyDictionary()
+"""What was found to fit, by `algo.round`, and the names of its metrics: a second `run` of a program
+does not ask again."""
 
 
 def _aval(leaf: jax.Array) -> tuple[Any, ...]:
@@ -95,8 +101,12 @@ def _aval(leaf: jax.Array) -> tuple[Any, ...]:
 
 def check_memory(
     algo: FederatedAlgorithm, key: Key, state: RoundState, data: PyTree, *, capacity: int
-) -> None:
-    """Raises ValueError where the compiled rounds cannot fit; the compiled program is kept."""
+) -> frozenset[str]:
+    """Raises ValueError where the compiled rounds cannot fit; the compiled program is kept.
+
+    Returns:
+      The names of the metrics.
+    """
 
     def compiled(algo: FederatedAlgorithm) -> Any:
         return many_rounds.lower(key, state, data, np.int32(1), algo.round, capacity).compile()
@@ -108,7 +118,10 @@ def check_memory(
         sample = jax.eval_shape(algo.sample, key, state.round, state.sampler, data.sizes)
         most_lanes = sample[1].ids.shape[0]
         recompile = lambda lanes: compiled(with_strategy(chunked(lanes)))  # noqa: E731
-    check_fits(compiled(algo), recompile, most_lanes)
+    lowered = many_rounds.lower(key, state, data, np.int32(1), algo.round, capacity)
+    check_fits(lowered.compile(), recompile, most_lanes)
+    metrics = lowered.out_info[1]
+    return frozenset(map(str, metrics)) if isinstance(metrics, Mapping) else frozenset()
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -100,7 +100,7 @@ def check_split(evaluate: Any, data: Any) -> None:
         warnings.warn(
             f"evaluate scores {len(theirs['y'])} examples under the name {name!r} whose labels are "
             "those of the training data, one by one; give evaluator(model, test) the other split, "
-            "or name='train'",
+            "or name='train_set'",
             stacklevel=3,
         )
     ours, others = _scale(mine.get("x")), _scale(theirs.get("x"))
@@ -109,6 +109,54 @@ def check_split(evaluate: Any, data: Any) -> None:
             f"clients train on inputs up to {ours:.3g}, and evaluate ({name!r}) scores inputs up "
             f"to {others:.3g} (uint8 counts as divided by 255): prepare both splits alike",
             stacklevel=3,
+        )
+
+
+RESERVED = frozenset({"round", "seconds"})
+"""Columns that every history has."""
+SPENT = frozenset({"epsilon", "epsilon_rdp"})
+USUAL = frozenset(
+    {"train_loss", "num_clients", "num_steps", "uplink_bits", "uplink_entropy_bits"}
+    | {"downlink_bits", "downlink_entropy_bits"}
+)
+"""Metrics of most rounds, where nothing is known of those that will be run."""
+
+
+def check_names(
+    names: Iterable[str], metrics: Iterable[str] | None, *, private: bool = False
+) -> None:
+    """Compares the names of an evaluation with the other columns of a history.
+
+    Args:
+      names: of the evaluation, as far as known.
+      metrics: of a round; None: not known before it is run.
+      private: there are figures of a privacy mechanism, too.
+
+    Raises:
+      ValueError: if a column would be there twice.
+
+    Example:
+      >>> check_names(["train_loss"], ["train_loss", "num_clients"])
+      Traceback (most recent call last):
+      ...
+      ValueError: evaluate returns ['train_loss'], which the rows of a history have of the round \
+already; rename them: evaluator(model, examples, name='train_set') gives train_set_loss
+    """
+    rounds = set(USUAL if metrics is None else metrics)
+    totals = {f"{name}_total" for name in rounds if name.endswith("_bits")}
+    clash = sorted(set(names) & (RESERVED | rounds | totals | (SPENT if private else set())))
+    if clash:
+        first = next((n for n in clash if n.endswith(("_loss", "_accuracy"))), "")
+        stem = first.removesuffix("_loss").removesuffix("_accuracy")
+        remedy = 'choose other keys of the dict, such as "test_loss"'
+        if stem:
+            remedy = (
+                f"evaluator(model, examples, name='{stem}_set') gives {stem}_set"
+                f"{first.removeprefix(stem)}"
+            )
+        raise ValueError(
+            f"evaluate returns {clash}, which the rows of a history have of the round already; "
+            f"rename them: {remedy}"
         )
 
 

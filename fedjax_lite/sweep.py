@@ -19,6 +19,8 @@ from fedjax_lite.divergence import loss_is_finite, warn_of_members
 from fedjax_lite.engine.memory import available_bytes
 from fedjax_lite.engine.reuse import reusing
 from fedjax_lite.engine.sharded import AXIS, sharded
+from fedjax_lite.evaluate.finite import look_inside
+from fedjax_lite.label_checks import Outputs, watching
 from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import wait
 from fedjax_lite.types import Accountant, FederatedAlgorithm, Key, Params, PyTree, RoundState
@@ -207,7 +209,7 @@ def sweep(
     unit = "round" if num_chunks == 1 else f"round (of {num_chunks} chunks)"
     bar = Progress(num_chunks * num_rounds, enabled=progress, unit=unit, pause=PAUSE)
     piece = -(-num_rounds // PIECES)
-    with contextlib.closing(bar):
+    with contextlib.closing(bar), watching(Outputs(), (), getattr(data, "examples", None)):
         for first in range(0, len(points), chunk_size):
             # The last chunk is filled up with its last member, so that nothing is compiled again.
             ids = np.minimum(np.arange(first, first + chunk_size), len(points) - 1)
@@ -347,10 +349,7 @@ class _Member(NamedTuple):
         state, metrics = jax.lax.fori_loop(
             0, length, lambda _, carry: one_round(key, carry[0], data), (state, empty)
         )
-        leaves = jax.tree.leaves(getattr(state.server, "params", state.server))
-        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats] or [jnp.bool_(True)])
-        return state, metrics, finite.all()
+        return state, metrics, look_inside(state).finite
 
 
 def _programs(one: _Member, mesh: Mesh | None) -> tuple[Callable, Callable]:

@@ -256,9 +256,11 @@ class RoundState(NamedTuple):
     round: Array
     """int32 scalar: rounds done so far."""
     server: PyTree
-    """The server's state; ``state.server.params`` is the global model."""
+    """The server's state; ``state.server.params`` is the global model. One that nobody trains is
+    told by a class with the attribute ``trained = False``: evaluators refuse to score it."""
     clients: PyTree
-    """Client rows, leaves `[N, ...]`."""
+    """Client rows, leaves `[N, ...]`. Rows that hold a client's own model, or parts of it, are told
+    by a class with a method ``own_model(server_model) -> params``, of one row."""
     uplink: PyTree
     """Uplink transform states, leaves `[N, ...]`."""
     aggregator: PyTree
@@ -286,3 +288,6 @@ class FederatedAlgorithm(NamedTuple):
     """``(strategy) ->`` the same algorithm, executed otherwise."""
     accountant: Accountant | None = None
     """Of a private algorithm: `run` records what was spent and stops at the budget."""
+    models: Callable[..., Params] | None = None
+    """``(state, ids=None) ->`` the model that each client would use, leaves `[n, ...]`; ids `[n]`,
+    None: all clients."""

@@ -361,7 +361,7 @@ def test_a_state_after_its_donation(ready):
 
 
 def test_the_wrong_split(ready):
-    with warns("12 examples", "'test'", "training data", "name='train'"):
+    with warns("12 examples", "'test'", "training data", "name='train_set'"):
         train({"x": X, "y": Y}, test={"x": X, "y": Y})
 
 
@@ -635,12 +635,12 @@ def test_later_rounds_look_at_nothing(ready, monkeypatch):
     """The first round compiles; the next ones neither trace nor read a value on the host."""
     algo, state, data = ready
     state, _ = algo.round(KEY, state, data)
-    from fedjax_lite import first_look, mistakes
+    from fedjax_lite import first_look, label_checks
 
     def never(*args, **options):
         raise AssertionError("looked again")
 
     monkeypatch.setattr(first_look, "look", never)
-    monkeypatch.setattr(mistakes, "label_range", never)
+    monkeypatch.setattr(label_checks, "_read", never)
     with jax.transfer_guard("disallow"):
         jax.block_until_ready(algo.round(KEY, state, data))

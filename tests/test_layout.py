@@ -19,6 +19,8 @@ LAYERS = {
     "version": 0,
     "types": 0,
     "checks": 0,
+    "label_checks": 1,
+    "label_words": 0,
     "mistakes": 1,
     "first_look": 1,
     "counting": 1,

@@ -14,6 +14,7 @@ from fedjax_lite.compose import check_data, federated_algorithm
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
+from fedjax_lite.evaluate.own_models import kept, models_of
 from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
 from fedjax_lite.sampling import everyone
 from fedjax_lite.server import ServerState
@@ -133,7 +134,15 @@ def centralised(
             )
         return one.round(key, state, pooled(data))
 
-    return FederatedAlgorithm(init, round)
+    def models(state: RoundState, ids: Any = None) -> Params:
+        if ids is None:
+            raise ValueError(
+                "ids must be given, got None: to centralised all clients are one, so its state "
+                "does not tell how many there are; ids=np.arange(data.num_clients)"
+            )
+        return models_of(state, ids)
+
+    return FederatedAlgorithm(init, round, models=models)
 
 
 class OwnModel(NamedTuple):
@@ -141,6 +150,18 @@ class OwnModel(NamedTuple):
 
     params: Params
     opt_state: PyTree
+
+    def own_model(self, server_model: Params) -> Params:
+        """The client's model, see `RoundState.clients`."""
+        return self.params
+
+
+class InitialModel(NamedTuple):
+    """The server of clients that train alone: it keeps the model that they began with."""
+
+    params: Params
+    trained = False
+    """Nobody trains it: evaluators refuse to score it as the run's result."""
 
 
 def local_only(
@@ -162,13 +183,14 @@ def local_only(
       loss: ``(params, examples, key) -> [B]``.
       optimizer: an optax optimizer, or ``(round) -> optimizer``.
       plan: the work of a client in a round.
-      sampler: who trains this round; `everyone()` as a rule.
+      sampler: who trains this round; default `everyone()`.
       keep_optimizer: momentum and counters live on between rounds; False restarts them.
       strategy: execution; default `auto()`.
 
     Returns:
       A `FederatedAlgorithm`. The clients' models are ``client_models(state)``, leaves `[N, ...]`
-      (memory O(N x model)); ``state.server.params`` stays the initial model.
+      (memory O(N x model)); ``state.server.params`` stays the initial model, which evaluators
+      refuse to score: `evaluate_clients` and `evaluate_personal` score each client's own.
 
     Example:
       >>> import optax, fedjax_lite as fl
@@ -195,12 +217,15 @@ def local_only(
         row = OwnModel(carry.params, carry.opt_state if keep_optimizer else ())
         return row, Message((), ()), metrics
 
-    server = _same_model()
     return federated_algorithm(
         ClientUpdate(init, start, training.step, finish, training.counts),
         plan=plan,
-        sampler=sampler,
-        server=server._replace(update=lambda key, state, value, cohort, metrics: state),
+        sampler=everyone() if sampler is None else sampler,
+        server=ServerUpdate(
+            lambda params: InitialModel(jax.tree.map(jnp.array, params)),
+            lambda server: server.params,
+            lambda key, server, value, cohort, metrics: server,
+        ),
         strategy=strategy,
     )
 
@@ -220,26 +245,31 @@ def _same_model() -> ServerUpdate:
     return ServerUpdate(init, lambda server: server.params, update)
 
 
-def client_models(state: RoundState) -> Params:
-    """The clients' own models of a `local_only` run, leaves `[N, ...]`.
+def client_models(state: RoundState, ids: Any = None) -> Params:
+    """The clients' own models, leaves `[n, ...]`, also where rows lie on the host or on disk.
 
     Args:
-      state: of a `local_only` run.
+      state: of a `local_only` run, or of one with local leaves, as `personal_models`.
+      ids: integers `[n]`, the clients; None: all `N` of them.
 
     Returns:
       The models; ``jax.vmap`` evaluates them all at once.
 
     Raises:
-      TypeError: if the rows of the state are not models.
+      TypeError: if the state keeps no models of clients.
 
     Example:
-      >>> state = RoundState(None, None, OwnModel(jnp.zeros((3, 2)), ()), (), (), ())
+      >>> state = RoundState(None, InitialModel(jnp.zeros(2)), OwnModel(jnp.zeros((3, 2)), ()),
+      ...                    (), (), ())
       >>> client_models(state).shape
       (3, 2)
     """
-    if not isinstance(state, RoundState) or not isinstance(state.clients, OwnModel):
-        raise TypeError("state must come from local_only: no other baseline keeps clients' models")
-    return state.clients.params
+    if not isinstance(state, RoundState) or not kept(state).personal:
+        raise TypeError(
+            "state must come from local_only, or from local_leaves or fedbn with local leaves: "
+            "clients of no other keep models; they use state.server.params"
+        )
+    return models_of(state, ids)
 
 
 def gap_to_baseline(

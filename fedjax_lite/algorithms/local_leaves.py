@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.checks import check_count
-from fedjax_lite.compose import check_data, check_slot, federated_algorithm, with_init
-from fedjax_lite.data.dataset import FederatedDataset, SizedPopulation
+from fedjax_lite.compose import check_slot, federated_algorithm, with_init
+from fedjax_lite.data.dataset import SizedPopulation
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.evaluate.clients import evaluate_personal as evaluate_personal
+from fedjax_lite.evaluate.own_models import keeps_own, kept, models_of
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
 from fedjax_lite.models.batch_norm import (
     batch_norm_mask,
@@ -24,10 +23,8 @@ from fedjax_lite.models.batch_norm import (
     statistics_mask,
     with_statistics,
 )
-from fedjax_lite.models.model import Model
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.types import (
-    Array,
     ClientInfo,
     ClientUpdate,
     FederatedAlgorithm,
@@ -130,6 +127,10 @@ class LocalRow(NamedTuple):
     inner: PyTree
     leaves: Params
     """The model with None in place of every shared leaf."""
+
+    def own_model(self, server_model: Params) -> Params:
+        """The client's whole model, see `RoundState.clients`."""
+        return _merge(server_model, self.leaves)
 
 
 def local_leaves(
@@ -237,18 +238,20 @@ class _Carry(NamedTuple):
     """As they were at the start of the round."""
 
 
-def personal_models(state: RoundState) -> Params:
-    """Every client's whole model: the shared leaves of the server and its own.
+def personal_models(state: RoundState, ids: Any = None) -> Params:
+    """The clients' whole models: their own leaves, and the shared ones of the server.
 
     Args:
-      state: of an algorithm made by `local_leaves` or `fedbn`.
+      state: of an algorithm made by `local_leaves`, `fedbn` or `local_only`, also where its rows
+        lie on the host or on disk.
+      ids: integers `[n]`, the clients; None: all `N` of them.
 
     Returns:
-      The models, leaves `[N, ...]`.
+      The models, leaves `[n, ...]`; numpy arrays where the rows are not on the device.
 
     Raises:
       TypeError: if the state is of another algorithm.
-      ValueError: if no leaf is local.
+      ValueError: if no leaf is local, or an id is of no client.
 
     Example:
       >>> from fedjax_lite.server import ServerState
@@ -258,101 +261,14 @@ def personal_models(state: RoundState) -> Params:
       >>> {name: leaf.tolist() for name, leaf in personal_models(state).items()}
       {'body': [5.0, 5.0], 'head': [0.0, 1.0]}
     """
-    if not isinstance(state, RoundState) or not isinstance(state.clients, LocalRow):
-        raise TypeError("state must come from local_leaves or fedbn: no other has local leaves")
-    own = jax.tree.leaves(state.clients.leaves)
-    if not own:
-        raise ValueError("state has no local leaves: all clients share state.server.params")
-    num_clients = own[0].shape[0]
-    shared = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (num_clients, *leaf.shape)), state.server.params
-    )
-    return _merge(shared, state.clients.leaves)
-
-
-def evaluate_personal(
-    model: Model, models: Params | RoundState, data: FederatedDataset, *, batch_size: int = 100
-) -> dict[str, np.ndarray]:
-    """Scores every client's own model on that client's data.
-
-    Args:
-      model: its `loss` is called with key None.
-      models: leaves `[N, ...]`, such as ``client_models(state)`` of `local_only`; or the state of a
-        run with local leaves.
-      data: the population, `N` clients, in the order of the rows; a dict with ``"y"``.
-      batch_size: examples at a time.
-
-    Returns:
-      ``loss`` `[N]`, ``accuracy`` `[N]` (where labels are integers; those below 0 do not count)
-      and ``size`` int64 `[N]`, as `evaluate_clients`; NaN for a client without data.
-
-    Raises:
-      TypeError: if `data` is not a `FederatedDataset` of examples with ``"y"``.
-      ValueError: if there is not one model per client.
-
-    Example:
-      >>> import fedjax_lite as fl
-      >>> model = Model(init=lambda key: None, loss=lambda w, b, key: (w - b["y"]) ** 2,
-      ...               predict=lambda w, b: b["y"])
-      >>> data = fl.data.from_arrays({"y": jnp.array([1.0, 2.0, 4.0])}, [0, 1, 1])
-      >>> evaluate_personal(model, jnp.array([1.0, 3.0]), data)["loss"].tolist()
-      [0.0, 1.0]
-    """
-    check_data(data)
-    check_count(batch_size, "batch_size", minimum=1)
-    if not isinstance(data.examples, dict) or "y" not in data.examples:
-        raise TypeError('examples must be a dict with labels under "y"')
-    if isinstance(models, RoundState):
-        models = personal_models(models)
-    lengths = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(models)}
-    if lengths != {data.num_clients}:
-        raise ValueError(
-            f"models must have leaves [N={data.num_clients}, ...], one model per client, "
-            f"got leading sizes {sorted(lengths)}"
+    if not isinstance(state, RoundState) or not keeps_own(state):
+        raise TypeError(
+            "state must come from local_leaves or fedbn, or from local_only: no other has local "
+            "leaves; the clients of all others use state.server.params"
         )
-    loss, hits, counted = (
-        np.asarray(s, np.float64) for s in _own_scores(models, data, model, batch_size)
-    )
-    size = np.asarray(data.sizes, np.int64)
-
-    def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-
-    result = {"loss": ratio(loss, size)}
-    if not jnp.issubdtype(data.examples["y"].dtype, jnp.floating):
-        result["accuracy"] = ratio(hits, counted)
-    return result | {"size": size}
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _own_scores(
-    models: Params, data: FederatedDataset, model: Model, batch_size: int
-) -> tuple[Array, Array, Array]:
-    """Sums `[N]` of losses, hits and labels that count; each client in its own batches."""
-
-    def one_client(client: Array) -> tuple[Array, Array, Array]:
-        params = jax.tree.map(lambda leaf: leaf[client], models)
-        low, size = data.offsets[client], data.offsets[client + 1] - data.offsets[client]
-
-        def one_batch(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            position = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-            inside = position < size
-            rows = low + position % jnp.maximum(size, 1)
-            rows = rows if data.order is None else data.order[rows]
-            batch = jax.tree.map(lambda leaf: leaf[rows], data.examples)
-            loss = jnp.where(inside, model.loss(params, batch, None), 0).sum()
-            labels = batch["y"]
-            if jnp.issubdtype(labels.dtype, jnp.floating):
-                return sums[0] + loss, sums[1], sums[2]
-            counts = (labels.astype(jnp.int32) >= 0) & inside.reshape(-1, *(1,) * (labels.ndim - 1))
-            hits = counts & (jnp.argmax(model.predict(params, batch), axis=-1) == labels)
-            return sums[0] + loss, sums[1] + hits.sum(), sums[2] + counts.sum()
-
-        zero = jnp.zeros((), int)
-        sums = (jnp.zeros(()), zero, zero)
-        return jax.lax.fori_loop(0, (size + batch_size - 1) // batch_size, one_batch, sums)
-
-    return jax.lax.map(one_client, jnp.arange(data.num_clients, dtype=jnp.int32))
+    if not kept(state).personal:
+        raise ValueError("state has no local leaves: all clients share state.server.params")
+    return models_of(state, ids)
 
 
 def _is_none(leaf: Any) -> bool:

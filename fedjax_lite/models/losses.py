@@ -9,7 +9,7 @@ import optax
 from fedjax_lite.checks import check_fraction, check_non_negative
 from fedjax_lite.counting import labelled
 from fedjax_lite.first_look import check_losses
-from fedjax_lite.mistakes import check_classes
+from fedjax_lite.label_checks import check_classes
 from fedjax_lite.types import Array
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_lite.report.style import BLUE, GREEN, ORANGE, finish, make_figure, plain
+from fedjax_lite.report.style import BLUE, GREEN, ORANGE, finish, make_figure, plain, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ def plot_client_accuracies(
     values: Any,
     *,
     dataset: str,
+    split: str | None = None,
     title: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
@@ -25,6 +26,7 @@ def plot_client_accuracies(
     Args:
       values: `[N]`, one accuracy a client, in [0, 1]; NaN (no data) is left out.
       dataset: the data set really used, for the title.
+      split: which part of the clients' data was scored, "train" or "test"; the axis says it.
       title: what comes before it in the title.
       path: PNG file to write; None writes nothing.
 
@@ -35,12 +37,15 @@ def plot_client_accuracies(
       ValueError: if `values` is not `[N]` or no client has an accuracy.
 
     Example:
-      >>> figure = plot_client_accuracies([0.2, 0.8, 0.9], dataset="digits")
+      >>> figure = plot_client_accuracies([0.2, 0.8, 0.9], dataset="digits", split="test")
       >>> figure.axes[0].get_xlabel()
-      'Accuracy of a client (fraction of its labels)'
+      'Accuracy of a client (fraction of its test labels)'
     """
     from fedjax_lite.evaluate import summarize_clients
+    from fedjax_lite.report.record import checked_split
 
+    split = checked_split(split)
+    of_split = f"{text(split, length=20)} " if split else ""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or np.isnan(values).all():
         raise ValueError(f"values must be [N] with at least one number, got {values!r}")
@@ -57,7 +62,7 @@ def plot_client_accuracies(
         value = summary[name]
         axes.axvline(value, ymax=0.8, color=colour, ls=style, lw=2, label=f"{label}: {value:.3f}")
     axes.set(
-        xlabel="Accuracy of a client (fraction of its labels)",
+        xlabel=f"Accuracy of a client (fraction of its {of_split}labels)",
         ylabel="Clients (count)",
         ylim=(0, 1.28 * counts.max()),
     )

@@ -161,12 +161,29 @@ def draw_cdf(axes: Any, scene: Scene, figure: str) -> bool:
         axes.plot(np.append(values[0], values), np.append(0.0, shares), drawstyle="steps-post",
                   lw=1.7, markersize=4.2, markevery=max(1, len(values) // 6), **style)  # fmt: skip
     names = {
-        "accuracy": "Accuracy of a client (fraction of its labels)",
+        "accuracy": f"Accuracy of a client (fraction of its {_of_split(scene)}labels)",
         "size": "Examples of a client (count)",
     }
     axes.set(xlabel=names[figure], ylabel="Share of clients up to it", ylim=(0, 1.02))
     plain(axes)
     return bool(found)
+
+
+def splits_of(scene: Scene) -> dict[str, list[str]]:
+    """Labels of the groups by the split that their clients were scored on; "" where unrecorded."""
+    found: dict[str, list[str]] = {}
+    for group in scene.groups:
+        for run in group.runs:
+            if "accuracy" in run.clients:
+                names = found.setdefault(run.split or "", [])
+                if group.label not in names:
+                    names.append(group.label)
+    return found
+
+
+def _of_split(scene: Scene) -> str:
+    splits = list(splits_of(scene))
+    return f"{text(splits[0], length=20)} " if len(splits) == 1 and splits[0] else ""
 
 
 def draw_fairness(axes: Any, scene: Scene) -> bool:
@@ -188,7 +205,10 @@ def draw_fairness(axes: Any, scene: Scene) -> bool:
             axes.errorbar(value.mean, position + offset, xerr=error, capsize=3, lw=1.6,
                           color=style["color"], marker=style["marker"], markersize=6,
                           markerfacecolor=face)  # fmt: skip
-    axes.set(xlabel="Accuracy (fraction of labels)\nfilled: mean of clients, hollow: worst 10 %")
+    axes.set(
+        xlabel=f"Accuracy (fraction of {_of_split(scene)}labels)\n"
+        "filled: mean of clients, hollow: worst 10 %"
+    )
     left, right = axes.get_xlim()
     axes.set_xlim(max(left, -0.02), min(right, 1.02))
     _name_rows(axes, scene)

@@ -15,6 +15,7 @@ from fedjax_lite.report.drawing import (
     draw_fairness,
     draw_privacy,
     draw_to_target,
+    splits_of,
 )
 from fedjax_lite.report.groups import Group, dataset_of, seed_of
 from fedjax_lite.report.style import make_figure, percent, text
@@ -80,14 +81,14 @@ def make_panels(scene: Scene) -> list[Panel]:
             "(--target-accuracy)", scene, legend=False,
         ),
         _panel(
-            "clients", "Clients: accuracy of the final model on each client's own data",
+            "clients", f"Clients: accuracy of the final model on each client's own {_split(scene)}",
             [lambda axes: draw_cdf(axes, scene, "accuracy"),
              lambda axes: draw_fairness(axes, scene),
              lambda axes: draw_cdf(axes, scene, "size")],
             "Distributions: clients of all seeds together. Worst 10 %: the mean over that tenth "
             f"of the clients; bars: {level} intervals of the mean over seeds.",
             "after a run call fl.report.save_clients(output_dir, fl.evaluate_clients(model, "
-            "params, data), dataset=...)", scene,
+            'params, data), dataset=..., split="train")', scene,
         ),
         _partition(scene),
         _panel(
@@ -214,6 +215,21 @@ def _partition(scene: Scene) -> Panel:
         caption + (f" {more} more are not shown." if more > 0 else ""),
         "" if figures else "hand label_counts=fl.data.label_counts(data) to fl.report.save_clients",
     )  # fmt: skip
+
+
+def _split(scene: Scene) -> str:
+    """Which of the clients' data were scored, as far as the runs say it."""
+    splits = splits_of(scene)
+    if len(splits) < 2:
+        name = next(iter(splits), "")
+        if name:
+            return f"{name[:20]} data"
+        return "data" + (" (which split was not recorded)" if splits else "")
+    parts = [
+        f"{name[:20] or 'not recorded'} for {', '.join(groups)[:60]}"
+        for name, groups in splits.items()
+    ]
+    return f"data (splits: {'; '.join(parts)})"
 
 
 def _claims(groups: Sequence[Group]) -> str:

@@ -18,6 +18,7 @@ def save_clients(
     scores: Mapping[str, Any],
     *,
     dataset: str,
+    split: str | None = None,
     round: int | None = None,
     label_counts: Any = None,
 ) -> Path:
@@ -28,6 +29,9 @@ def save_clients(
       scores: what `fedjax_lite.evaluate_clients` returns: ``accuracy`` `[N]` (fractions, NaN for a
         client without data) and ``size`` `[N]` (examples), perhaps ``loss`` `[N]`.
       dataset: the data set really used.
+      split: which part of the clients' data was scored: "train", "test", "held out". It names the
+        summary in the file (``test_accuracy``), and figures say it; None: they say that it was not
+        recorded.
       round: rounds done when the model was scored.
       label_counts: `[N, classes]`, see `fedjax_lite.data.label_counts`; None leaves it out.
 
@@ -35,20 +39,22 @@ def save_clients(
       The path of the file.
 
     Raises:
-      ValueError: if `scores` lacks ``accuracy`` or ``size``, or lengths differ.
+      ValueError: if `scores` lacks ``accuracy`` or ``size``, lengths differ, or `split` is not one
+        line of text.
       FileNotFoundError: if `directory` is no folder.
 
     Example:
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     scores = {"accuracy": [0.5, 1.0], "size": [10, 20]}
-      ...     path = save_clients(folder, scores, dataset="digits", label_counts=[[9, 1], [0, 20]])
-      ...     path.name, path.exists()
+      ...     path = save_clients(folder, scores, dataset="digits", split="test")
+      ...     path.name, "test_accuracy" in path.read_text()
       ('clients.json', True)
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"directory must be the folder of a run, there is no {directory}")
+    split = checked_split(split)
     lacking = [name for name in ("accuracy", "size") if name not in scores]
     if lacking:
         raise ValueError(
@@ -70,8 +76,30 @@ def save_clients(
         {
             "dataset": dataset,
             "round": round,
-            "train_accuracy": {name: to_python(value) for name, value in summary.items()},
+            "split": split,
+            f"{split.replace(' ', '_')}_accuracy" if split else "accuracy": {
+                name: to_python(value) for name, value in summary.items()
+            },
             "per_client": {name: to_python(table) for name, table in tables.items()},
         },
     )
     return path
+
+
+def checked_split(split: str | None) -> str | None:
+    """The name of a split without spaces around it.
+
+    Raises:
+      ValueError: if it is not one short line of text.
+
+    Example:
+      >>> checked_split(" test ")
+      'test'
+    """
+    if split is None:
+        return None
+    if not isinstance(split, str) or not split.strip() or not split.isprintable():
+        raise ValueError(
+            f'split must say which data were scored, such as "train" or "test", got {split!r}'
+        )
+    return split.strip()

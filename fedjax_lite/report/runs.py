@@ -34,6 +34,7 @@ class Run:
       clients: what `save_clients` wrote: ``accuracy``, ``size``, ``label_counts`` as arrays.
       directory: the folder, or the file that holds it; None for a history in memory.
       dataset: its name, where `save_clients` was told.
+      split: which of the clients' data `clients` was scored on, where `save_clients` was told.
       notes: what is odd about the files.
     """
 
@@ -46,6 +47,7 @@ class Run:
     directory: Path | None = None
     dataset: str | None = None
     notes: tuple[str, ...] = ()
+    split: str | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -163,7 +165,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
             )
     words = settings.get("key")
     clients = _read_json(directory / "clients.json", notes)
-    dataset = clients.get("dataset")
+    dataset, split = clients.get("dataset"), clients.get("split")
     return Run(
         name=name,
         rows=rows,
@@ -174,6 +176,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         directory=directory,
         dataset=dataset if isinstance(dataset, str) else None,
         notes=tuple(notes),
+        split=split if isinstance(split, str) else None,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.engine.memory import host_bytes
@@ -48,6 +49,8 @@ class HostTable:
         self.layout, self.folder = RowLayout(row), folder
         self.num_clients = num_clients
         self.index: np.ndarray | None = np.full(num_clients, -1, np.int32)
+        self.not_finite: frozenset[int] = frozenset()
+        """Clients whose own model held NaN or infinity when it was written."""
         self._store: RowStore | None = None
 
     @property
@@ -173,6 +176,7 @@ class TableEdit:
         self._table._store = table.store
         self.index = table._valid_index().copy()
         self._mine = np.zeros(table.num_clients, bool)
+        self._not_finite = table.not_finite
         table.store.holders.add(self)
 
     def gather(self, ids: np.ndarray) -> PyTree:
@@ -183,6 +187,10 @@ class TableEdit:
         """Writes rows `[C, ...]` of the clients `ids` where `mask` holds."""
         if mask.any():
             self.write(ids[mask], self._table.layout.pack(rows)[mask])
+            if hasattr(rows, "own_model"):
+                bad = _not_finite(rows)
+                rest = self._not_finite.difference(ids[mask].tolist())
+                self._not_finite = rest.union(ids[mask & bad].tolist())
 
     def write(self, ids: np.ndarray, records: np.ndarray) -> None:
         """Writes packed rows."""
@@ -201,6 +209,7 @@ class TableEdit:
         version.index = self.index.copy()
         version._store = self._table.store
         version._store.holders.add(version)
+        version.not_finite = self._not_finite
         self._mine[:] = False
         return version
 
@@ -238,6 +247,13 @@ def make_table(
             "algorithm has it)"
         )
     return table
+
+
+def _not_finite(rows: PyTree) -> np.ndarray:
+    """Bool `[C]`: rows that hold NaN or infinity."""
+    floats = [x for x in jax.tree.leaves(rows) if jnp.issubdtype(x.dtype, jnp.floating)]
+    bad = [~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1) for x in floats]
+    return np.any(bad, axis=0) if bad else np.zeros(len(jax.tree.leaves(rows)[0]), bool)
 
 
 def _parts(ids: np.ndarray, num_bytes: int, *, max_bytes: int = 2**26) -> list[np.ndarray]:

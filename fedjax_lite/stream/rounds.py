@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from fedjax_lite import trees
 from fedjax_lite.checks import check_count, check_key
 from fedjax_lite.data.dataset import CohortDataset
 from fedjax_lite.engine.peak_memory import check_fits
+from fedjax_lite.label_checks import outputs_of, seen_in, watching
 from fedjax_lite.rounds import own, wait
 from fedjax_lite.stream.host_table import HostTable, TableEdit
 from fedjax_lite.types import Array, Cohort, FederatedAlgorithm, Key, PyTree, RoundState
@@ -119,6 +120,7 @@ class StreamedRounds:
         self._sizes = jnp.asarray(stream.sizes)
         self._edits: dict[str, TableEdit] = {}
         self._checked: set[int] = set()
+        self._told = False  # of negative labels
         self._executor: ThreadPoolExecutor | None = None
         self._forget()
 
@@ -178,10 +180,13 @@ class StreamedRounds:
         source = _find(fetched.ids, before.ids)
         cohort = Cohort(fetched.ids, fetched.mask)
         given = (self._key, state, fetched.rows, before.rows, source, fetched.data, cohort)
-        if fetched.data.num_padded not in self._checked:
-            # Compiled once for each bucket: the call below finds this very program.
-            check_fits(one_round.lower(*given, self._algo.round).compile(), None, len(source))
-            self._checked.add(fetched.data.num_padded)
+        outputs, examples = outputs_of(self._algo.round), fetched.data.examples
+        with watching(outputs, state.server, examples, quiet=self._told):
+            if fetched.data.num_padded not in self._checked:
+                # Compiled once for each bucket: the call below finds this very program.
+                check_fits(one_round.lower(*given, self._algo.round).compile(), None, len(source))
+                self._checked.add(fetched.data.num_padded)
+        self._told = self._told or _holds_negative(examples)
         state, rows, metrics, done = one_round(*given, self._algo.round)
         self._round += 1
         self._now = self._samplers.popleft()
@@ -219,6 +224,7 @@ class StreamedRounds:
         known = np.clip(ids, 0, len(self._stream.sizes) - 1)
         mask = mask & (ids == known)
         rows = {name: edit.gather(known) for name, edit in self._edits.items()}
+        _holds_negative(data.examples)  # looked at here, so that the rounds need not wait for it
         return jax.block_until_ready(Fetched(ids, mask, data, jax.device_put(rows, self._sharding)))
 
     def _write(self, ids: np.ndarray, mask: np.ndarray, rows: dict[str, PyTree]) -> None:
@@ -308,6 +314,12 @@ def one_round(
     returned = {name: getattr(new, name) for name in rows}
     state = new._replace(**tables, **dict.fromkeys(rows, ()))
     return state, returned, metrics, jnp.copy(new.round)
+
+
+def _holds_negative(examples: PyTree) -> bool:
+    """Whether there are labels below 0; the array is read once."""
+    seen = seen_in(examples.get("y")) if isinstance(examples, Mapping) else None
+    return seen is not None and seen.low < 0
 
 
 def _find(ids: np.ndarray, among: np.ndarray) -> np.ndarray:

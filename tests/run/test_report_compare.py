@@ -59,7 +59,9 @@ def real(tmp_path_factory):
         )  # fmt: skip
         scores = fl.evaluate_clients(model, state.server.params, data)
         counts = fl.data.label_counts(data)
-        report.save_clients(out, scores, dataset="digits", round=3, label_counts=counts)
+        report.save_clients(
+            out, scores, dataset="digits", split="train", round=3, label_counts=counts
+        )
     return folder
 
 

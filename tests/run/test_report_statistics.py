@@ -302,12 +302,21 @@ def test_damaged_extras_are_noted_not_fatal(tmp_path):
 def test_clients_read_back(tmp_path):
     folder = write(tmp_path / "run", [{"round": 0, "test_accuracy": 0.5}])
     scores = {"accuracy": np.array([0.25, np.nan]), "size": np.array([4, 0]), "loss": [1.0, np.nan]}
-    report.save_clients(folder, scores, dataset="digits", round=3, label_counts=[[3, 1], [0, 0]])
+    counts = [[3, 1], [0, 0]]
+    for split, name in (("train", "train_accuracy"), ("held out", "held_out_accuracy"), (None, "")):
+        report.save_clients(
+            folder, scores, dataset="digits", split=split, round=3, label_counts=counts
+        )
+        assert report.read_run(folder).split == split
+        saved = json.loads((folder / "clients.json").read_text())
+        assert [key for key in saved if key.endswith("accuracy")] == [name or "accuracy"]
+        assert saved[name or "accuracy"]["num_clients"] == 1
+    for bad in ("", "a\nb", 3):
+        with pytest.raises(ValueError, match="split must say"):
+            report.save_clients(folder, scores, dataset="digits", split=bad)
     found = report.read_run(folder).clients
     np.testing.assert_array_equal(found["accuracy"], scores["accuracy"])
     assert found["label_counts"].tolist() == [[3, 1], [0, 0]]
-    saved = json.loads((folder / "clients.json").read_text())
-    assert saved["train_accuracy"]["num_clients"] == 1
     with pytest.raises(ValueError, match=r"\['size'\] is missing"):
         report.save_clients(folder, {"accuracy": [1.0]}, dataset="digits")
     with pytest.raises(ValueError, match="same N clients"):

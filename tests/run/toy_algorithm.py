@@ -29,13 +29,13 @@ def toy(counter: list[int] | None = None, *, diverge_at: int = -1) -> FederatedA
         target = data[who] + 0.1 * noise + 0.01 * jnp.sin(state.clients[who])
         params = state.server.params + 0.3 * (target - state.server.params)
         loss = jnp.mean((params - data.mean()) ** 2)
-        loss = jnp.where(state.round + 1 == diverge_at, jnp.nan, loss)
+        shown = jnp.where(state.round + 1 == diverge_at, jnp.nan, loss)
         state = state._replace(
             round=state.round + 1,
             server=Server(params, key),
             clients=state.clients.at[who].add(loss),
         )
-        return state, {"train_loss": loss, "who": who}
+        return state, {"train_loss": shown, "who": who}
 
     return FederatedAlgorithm(init, one_round)
 

@@ -1,0 +1,16 @@
+"""Evaluation: a model on common examples, every client on its own, and how fair the result is."""
+
+from fedjax_lite.evaluate.clients import evaluate_clients, evaluate_personal
+from fedjax_lite.evaluate.fairness import summarize_clients
+from fedjax_lite.evaluate.own_models import models_of
+from fedjax_lite.evaluate.scores import evaluator, results_of, scored_by
+
+__all__ = [
+    "evaluate_clients",
+    "evaluate_personal",
+    "evaluator",
+    "models_of",
+    "results_of",
+    "scored_by",
+    "summarize_clients",
+]

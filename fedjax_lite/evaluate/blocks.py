@@ -1,0 +1,104 @@
+"""A population's examples, whole where they lie on the device, else a few clients at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.store import example_bytes, offsets_of
+from fedjax_lite.types import Array, PyTree
+
+BYTES = 2**26
+"""Of streamed examples at a time; a larger client comes alone."""
+
+
+class Streamed(Protocol):
+    """A population whose examples lie outside of the device, such as a `StreamedDataset`."""
+
+    @property
+    def store(self) -> Any:
+        """Where they lie; its `leaves` say what one example holds."""
+        ...
+
+    @property
+    def sizes(self) -> Any:
+        """Integers `[N]`."""
+        ...
+
+    @property
+    def num_clients(self) -> int:
+        """`N`."""
+        ...
+
+    def cohort(self, ids: Any, mask: Any) -> Any:
+        """The data of some clients on the device."""
+        ...
+
+
+class Block(NamedTuple):
+    """Some clients and the examples ``order[starts[i]:starts[i] + sizes[i]]`` of each."""
+
+    ids: np.ndarray
+    """Integers `[n]`; those behind the first `count` repeat the last and have no examples here."""
+    count: int
+    examples: PyTree
+    order: Array | None
+    starts: Array
+    sizes: Array
+
+
+def is_streamed(data: Any) -> bool:
+    """Whether examples lie outside of the device: a `StreamedDataset`.
+
+    Example:
+      >>> is_streamed(None)
+      False
+    """
+    return hasattr(data, "store") and callable(getattr(data, "cohort", None))
+
+
+def pooled_blocks(data: FederatedDataset | Streamed) -> Iterator[tuple[PyTree, np.ndarray]]:
+    """Examples `[E', ...]`, and the owners of the first of them; the others are padding."""
+    if isinstance(data, FederatedDataset):
+        yield data.examples, np.asarray(data.client_of_example)
+        return
+    for block in blocks_of(data, data.num_clients, padded=False):
+        sizes = np.asarray(block.sizes)
+        yield block.examples, np.repeat(block.ids, sizes)
+
+
+def blocks_of(
+    data: FederatedDataset | Streamed, num_clients: int, *, padded: bool = True
+) -> Iterator[Block]:
+    """All clients in order, at most `num_clients` at a time.
+
+    Args:
+      data: a `FederatedDataset` or a `StreamedDataset`.
+      num_clients: of a block.
+      padded: fill the last block up, so that all have one shape.
+    """
+    total, low = data.num_clients, 0
+    num_clients = min(num_clients, total)
+    ends, per_example = None, 1
+    if not isinstance(data, FederatedDataset):
+        ends, per_example = offsets_of(data.sizes), max(example_bytes(data.store.leaves), 1)
+    while low < total:
+        high = min(low + num_clients, total)
+        if ends is not None:
+            limit = ends[low] + BYTES // per_example
+            high = min(high, max(low + 1, int(np.searchsorted(ends, limit, side="right")) - 1))
+        count = high - low
+        length = num_clients if padded else count
+        ids = np.minimum(np.arange(low, low + length), high - 1)
+        real = np.arange(length) < count
+        if isinstance(data, FederatedDataset):
+            sizes = jnp.where(jnp.asarray(real), data.sizes[ids], 0)
+            yield Block(ids, count, data.examples, data.order, data.offsets[ids], sizes)
+        else:
+            part = data.cohort(ids, real)
+            yield Block(ids, count, part.examples, None, part.offsets[:-1], jnp.diff(part.offsets))
+        low = high
