@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_lite.engine.memory import host_bytes
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.row_store import RowStore, new_token, token_of
+from fedjax_lite.stream.table_files import read_index
 from fedjax_lite.types import PyTree
 
 Kind = Literal["host", "disk"]
@@ -119,15 +120,19 @@ class HostTable:
                     "the state_dir of the run that saved it. Rows are kept as long as their "
                     "checkpoint exists where it was saved or restored: a copy does not keep them"
                 )
-            table.index = np.load(folder / "index.npy", allow_pickle=False)
+            table.index = read_index(folder / "index.npy", limit=2**31, length=self.num_clients)
             return table
-        ids = np.load(folder / "ids.npy", allow_pickle=False)
+        ids = read_index(folder / "ids.npy", limit=self.num_clients)
+        if (ids < 0).any() or (ids[1:] <= ids[:-1]).any():
+            raise ValueError(f"{folder / 'ids.npy'} is damaged; restore an earlier checkpoint")
         edit = TableEdit(table)
         with open(folder / "rows.bin", "rb") as file:
             for part in _parts(ids, self.layout.num_bytes):
                 read = file.read(len(part) * self.layout.num_bytes)
                 if len(read) < len(part) * self.layout.num_bytes:
-                    raise ValueError(f"{folder / 'rows.bin'} is truncated")
+                    raise ValueError(
+                        f"{folder / 'rows.bin'} is truncated; restore an earlier checkpoint"
+                    )
                 records = np.frombuffer(read, np.uint8).reshape(len(part), -1)
                 edit.write(part, records)
         return edit.freeze()

@@ -25,6 +25,7 @@ import numpy as np
 
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.slots import FileSlots, MemorySlots
+from fedjax_lite.stream.table_files import read_index, read_note
 
 _open: weakref.WeakValueDictionary[Path, RowStore] = weakref.WeakValueDictionary()
 
@@ -137,7 +138,7 @@ class RowStore:
         assert self.folder is not None
         if not (self.folder / "pins" / f"{token}.json").exists():
             return False
-        index = np.load(found / "index.npy", allow_pickle=False)
+        index = read_index(found / "index.npy", limit=2**31)
         self._check_length(index)
         self.pin(index, token, found)
         return True
@@ -153,7 +154,7 @@ class RowStore:
                 path.unlink()
                 self._pinned.pop(token, None)
             elif token not in self._pinned:
-                self._pinned[token] = np.load(alive[0] / "index.npy", allow_pickle=False)
+                self._pinned[token] = read_index(alive[0] / "index.npy", limit=2**31)
 
     def _check_length(self, index: np.ndarray) -> None:
         if index.max(initial=-1) >= self._capacity:
@@ -166,11 +167,12 @@ class RowStore:
         """Writes down what a row is; rows of another kind may go where no checkpoint needs them."""
         assert self.folder is not None
         path, mine = self.folder / "layout.json", {"row": self.layout.describe()}
-        if path.exists() and json.loads(path.read_text()) != mine:
+        row = read_note(path, "row", str) if path.exists() else mine["row"]
+        if row != mine["row"]:
             self._drop_pins()
             if self._pinned:
                 raise ValueError(
-                    f"{self.folder} holds rows of {json.loads(path.read_text())['row']} that "
+                    f"{self.folder} holds rows of {row} that "
                     f"checkpoints need, not of {self.layout.describe()}; choose another state_dir"
                 )
             (self.folder / "rows.bin").unlink(missing_ok=True)
@@ -193,12 +195,12 @@ def token_of(checkpoint: Path) -> str | None:
     """
     try:
         return json.loads((checkpoint / "table.json").read_text())["token"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _places(pin: Path) -> list[Path]:
-    return [Path(place) for place in json.loads(pin.read_text())["checkpoints"]]
+    return [Path(str(place)) for place in read_note(pin, "checkpoints", list)]
 
 
 def _lock(path: Path) -> int:
