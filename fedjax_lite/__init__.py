@@ -76,6 +76,7 @@ from fedjax_lite.algorithms import (
 from fedjax_lite.anatomy import citation, describe
 from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
 from fedjax_lite.calibration import Calibration, calibrate, lane_strategies
+from fedjax_lite.checked import check_calls as _check_calls
 from fedjax_lite.compilation import keep_compiled_programs
 from fedjax_lite.compose import federated_algorithm, with_init
 from fedjax_lite.downlink import Downlink
@@ -281,3 +282,6 @@ def __getattr__(name: str) -> object:
 
         return importlib.import_module("fedjax_lite.testing")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_check_calls(globals())

@@ -20,23 +20,29 @@ EXAMPLES = {
     "uplink": "fl.clip(1.0), several as fl.chain(fl.clip(1.0), fl.qsgd(15))",
     "strategy": "fl.chunked(8)",
     "cohort": "fl.Cohort(ids, mask)",
+    "server": "fl.optimizer_server(optax.sgd(1.0))",
+    "client": "fl.local_sgd(loss, optax.sgd(0.1))",
+    "inner": "fl.mean(), or fl.top_k(0.01)",
+    "batch": "fl.Batch(examples, mask, key)",
+    "attack": "fl.attacks.sign_flip()",
 }
 """What a slot may hold, for the message to those who put something else there."""
 
 
 def check_positive(value: Any, name: str) -> None:
     """Raises ValueError where a concrete `value` is not above zero; traced values pass."""
-    _check(value, name, lambda v: v > 0, "must be positive")
+    _check(value, name, lambda v: v > 0, "must be positive", "give a number above 0")
 
 
 def check_non_negative(value: Any, name: str) -> None:
     """Raises ValueError where a concrete `value` is negative; traced values pass."""
-    _check(value, name, lambda v: v >= 0, "must not be negative")
+    _check(value, name, lambda v: v >= 0, "must not be negative", "give 0 or more")
 
 
 def check_fraction(value: Any, name: str) -> None:
     """Raises ValueError where a concrete `value` lies outside `[0, 1]`; traced values pass."""
-    _check(value, name, lambda v: (v >= 0) & (v <= 1), "must lie in [0, 1]")
+    in_it = "give a share, such as 0.5"
+    _check(value, name, lambda v: (v >= 0) & (v <= 1), "must lie in [0, 1]", in_it)
 
 
 def check_count(value: Any, name: str, *, minimum: int) -> None:
@@ -44,7 +50,10 @@ def check_count(value: Any, name: str, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {shown(value)}{_count_remedy(value, name)}")
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        remedy = f"give {minimum} or more"
+        raise ValueError(f"{name} must be at least {minimum}, got {value}; {remedy}")
+    if value >= 2**32 and "seed" not in name:
+        raise ValueError(f"{name} must be below 2**32, got {value}; it has 32 bits on the device")
 
 
 def check_key(key: Any, name: str = "key") -> None:
@@ -101,7 +110,9 @@ def check_slot(slot: Any, name: str, kind: type) -> None:
             remedy = f"; give {call}, not {slot!r}"
         else:
             remedy = "; was a factory not called?" if callable(slot) else ""
-            if name in EXAMPLES:
+            if name not in EXAMPLES and not remedy:
+                remedy = f"; give {article} {kind.__name__}"
+            elif name in EXAMPLES:
                 start = " For" if callable(slot) else "; for"
                 remedy += f"{start} example {name}={EXAMPLES[name]}"
         raise TypeError(f"{name} must be {article} {kind.__name__}, got {shown(slot)}{remedy}")
@@ -179,8 +190,12 @@ def shown(value: Any) -> str:
 def _count_remedy(value: Any, name: str) -> str:
     if isinstance(value, jax.core.Tracer):
         return "; it fixes shapes, so it cannot be traced"
-    if not isinstance(value, float | np.floating):
-        return "; int(...) of it on the host" if isinstance(value, jax.Array | np.ndarray) else ""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return "; pass an int such as 0: a key is not a number"
+    if isinstance(value, jax.Array | np.ndarray):
+        return "; int(...) of it on the host"
+    if not isinstance(value, float | np.floating) or not np.isfinite(value):
+        return "; give a whole number such as 1"
     if name == "cohort_size" and 0 < value < 1:
         return (
             f"; for a share of the population use fl.poisson({value:g}), whose cohorts vary in "
@@ -204,11 +219,13 @@ def _factory_call(name: str, kind: type) -> str:
     return f"fl.{name}({'...' if required else ''})"
 
 
-def _check(value: Any, name: str, holds: Any, message: str) -> None:
+def _check(value: Any, name: str, holds: Any, message: str, remedy: str) -> None:
     if isinstance(value, jax.core.Tracer):
         return
-    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
-        raise TypeError(f"{name} must be a number or an array, got {shown(value)}")
+    is_number = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
+    if isinstance(value, bool) or not is_number or np.asarray(value).dtype.kind not in "iufV":
+        found = shown(value)
+        raise TypeError(f"{name} must be a number or an array, got {found}; give a number")
     values = np.asarray(value)
     if not np.all(holds(values)):  # NaN fails every comparison
-        raise ValueError(f"{name} {message}, got {value}")
+        raise ValueError(f"{name} {message}, got {value}; {remedy}")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import trees
+from fedjax_lite.checked import check_calls
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.local import LossFn, check_loss, mean_loss
 from fedjax_lite.types import (
@@ -193,3 +194,6 @@ def quadratic_optima(data: FederatedDataset) -> np.ndarray:
         raise ValueError(f"client {empty[0]} has no data, so no optimum; drop empty clients")
     first = offsets[:-1] if data.order is None else np.asarray(data.order)[offsets[:-1]]
     return np.asarray(examples[name])[first]
+
+
+check_calls(globals())

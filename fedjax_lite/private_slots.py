@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from fedjax_lite.checks import shown
 from fedjax_lite.transforms.chain import chain
 from fedjax_lite.types import (
     Aggregator,
@@ -47,7 +48,8 @@ def private_slots(
     """
     if not isinstance(privacy, Mechanism):
         raise TypeError(
-            f"privacy must be a Mechanism, got {privacy!r}; e.g. fl.privacy.central_gaussian(...)"
+            f"privacy must be a Mechanism, got {shown(privacy)}; e.g. "
+            "fl.privacy.central_gaussian(...)"
         )
     if sampler is not None and sampler is not privacy.sampler:
         raise ValueError(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite import trees
+from fedjax_lite.checked import check_calls
 from fedjax_lite.checks import check_fraction, check_non_negative, check_positive, shown
 from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.batch_norm import check_no_local_statistics
@@ -242,3 +243,6 @@ def _adaptive(
         return updates, AdaptiveState(state.count + 1, momentum, moment)
 
     return optax.GradientTransformation(init, update)
+
+
+check_calls(globals())

@@ -322,7 +322,7 @@ def test_bad_input_is_named(data):
     for options, text in [
         ({"bound": "best"}, "bound"),
         ({"view": "all"}, "view"),
-        ({"canary": "loud"}, "kind"),
+        ({"canary": "loud"}, "canary"),
         ({"accounted_epsilon": -1.0}, "accounted_epsilon"),
         ({"canary_norm": 0.0}, "norm"),
     ]:

@@ -21,6 +21,8 @@ LAYERS = {
     "checks": 0,
     "label_checks": 1,
     "label_words": 0,
+    "kinds": 0,
+    "checked": 0,
     "mistakes": 1,
     "first_look": 1,
     "counting": 1,

@@ -90,11 +90,17 @@ def weight_by(weighting: Weighting) -> Callable[[ClientInfo], Array]:
       (25.0, 1.0)
     """
     named = {"examples": lambda info: info.size, "uniform": lambda info: 1.0}
-    function = weighting if callable(weighting) else named.get(weighting)
+    function = (
+        weighting
+        if callable(weighting)
+        else named.get(weighting)
+        if isinstance(weighting, str)
+        else None
+    )
     if function is None:
         raise ValueError(
             f"weighting must be one of {sorted(named)} or a function of ClientInfo, "
-            f"got {weighting!r}"
+            f"got {weighting!r}; give weighting='examples'"
         )
 
     def weight(info: ClientInfo) -> Array:

@@ -21,6 +21,7 @@ from fedjax_lite.algorithms.local_leaves import (
 )
 from fedjax_lite.algorithms.mime import mime, mimelite
 from fedjax_lite.algorithms.scaffold import scaffold
+from fedjax_lite.checked import check_calls
 
 __all__ = [
     "centralised",
@@ -45,3 +46,5 @@ __all__ = [
     "pooled",
     "scaffold",
 ]
+
+check_calls(globals())

@@ -11,6 +11,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
+from fedjax_lite.checks import shown
 from fedjax_lite.compose import check_slot, federated_algorithm, with_init
 from fedjax_lite.data.dataset import SizedPopulation
 from fedjax_lite.engine.batches import Plan
@@ -188,7 +189,10 @@ def local_leaves(
     """
     check_slot(client, "client", ClientUpdate)
     if not callable(is_local):
-        raise TypeError(f"is_local must be a function (params) -> bools, got {is_local!r}")
+        raise TypeError(
+            f"is_local must be a function (params) -> bools, got {shown(is_local)}; give for "
+            "example lambda params: {'body': False, 'head': True}"
+        )
 
     def algorithm(initial: Callable[[Params], LocalRow]) -> FederatedAlgorithm:
         client_update = ClientUpdate(initial, start, step, finish, client.counts)

@@ -2,5 +2,8 @@
 
 from fedjax_lite.anatomy.citation import citation
 from fedjax_lite.anatomy.describe import describe
+from fedjax_lite.checked import check_calls
 
 __all__ = ["citation", "describe"]
+
+check_calls(globals())

@@ -11,6 +11,7 @@ from fedjax_lite.attacks.mimic import mimic
 from fedjax_lite.attacks.min_max import min_max, min_sum
 from fedjax_lite.attacks.replacement import model_replacement, replacement_update
 from fedjax_lite.attacks.updates import alie, gaussian, ipm, sign_flip
+from fedjax_lite.checked import check_calls
 
 __all__ = [
     "Attack",
@@ -35,3 +36,5 @@ __all__ = [
     "replacement_update",
     "sign_flip",
 ]
+
+check_calls(globals())

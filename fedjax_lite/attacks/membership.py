@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedjax_lite.checked import check_calls
 from fedjax_lite.checks import check_count, check_fraction, check_non_negative
 from fedjax_lite.local import LossFn, check_loss
 from fedjax_lite.types import Params, PyTree
@@ -277,3 +278,6 @@ def _scores(values: Scores, name: str) -> np.ndarray:
             "not; did the model diverge?"
         )
     return array
+
+
+check_calls(globals())

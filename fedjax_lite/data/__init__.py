@@ -1,5 +1,6 @@
 """Federated data: who owns which examples, and where examples come from."""
 
+from fedjax_lite.checked import check_calls
 from fedjax_lite.data.dataset import FederatedDataset, from_arrays
 from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
 from fedjax_lite.data.feature_skew import brightness, contrast, noise, rotation
@@ -70,3 +71,5 @@ __all__ = [
     "write_streamed",
     "zipf",
 ]
+
+check_calls(globals())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import shown
+from fedjax_lite import checks
 
 
 def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
@@ -16,12 +16,9 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
 
     Raises:
       TypeError: if it is not an integer.
-      ValueError: if it is below `minimum`.
+      ValueError: if it is below `minimum`, or beyond int32 unless it is a seed.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {shown(value)}; pass an int >= {minimum}")
-    if value < minimum:
-        raise ValueError(f"{name} must be >= {minimum}, got {value}; pass a larger integer")
+    checks.check_count(value, name, minimum=minimum)
     return int(value)
 
 
@@ -38,7 +35,7 @@ def check_real(name: str, value: Any, *, above: float | None = None, remedy: str
       ValueError: if it is NaN, infinite or not above the bound; the message ends in `remedy`.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r}; {remedy}")
+        raise TypeError(f"{name} must be a number, got {checks.shown(value)}; {remedy}")
     number = float(value)
     if not math.isfinite(number) or (above is not None and number <= above):
         bound = "a finite number" if above is None else f"a finite number > {above:g}"

@@ -1,5 +1,6 @@
 """Execution strategies: how the clients of a round are laid on the hardware."""
 
+from fedjax_lite.checked import check_calls
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto, choose, explain
 from fedjax_lite.engine.lanes import chunked, sequential, vmapped
@@ -41,3 +42,5 @@ __all__ = [
     "shuffle_index",
     "vmapped",
 ]
+
+check_calls(globals())

@@ -1,5 +1,6 @@
 """Models as pure functions: reference networks, adapters, and the layers they are made of."""
 
+from fedjax_lite.checked import check_calls
 from fedjax_lite.counting import counted, with_counts
 from fedjax_lite.models.augment import augmented, random_images
 from fedjax_lite.models.batch_norm import (
@@ -65,3 +66,5 @@ __all__ = [
     "with_precision",
     "with_statistics",
 ]
+
+check_calls(globals())

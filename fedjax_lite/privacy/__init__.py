@@ -15,6 +15,7 @@ its rounds, and ``accountant.spent(state)`` composes them (see `history.with_his
 alone have no history: whoever begins a new state with them adds what they have spent.
 """
 
+from fedjax_lite.checked import check_calls
 from fedjax_lite.privacy import audit
 from fedjax_lite.privacy.accounting import delta, epsilon, event
 from fedjax_lite.privacy.adaptive import adaptive_clipping, adaptive_sum, update_noise
@@ -85,3 +86,5 @@ __all__ = [
     "uniform_mean",
     "update_noise",
 ]
+
+check_calls(globals())

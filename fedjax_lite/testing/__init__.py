@@ -8,6 +8,7 @@
 >>> testing.check_algorithm(make, laws=["finite", "empty_cohort_changes_nothing"])
 """
 
+from fedjax_lite.checked import check_calls
 from fedjax_lite.testing.algorithm_laws import ALGORITHM_LAWS, check_algorithm
 from fedjax_lite.testing.problem import init_params, loss, population
 from fedjax_lite.testing.registry import AGGREGATORS, ALGORITHMS, SAMPLERS, TRANSFORMS
@@ -37,3 +38,5 @@ __all__ = [
     "loss",
     "population",
 ]
+
+check_calls(globals())

@@ -1,5 +1,6 @@
 """What happens to a value on the wire."""
 
+from fedjax_lite.checked import check_calls
 from fedjax_lite.transforms.chain import chain, identity
 from fedjax_lite.transforms.clip import clip
 from fedjax_lite.transforms.drive import drive
@@ -41,3 +42,5 @@ __all__ = [
     "unpack",
     "worker_momentum",
 ]
+
+check_calls(globals())

@@ -10,6 +10,7 @@ from fedjax_lite.attacks.leakage.simulate import (
     observe,
     where_sent,
 )
+from fedjax_lite.checked import check_calls
 
 __all__ = [
     "Inversion",
@@ -27,3 +28,5 @@ __all__ = [
     "total_variation",
     "where_sent",
 ]
+
+check_calls(globals())

@@ -1,0 +1,137 @@
+"""Every exported function looks at the kinds of its arguments before it does anything.
+
+A package ends with ``check_calls(globals())``: the functions in its ``__all__`` then compare what
+they are given with their own annotations, so that a string where a bool is asked, a float where a
+count is asked, NaN or a traced value where none can be is refused by name, value and remedy.
+Ranges are the functions' own affair (`fedjax_lite.checks`). Traced numbers pass: sweeps trace
+hyper-parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from fedjax_lite.checks import check_key
+from fedjax_lite.kinds import check_kind, is_told_by_function, may_be_fine
+
+UNCHECKED = "_unchecked"
+
+
+def check_calls(namespace: dict[str, Any]) -> None:
+    """Wraps the functions that a package exports, so that calls of them are checked.
+
+    Args:
+      namespace: the package's ``globals()``, with ``__all__``; without it those of its functions
+        that are public and its own.
+
+    Example:
+      >>> def repeat(word: str, times: int = 2) -> str:
+      ...     return word * times
+      >>> package = {"__all__": ["repeat"], "repeat": repeat}
+      >>> check_calls(package)
+      >>> package["repeat"]("ho", times=2.5)
+      Traceback (most recent call last):
+      ...
+      TypeError: times must be an int, got 2.5; round it
+    """
+    for name in namespace.get("__all__") or _own(namespace):
+        value = namespace.get(name)
+        if inspect.isfunction(value) and not hasattr(value, UNCHECKED):
+            namespace[name] = checked(value)
+        elif _makes_itself(value) and not hasattr(value.__init__, UNCHECKED):
+            value.__init__ = checked(value.__init__)
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which first compares its arguments with its annotations.
+
+    Args:
+      function: any function whose annotations can be resolved.
+
+    Returns:
+      A function of the same signature.
+
+    Example:
+      >>> def halve(flag: bool) -> bool:
+      ...     return not flag
+      >>> checked(halve)("no")
+      Traceback (most recent call last):
+      ...
+      TypeError: flag must be True or False, got 'no'; a string counts as true: give False
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # Python says what is missing or unknown
+        hints, complaint = _hints(function), None
+        for name, value in given.items():
+            hint = hints.get(name, Any)
+            if hint is check_key:
+                check_key(value, name)
+            elif hint is not Any:
+                try:
+                    check_kind(value, name, hint)
+                except (TypeError, ValueError) as error:
+                    if not is_told_by_function(value, hint) and not may_be_fine(value, hint):
+                        raise
+                    complaint = complaint or (name, error, may_be_fine(value, hint))
+        if complaint is None:
+            return function(*args, **kwargs)
+        name, error, fine = complaint
+        try:
+            result = function(*args, **kwargs)
+        except (TypeError, ValueError) as own:
+            raise (own if re.search(rf"\b{name}\b", str(own)) else error) from None
+        except Exception:
+            raise error from None
+        if fine:
+            return result
+        raise error
+
+    call.__dict__[UNCHECKED] = function
+    return call
+
+
+def _own(namespace: dict[str, Any]) -> list[str]:
+    mine = namespace["__name__"]
+    return [n for n, v in namespace.items() if n[0] != "_" and getattr(v, "__module__", "") == mine]
+
+
+def _makes_itself(value: Any) -> bool:
+    """Classes with an ``__init__`` of their own; records and trees hold whatever JAX puts there."""
+    return (
+        inspect.isclass(value)
+        and not issubclass(value, BaseException)
+        and not dataclasses.is_dataclass(value)
+        and inspect.isfunction(value.__dict__.get("__init__"))
+    )
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """What is to be checked, by name: the type, or `check_key` for keys, which are arrays too."""
+    arguments = types.FunctionType((lambda: None).__code__, function.__globals__)
+    arguments.__annotations__ = {k: v for k, v in function.__annotations__.items() if k != "return"}
+    found = typing.get_type_hints(arguments)
+    hints: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.annotation == "Key":
+            hints[name] = check_key
+        elif name in found:
+            hints[name] = found[name]
+            if parameter.default is None:  # accepted, annotated or not
+                hints[name] = found[name] | None if found[name] is not Any else Any
+    return hints

@@ -1,0 +1,162 @@
+"""One call with one argument replaced, and a verdict on what came of it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import signal
+import traceback
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from fuzz_allowed import is_allowed
+from fuzz_calls import argument_names, public, valid_arguments
+from fuzz_values import VALUES, Traced
+from fuzz_world import DATA, EXAMPLES, IMAGES, KEY, PARAMS
+
+import fedjax_lite as fl
+from fedjax_lite.checks import shown
+
+PACKAGE = str(Path(fl.__file__).parent)
+SECONDS = 20
+"""No call may take longer."""
+
+
+class Verdict(NamedTuple):
+    """What came of one call."""
+
+    call: str
+    argument: str
+    value: str
+    kind: str
+    """good: refused in words; allowed: a value that can be meant; accepted: one that cannot;
+    mute: refused without name, value or remedy; deep: an error of somebody else's; hang; crash."""
+    message: str
+
+
+def cases(seed: int = 0, share: float = 1.0) -> Iterator[tuple[str, str, str]]:
+    """(callable, argument, kind of value), all of them or a share drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    for full, value in sorted(public().items()):
+        for argument in argument_names(value):
+            for kind in VALUES:
+                if share >= 1 or rng.random() < share:
+                    yield full, argument, kind
+
+
+def judge(full: str, argument: str, kind: str) -> Verdict:
+    """Calls with one argument replaced."""
+    function = public()[full]
+    given = valid_arguments(full, function)
+    value = VALUES[kind]
+    try:
+        with warnings.catch_warnings(), _limit(SECONDS):
+            warnings.simplefilter("ignore")
+            if value is Traced:
+                jax.eval_shape(
+                    lambda t: _use(function(**{**given, argument: t}), t), jnp.float32(0.5)
+                )
+            else:
+                _use(function(**{**given, argument: value}), 0)
+    except TimeoutError as error:
+        return Verdict(full, argument, kind, "hang", str(error))
+    except (MemoryError, RecursionError) as error:
+        return Verdict(full, argument, kind, "crash", repr(error)[:300])
+    except Exception as error:
+        return Verdict(full, argument, kind, *_refusal(error, argument, value))
+    allowed = is_allowed(full, argument, kind, _annotation(function, argument))
+    return Verdict(full, argument, kind, "allowed" if allowed else "accepted", "")
+
+
+def _annotation(function: Callable[..., Any], argument: str) -> str:
+    parameters = inspect.signature(function).parameters
+    return str(parameters[argument].annotation) if argument in parameters else "slot"
+
+
+def _refusal(error: Exception, argument: str, value: Any) -> tuple[str, str]:
+    """The verdict on a refusal, and its message."""
+    message = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/fuzz_" not in f.filename]
+    ours = bool(own) and own[-1].filename.startswith(PACKAGE)
+    if not ours or not isinstance(
+        error, TypeError | ValueError | OSError | ImportError | IndexError
+    ):
+        return (
+            "deep",
+            f"{message[:200]} @ {frames[-1].filename[-40:]}:{frames[-1].lineno}",
+        )
+    if not _names(message, argument):
+        return "mute", f"no name: {message[:260]}"
+    if not _shows(message, value):
+        return "mute", f"no value: {message[:260]}"
+    if not re.search(
+        r";|: |\b(give|use|pass|choose|make|need|lower|raise)\b", message.split(": ", 1)[1]
+    ):
+        return "mute", f"no remedy: {message[:260]}"
+    return "good", message[:200]
+
+
+def _names(message: str, argument: str) -> bool:
+    return re.search(rf"\b{re.escape(argument)}\b", message) is not None
+
+
+def _shows(message: str, value: Any) -> bool:
+    if value is Traced:
+        return "traced" in message.lower()
+    told = {shown(value), str(value), repr(value), f"{value!r:.80}", type(value).__name__}
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        told |= {str(tuple(shape)), str(list(shape))}
+    if isinstance(value, list | dict | np.ndarray | jax.Array) and not hasattr(value, "aval"):
+        told |= {"empty"} if len(value) == 0 else {repr(v) for v in value} | {"nan"}
+    elif hasattr(value, "aval"):
+        told |= {"nan"}
+    if isinstance(value, float | int | np.generic):
+        told |= {f"{value:g}", f"{float(value)}"} if not isinstance(value, complex) else set()
+    return any(t and t in message for t in told) or (
+        isinstance(value, str) and repr(value) in message
+    )
+
+
+def _use(result: Any, traced: Any) -> Any:
+    """A first use of what a factory made, where checks that need its surroundings speak."""
+    if isinstance(result, fl.Sampler):
+        result.init(6)
+    elif isinstance(result, fl.data.Partitioner):
+        fl.data.owners(EXAMPLES, result)
+    elif isinstance(result, fl.data.FeatureSkew):
+        fl.data.partition(IMAGES, fl.data.iid(3), result)
+    elif isinstance(result, fl.Aggregator):
+        result.init_state(PARAMS)
+    elif isinstance(result, fl.Transform):
+        jax.eval_shape(lambda: result.update(KEY, result.init(PARAMS), PARAMS))
+    elif isinstance(result, fl.FederatedAlgorithm) and isinstance(traced, int):
+        jax.eval_shape(lambda: result.init(KEY, PARAMS, DATA))
+    elif isinstance(result, fl.models.Model):
+        jax.eval_shape(result.init, KEY)
+    return traced
+
+
+class _limit:
+    """Raises TimeoutError where a block takes longer."""
+
+    def __init__(self, seconds: int):
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGALRM, self._stop)
+        signal.alarm(self.seconds)
+
+    def __exit__(self, *_: object) -> None:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, self.before)
+
+    def _stop(self, *_: object) -> typing.NoReturn:
+        raise TimeoutError(f"more than {self.seconds} seconds")
