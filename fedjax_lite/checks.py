@@ -52,8 +52,8 @@ def check_count(value: Any, name: str, *, minimum: int) -> None:
     if value < minimum:
         remedy = f"give {minimum} or more"
         raise ValueError(f"{name} must be at least {minimum}, got {value}; {remedy}")
-    if value >= 2**32 and "seed" not in name:
-        raise ValueError(f"{name} must be below 2**32, got {value}; it has 32 bits on the device")
+    if value > 2**32 and "seed" not in name:
+        raise ValueError(f"{name} must be at most 2**32, got {value}; it has 32 bits on the device")
 
 
 def check_key(key: Any, name: str = "key") -> None:

@@ -166,7 +166,7 @@ def _refuse_one(value: Any, name: str, option: Any, *, optional: bool) -> None:
             raise TypeError(text if ";" in text or not made else f"{text}; {made}") from None
     kind = _word(option) + " or None" * optional
     found = f"{value!r:.60}" if isinstance(value, list | tuple) else shown(value)
-    raise TypeError(f"{name} must be {kind}, got {shown(value)}; {_remedy(value, name, option)}")
+    raise TypeError(f"{name} must be {kind}, got {found}; {_remedy(value, name, option)}")
 
 
 def _options(hint: Any) -> list[Any]:
@@ -262,9 +262,9 @@ def _check_number(value: Any, name: str) -> None:
     if isinstance(value, jax.core.Tracer) or not _is_number(value):
         return
     if isinstance(value, int | np.integer):
-        if abs(int(value)) >= LARGE and name not in UNBOUNDED:
+        if abs(int(value)) > LARGE and name not in UNBOUNDED:
             raise ValueError(
-                f"{name} must be below 2**32, got {value}; it has 32 bits on the device"
+                f"{name} must be at most 2**32, got {value}; it has 32 bits on the device"
             )
         return
     number = float(value)

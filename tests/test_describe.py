@@ -1,6 +1,7 @@
 """describe(): every composition is named with its settings, whoever wrote its parts."""
 
 import functools
+import inspect
 import time
 
 import jax
@@ -520,4 +521,6 @@ def test_it_runs_nothing_and_is_fast():
 def test_phrases_of_nested_parts():
     nested = fl.transforms.rotated(fl.transforms.stochastic_levels(6))
     assert "6 levels" in phrase(nested)
-    assert factory_of(read(nested).module, read(nested).name) is fl.transforms.rotated
+    assert factory_of(read(nested).module, read(nested).name) is inspect.unwrap(
+        fl.transforms.rotated
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
@@ -246,7 +247,7 @@ def _uncalled(function: FunctionType) -> list[str] | None:
       TypeError: if it names none; what it makes may have some.
     """
     module, name = function.__module__ or "", function.__name__
-    if module.startswith(PACKAGE + ".") and factory_of(module, name) is function:
+    if module.startswith(PACKAGE + ".") and factory_of(module, name) is inspect.unwrap(function):
         called, found = name, named_in(function.__doc__)
     elif module.startswith("optax.") and function.__qualname__ == name:
         called = f"optax.{name}"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, NamedTuple
 
+from fedjax_lite.checked import UNCHECKED
 from fedjax_lite.types import Sampler
 
 PACKAGE = "fedjax_lite"
@@ -155,6 +156,7 @@ def step_of(function: FunctionType) -> Step:
       >>> step_of(make(3))[1:]
       ('make', '<lambda>', {'a': 3})
     """
+    function = getattr(function, UNCHECKED, function)
     outer, _, rest = function.__qualname__.partition(".<locals>.")
     cells: dict[str, Any] = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
@@ -177,7 +179,7 @@ def unwrapped(value: Any) -> Any:
     """
     for _ in range(32):
         if isinstance(value, FunctionType):
-            break
+            return getattr(value, UNCHECKED, value)
         if isinstance(value, functools.partial):
             value = value.func
         elif inspect.ismethod(value):
