@@ -56,6 +56,31 @@ def check_count(value: Any, name: str, *, minimum: int) -> None:
         raise ValueError(f"{name} must be at most 2**32, got {value}; it has 32 bits on the device")
 
 
+def check_bool(value: Any, name: str) -> None:
+    """Raises TypeError where `value` is not True or False: the string "no" would count as true.
+
+    Example:
+      >>> check_bool(False, "weighted")
+      >>> check_bool("no", "weighted")
+      Traceback (most recent call last):
+      ...
+      TypeError: weighted must be True or False, got 'no'
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
+def check_finite(value: Any, name: str) -> None:
+    """Raises where a concrete `value` is not a finite number; traced values pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    is_number = isinstance(value, int | float | np.ndarray | np.generic | jax.Array)
+    if isinstance(value, bool) or not is_number or np.asarray(value).dtype.kind not in "iufV":
+        raise TypeError(f"{name} must be a number or an array, got {shown(value)}; give a number")
+    if not np.all(np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} must be finite, got {value}; give a number such as 1.0")
+
+
 def check_key(key: Any, name: str = "key") -> None:
     """Raises TypeError where `key` is not one typed key."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

@@ -21,17 +21,18 @@ from fedjax_lite.crypto.prg import expand
 from fedjax_lite.crypto.secagg_client import Client
 from fedjax_lite.crypto.secagg_messages import (
     Advertisement,
+    Confirmation,
     EncryptedShares,
     MaskedInput,
     Roster,
     SecAggAbort,
-    Settings,
     Unmasking,
     UnmaskRequest,
     num_bytes,
 )
-from fedjax_lite.crypto.secagg_round import PHASES, Outcome, secure_sum
+from fedjax_lite.crypto.secagg_round import PHASES, SIGNED_PHASES, Outcome, secure_sum
 from fedjax_lite.crypto.secagg_server import Server
+from fedjax_lite.crypto.secagg_settings import Settings
 from fedjax_lite.crypto.shamir import Share, combine, combine_array, split, split_array
 
 __all__ = [
@@ -41,12 +42,14 @@ __all__ = [
     "CkksSecret",
     "CkksServer",
     "Client",
+    "Confirmation",
     "EncryptedShares",
     "MaskedInput",
     "Outcome",
     "PHASES",
     "Roster",
     "SECRET_PRIME",
+    "SIGNED_PHASES",
     "SecAggAbort",
     "Server",
     "Settings",

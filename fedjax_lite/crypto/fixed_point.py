@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_positive
+from fedjax_lite.checks import check_bool, check_count, check_positive
 
 RING_BITS = 32
 """Sums are taken modulo 2**32, which is what uint32 addition does by itself."""
@@ -96,6 +96,7 @@ def decode_mean(total: Any, count: Any, *, clip: Any, bits: int, exact_zero: boo
 
 def check_grid(clip: Any, bits: int, exact_zero: bool = False) -> None:
     """Raises where `clip` or `bits` give no grid."""
+    check_bool(exact_zero, "exact_zero")
     check_positive(clip, "clip")
     if not isinstance(clip, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(clip))):
         raise ValueError(f"clip must be finite, got {clip}: it is cut into steps")

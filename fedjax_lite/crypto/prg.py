@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
 import numpy as np
 
 SEED_BYTES = 32
+KINDS = ("asymmetric.ed25519", "asymmetric.x25519", "ciphers.aead", "hashes", "kdf.hkdf")
 
 
 def expand(seed: bytes, length: int) -> np.ndarray:
@@ -40,6 +42,7 @@ def expand(seed: bytes, length: int) -> np.ndarray:
     return np.frombuffer(stream, "<u4").astype(np.uint32)
 
 
+@functools.cache
 def primitives() -> Any:
     """``cryptography.hazmat.primitives`` with what the protocols need loaded.
 
@@ -47,7 +50,7 @@ def primitives() -> Any:
       ImportError: that names the extra, where the package is missing.
     """
     try:
-        for name in ("asymmetric.x25519", "ciphers.aead", "hashes", "kdf.hkdf"):
+        for name in KINDS:
             importlib.import_module(f"cryptography.hazmat.primitives.{name}")
         from cryptography.hazmat import primitives
     except ImportError as error:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from enum import IntEnum
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks import shown
 from fedjax_lite.crypto.field import SECRET_PRIME
 from fedjax_lite.crypto.masks import add_masks
 from fedjax_lite.crypto.prg import SEED_BYTES, expand, primitives
+from fedjax_lite.crypto.secagg_keys import agree, mask_seed, usable_key
 from fedjax_lite.crypto.secagg_messages import (
     SHARE_BYTES,
     Advertisement,
+    Confirmation,
     EncryptedShares,
     MaskedInput,
     Roster,
     SecAggAbort,
-    Settings,
     Unmasking,
     UnmaskRequest,
+    check_message,
+    is_id,
 )
+from fedjax_lite.crypto.secagg_proofs import Identity, check_proof, digest, packed
+from fedjax_lite.crypto.secagg_settings import Settings
+from fedjax_lite.crypto.secagg_turns import Turns
 from fedjax_lite.crypto.shamir import split
-
-
-class Phase(IntEnum):
-    """What a client does next."""
-
-    ADVERTISE, SHARE, MASK, UNMASK, DONE = range(5)
 
 
 class Client:
@@ -40,17 +39,20 @@ class Client:
         y_u = x_u + \mathrm{PRG}(b_u) + \sum_{v > u} \mathrm{PRG}(s_{uv})
               - \sum_{v < u} \mathrm{PRG}(s_{uv}) \pmod{2^{32}}
 
-    Call `advertise`, `share`, `mask` and `unmask` in this order; a client that drops out is simply
-    not called again. The seed `b_u` and the private key behind all `s_uv` are shared `t` of `n`
+    Call `advertise`, `share`, `mask` and `unmask` in this order (in a signed round `confirm` before
+    `unmask`); a client that drops out is simply not called again, and one that raised answers
+    nothing more. The seed `b_u` and the private key behind all `s_uv` are shared `t` of `n`
     among the neighbours and itself; for each peer `unmask` gives away a share of one of the two,
     once.
 
     Args:
       client: the id; its place in the order of ids decides the signs of masks.
       settings: of the round, the same for all.
+      identity: the client's long-lived ``Ed25519PrivateKey`` where the settings have identities.
 
     Raises:
-      ValueError: if the id is negative or does not fit into 4 bytes.
+      TypeError: if the settings are none, or the identity is missing or not asked for.
+      ValueError: if the id is not an integer that fits into 31 bits, or not among the identities.
 
     Example:
       >>> client = Client(3, Settings(b"round 7", threshold=2, length=4))
@@ -61,70 +63,78 @@ class Client:
     Learning", CCS 2017, ePrint 2017/281.
     """
 
-    def __init__(self, client: int, settings: Settings) -> None:
-        if not 0 <= client < 2**31:
-            raise ValueError(f"client must be an id from 0 to 2**31 - 1, got {client}")
+    def __init__(self, client: int, settings: Settings, *, identity: Any = None) -> None:
+        if not is_id(client):
+            raise ValueError(
+                f"client must be an id from 0 to 2**31 - 1, an int, got {shown(client)}; number "
+                "the clients"
+            )
+        if not isinstance(settings, Settings):
+            raise TypeError(
+                f"settings must be Settings, got {shown(settings)}; Settings(round_id, threshold, "
+                "length)"
+            )
         self.id, self.settings = int(client), settings
-        self._phase = Phase.ADVERTISE
+        self._who = f"client {self.id}"
+        confirms = ("confirm",) if settings.signed else ()
+        self._turns = Turns(self._who, ("advertise", "share", "mask", *confirms, "unmask"))
+        self._identity = Identity(settings, self.id, identity)
         private = primitives().asymmetric.x25519.X25519PrivateKey
         self._share_key, self._mask_key = private.generate(), private.generate()
         self._seed = secrets.token_bytes(SEED_BYTES)
-        self._peers: dict[int, Advertisement] = {}
+        self._ads: dict[int, Advertisement] = {}
+        self._ciphers: dict[int, Any] = {}
+        self._pair_seeds: dict[int, bytes] = {}
         self._received: dict[int, bytes] = {}
         self._own: tuple[bytes, bytes] = (b"", b"")
+        self._confirmed: frozenset[int] = frozenset()
 
     def advertise(self) -> Advertisement:
         """Phase 0: two fresh public keys."""
-        self._enter(Phase.ADVERTISE)
-        return Advertisement(
-            self.id,
-            self._share_key.public_key().public_bytes_raw(),
-            self._mask_key.public_key().public_bytes_raw(),
-        )
+        with self._turns.take("advertise"):
+            publics = [
+                key.public_key().public_bytes_raw() for key in (self._share_key, self._mask_key)
+            ]
+            bound = seed_digest(self.settings, self.id, self._seed)
+            proof = self._identity.prove(b"advertise", self.id, *publics, bound)
+            mine = Advertisement(self.id, publics[0], publics[1], bound, proof)
+            self._ads = {self.id: mine}
+            return mine
 
     def share(self, roster: Roster) -> list[EncryptedShares]:
         """Phase 1: a share of both secrets for every neighbour, encrypted for it alone.
 
         Raises:
           SecAggAbort: if fewer than the threshold hold shares, keys occur twice, its own are not
-            as it advertised them, a peer's is of low order or malformed, or the threshold is not
-            above half of the holders.
+            as it advertised them, a peer's were changed or are of another round (in a signed
+            round: not its own), of low order or malformed, or the threshold is not above half of
+            the holders.
         """
-        self._enter(Phase.SHARE)
-        roster_of = {ad.client: ad for ad in roster.advertisements}
-        keys = [key for ad in roster.advertisements for key in (ad.share_key, ad.mask_key)]
-        if len(set(keys)) != len(keys) or len(roster_of) != len(roster.advertisements):
-            raise SecAggAbort(f"client {self.id}: the roster names a client or a key twice")
-        own = roster_of.pop(self.id, None)
-        mine = [key.public_key().public_bytes_raw() for key in (self._share_key, self._mask_key)]
-        if own is None or [own.share_key, own.mask_key] != mine:
-            raise SecAggAbort(f"client {self.id}: the roster lacks or changes its own keys")
-        holders, threshold = len(roster_of) + 1, self.settings.threshold
-        if holders < threshold:
-            raise SecAggAbort(
-                f"client {self.id}: {holders} clients would hold shares, threshold {threshold}"
+        with self._turns.take("share"):
+            self._check_roster(roster)
+            for peer in self._peers():
+                ad = self._ads[peer]
+                with usable_key(self._who, peer):
+                    key = agree(self._share_key, ad.share_key, self.settings.round_id, b"shares")
+                    self._pair_seeds[peer] = mask_seed(
+                        self._mask_key, ad.mask_key, self.settings.round_id
+                    )
+                self._ciphers[peer] = primitives().ciphers.aead.AESGCM(key)
+            ids = [self.id, *self._peers()]
+            points = [i + 1 for i in ids]  # at 0 is the secret
+            of_seed, of_key = (
+                split(int.from_bytes(secret, "big"), points, threshold=self.settings.threshold)
+                for secret in (self._seed, self._mask_key.private_bytes_raw())
             )
-        if 2 * threshold <= holders:
-            raise SecAggAbort(
-                f"client {self.id}: threshold {threshold} of {holders} would let two disjoint "
-                "groups reveal both of its secrets; it must be above half"
-            )
-        self._peers = roster_of
-        ids = [self.id, *roster_of]
-        points = [i + 1 for i in ids]  # at 0 is the secret
-        of_seed, of_key = (
-            split(int.from_bytes(secret, "big"), points, threshold=threshold)
-            for secret in (self._seed, self._mask_key.private_bytes_raw())
-        )
-        packed = {
-            i: to_bytes(seed.value) + to_bytes(key.value)
-            for i, seed, key in zip(ids, of_seed, of_key, strict=True)
-        }
-        self._own = halves(packed.pop(self.id))
-        return [
-            EncryptedShares(self.id, peer, self._seal(peer, plain))
-            for peer, plain in packed.items()
-        ]
+            plain = {
+                i: to_bytes(seed.value) + to_bytes(key.value)
+                for i, seed, key in zip(ids, of_seed, of_key, strict=True)
+            }
+            self._own = halves(plain.pop(self.id))
+            return [
+                EncryptedShares(self.id, peer, self._seal(peer, text))
+                for peer, text in plain.items()
+            ]
 
     def mask(self, received: Sequence[EncryptedShares], vector: Any) -> MaskedInput:
         """Phase 2: the vector under its own mask and one with every neighbour that sent shares.
@@ -134,38 +144,47 @@ class Client:
           vector: uint32 `[length]`.
 
         Raises:
-          SecAggAbort: if fewer than the threshold shared, a ciphertext is from a stranger, or a
-            peer's public key is of low order or malformed.
-          ValueError: if the vector has another shape or dtype.
+          SecAggAbort: if fewer than the threshold shared, or a message is malformed, from a
+            stranger, for somebody else or there twice.
+          ValueError: if the vector has another shape or dtype; the client may be asked again.
         """
-        self._enter(Phase.MASK)
         vector = np.asarray(vector)
         if vector.shape != (self.settings.length,) or vector.dtype != np.uint32:
             raise ValueError(
                 f"vector must be uint32 [{self.settings.length}], got {vector.dtype} "
                 f"{list(vector.shape)}; encode it first"
             )
-        for shares in received:
-            known = shares.sender in self._peers and shares.recipient == self.id
-            if not known or shares.sender in self._received:
+        with self._turns.take("mask"):
+            for shares in several(received, self._who):
+                check_message(shares, EncryptedShares, self._who)
+                known = shares.sender in self._ciphers and shares.recipient == self.id
+                if not known or shares.sender in self._received:
+                    raise SecAggAbort(
+                        f"{self._who}: shares of client {shares.sender} for client "
+                        f"{shares.recipient} do not belong here: they came twice, or of a stranger"
+                    )
+                self._received[int(shares.sender)] = shares.ciphertext
+            if len(self._received) + 1 < self.settings.threshold:
                 raise SecAggAbort(
-                    f"client {self.id}: shares of {shares.sender} for {shares.recipient} do not "
-                    "belong here"
+                    f"{self._who}: {len(self._received) + 1} clients shared, threshold "
+                    f"{self.settings.threshold}"
                 )
-            self._received[shares.sender] = shares.ciphertext
-        if len(self._received) + 1 < self.settings.threshold:
-            raise SecAggAbort(
-                f"client {self.id}: {len(self._received) + 1} clients shared, threshold "
-                f"{self.settings.threshold}"
-            )
-        pairs = {}
-        for peer in self._received:
-            with usable_key(f"client {self.id}", peer):
-                seed = mask_seed(self._mask_key, self._peers[peer].mask_key, self.settings.round_id)
-            pairs[peer] = expand(seed, vector.size)
-        own = expand(self._seed, vector.size)
-        masked = add_masks(vector, client=self.id, own=own, pairs=pairs)
-        return MaskedInput(self.id, masked)
+            pairs = {peer: expand(self._pair_seeds[peer], vector.size) for peer in self._received}
+            own = expand(self._seed, vector.size)
+            masked = add_masks(vector, client=self.id, own=own, pairs=pairs)
+            peers = frozenset(self._received)
+            proof = self._prove(b"mask", peers, masked)
+            return MaskedInput(self.id, masked, peers, proof)
+
+    def confirm(self, request: UnmaskRequest) -> Confirmation:
+        """Phase 3 of a signed round: signs the survivors' list, for the others to compare.
+
+        Raises:
+          SecAggAbort: if the list is one that `unmask` would refuse.
+        """
+        with self._turns.take("confirm"):
+            self._confirmed = self._checked_survivors(request)
+            return Confirmation(self.id, self._prove(b"confirm", self._confirmed))
 
     def unmask(self, request: UnmaskRequest) -> Unmasking:
         """Phase 3: of survivors a share of the self mask's seed, of the others one of the key.
@@ -173,120 +192,148 @@ class Client:
         Raises:
           SecAggAbort: if it was asked before, the survivors are fewer than `min_survivors` in all
             or than the threshold among those it knows, do not contain this client, or a ciphertext
-            was tampered with.
+            was tampered with; in a signed round if fewer than the threshold confirm the same list.
         """
-        if self._phase == Phase.DONE:
+        if self._turns.due is None:
             raise SecAggAbort(
-                f"client {self.id}: was asked before; another answer could reveal both secrets of "
-                "a peer"
+                f"{self._who}: was asked before; another answer could reveal both secrets of a peer"
             )
-        self._enter(Phase.UNMASK)
-        survivors = request.survivors
+        with self._turns.take("unmask"):
+            survivors = self._checked_survivors(request)
+            if self.settings.signed:
+                self._check_confirmations(survivors, request.confirmations)
+            self_shares, key_shares = {self.id: self._own[0]}, {}
+            for peer in self._received:
+                of_seed, of_key = halves(self._open(peer))
+                if peer in survivors:
+                    self_shares[peer] = of_seed
+                else:
+                    key_shares[peer] = of_key
+            proof = self._prove(b"unmask", survivors, self_shares, key_shares)
+            return Unmasking(self.id, self_shares, key_shares, proof)
+
+    def _peers(self) -> list[int]:
+        return [i for i in self._ads if i != self.id]
+
+    def _prove(self, purpose: bytes, *fields: Any) -> bytes:
+        """Bound to the fresh keys as well: an older round of the same name does not fit."""
+        return self._identity.prove(purpose, self.id, self._ads[self.id].proof, *fields)
+
+    def _check_roster(self, roster: Roster) -> None:
+        check_message(roster, Roster, self._who)
+        ads = roster.advertisements
+        for ad in ads:
+            check_message(ad, Advertisement, self._who)
+        keys = [key for ad in ads for key in (ad.share_key, ad.mask_key)]
+        if len(set(keys)) != len(keys) or len({ad.client for ad in ads}) != len(ads):
+            raise SecAggAbort(f"{self._who}: the roster names a client or a key twice")
+        if self._ads[self.id] not in ads:
+            raise SecAggAbort(f"{self._who}: the roster lacks or changes its own keys")
+        for ad in ads:
+            check_advertisement(self.settings, self._who, ad)
+        holders, threshold = len(ads), self.settings.threshold
+        if holders < threshold:
+            raise SecAggAbort(
+                f"{self._who}: {holders} clients would hold shares, threshold {threshold}"
+            )
+        if 2 * threshold <= holders:
+            raise SecAggAbort(
+                f"{self._who}: threshold {threshold} of {holders} would let two disjoint "
+                "groups reveal both of its secrets; it must be above half"
+            )
+        self._ads.update({int(ad.client): ad for ad in ads})
+
+    def _checked_survivors(self, request: UnmaskRequest) -> frozenset[int]:
+        check_message(request, UnmaskRequest, self._who)
+        survivors = frozenset(map(int, request.survivors))
         here = {peer for peer in self._received if peer in survivors} | {self.id}
         if self.id not in survivors or len(here) < self.settings.threshold:
             raise SecAggAbort(
-                f"client {self.id}: {len(here)} of the clients that it knows survived "
+                f"{self._who}: {len(here)} of the clients that it knows survived "
                 f"(itself: {self.id in survivors}), threshold {self.settings.threshold}"
             )
-        # Most of them are strangers here: a server that invents ids is not covered.
+        # In a sparse round most of them are strangers here: invented ids are not covered.
         if len(survivors) < self.settings.fewest:
             raise SecAggAbort(
-                f"client {self.id}: a sum of {len(survivors)} survivors is to be revealed, "
+                f"{self._who}: a sum of {len(survivors)} survivors is to be revealed, "
                 f"min_survivors {self.settings.fewest}"
             )
-        strangers = survivors & set(self._peers) - set(self._received)
+        known = survivors if self.settings.signed else survivors & set(self._peers())
+        strangers = known - set(self._received) - {self.id}
         if strangers:
-            raise SecAggAbort(f"client {self.id}: survivors {sorted(strangers)} never shared")
-        self_shares, key_shares = {self.id: self._own[0]}, {}
-        for peer in self._received:
-            of_seed, of_key = halves(self._open(peer))
-            if peer in survivors:
-                self_shares[peer] = of_seed
-            else:
-                key_shares[peer] = of_key
-        return Unmasking(self.id, self_shares, key_shares)
+            raise SecAggAbort(f"{self._who}: survivors {sorted(strangers)} never shared")
+        return survivors
 
-    def _enter(self, phase: Phase) -> None:
-        if self._phase != phase:
-            raise RuntimeError(
-                f"client {self.id} is to {self._phase.name.lower()}, not to {phase.name.lower()}; "
-                "a round runs once and in order, and every round needs new clients"
+    def _check_confirmations(self, survivors: frozenset[int], confirmations: Any) -> None:
+        if survivors != self._confirmed:
+            raise SecAggAbort(
+                f"{self._who}: the survivors are not those that it confirmed: "
+                f"{sorted(survivors ^ self._confirmed)} differ"
             )
-        self._phase = Phase(phase + 1)
+        seen = set()
+        for confirmation in confirmations:
+            check_message(confirmation, Confirmation, self._who)
+            peer = int(confirmation.client)
+            if peer not in survivors or peer in seen:
+                raise SecAggAbort(
+                    f"{self._who}: a confirmation of client {peer} does not belong here"
+                )
+            seen.add(peer)
+            content = (peer, self._ads[peer].proof, survivors)
+            check_proof(self.settings, self._who, peer, confirmation.proof, b"confirm", *content)
+        if len(seen) < self.settings.threshold:
+            raise SecAggAbort(
+                f"{self._who}: {len(seen)} clients confirm the survivors, threshold "
+                f"{self.settings.threshold}"
+            )
 
-    def _cipher(self, peer: int) -> Any:
-        public = self._peers[peer].share_key
-        with usable_key(f"client {self.id}", peer):
-            key = agree(self._share_key, public, self.settings.round_id, b"shares")
-        return primitives().ciphers.aead.AESGCM(key)
+    def _bound(self, sender: int, recipient: int) -> bytes:
+        """Authenticated with shares: they cannot go back, elsewhere or into another round."""
+        ends = (sender, recipient, self._ads[sender].proof, self._ads[recipient].proof)
+        return packed((self.settings.session, *ends))
 
     def _seal(self, peer: int, plain: bytes) -> bytes:
         nonce = secrets.token_bytes(12)
-        return nonce + self._cipher(peer).encrypt(nonce, plain, direction(self.id, peer))
+        return nonce + self._ciphers[peer].encrypt(nonce, plain, self._bound(self.id, peer))
 
     def _open(self, peer: int) -> bytes:
         from cryptography.exceptions import InvalidTag
 
         sealed = self._received[peer]
         try:
-            return self._cipher(peer).decrypt(sealed[:12], sealed[12:], direction(peer, self.id))
+            plain = self._ciphers[peer].decrypt(
+                sealed[:12], sealed[12:], self._bound(peer, self.id)
+            )
         except (InvalidTag, ValueError) as error:
-            raise SecAggAbort(f"client {self.id}: the shares of {peer} were changed") from error
+            raise SecAggAbort(f"{self._who}: the shares of {peer} were changed") from error
+        if len(plain) != 2 * SHARE_BYTES:
+            raise SecAggAbort(
+                f"{self._who}: the shares of {peer} have {len(plain)} bytes, not {2 * SHARE_BYTES}"
+            )
+        return plain
 
 
-def agree(private: Any, public: bytes, round_id: bytes, purpose: bytes) -> bytes:
-    """32 bytes that two clients agree on: X25519, then HKDF-SHA256 bound to round and purpose.
-
-    Raises:
-      ValueError: if the public key is not 32 bytes, or of low order: the secret would be zero.
-
-    Example:
-      >>> x25519 = primitives().asymmetric.x25519
-      >>> a, b = (x25519.X25519PrivateKey.generate() for _ in range(2))
-      >>> publics = [key.public_key().public_bytes_raw() for key in (a, b)]
-      >>> agree(a, publics[1], b"1", b"mask") == agree(b, publics[0], b"1", b"mask")
-      True
-    """
-    parts = primitives()
-    secret = private.exchange(parts.asymmetric.x25519.X25519PublicKey.from_public_bytes(public))
-    derive = parts.kdf.hkdf.HKDF(
-        parts.hashes.SHA256(), length=32, salt=round_id, info=b"fedjax_lite secagg " + purpose
-    )
-    return derive.derive(secret)
+def check_advertisement(settings: Settings, who: str, ad: Advertisement) -> None:
+    """Raises where an advertisement was changed, or is not of this round and client."""
+    fields = (ad.client, ad.share_key, ad.mask_key, ad.seed_digest)
+    check_proof(settings, who, ad.client, ad.proof, b"advertise", *fields)
 
 
-def mask_seed(private: Any, public: bytes, round_id: bytes) -> bytes:
-    """The seed `s_uv` of a pairwise mask; see `agree`."""
-    return agree(private, public, round_id, b"mask")
+def seed_digest(settings: Settings, client: int, seed: bytes) -> bytes:
+    """What a client is bound to: no other 32 bytes have this digest."""
+    return digest(settings, b"seed", client, seed)
 
 
-@contextmanager
-def usable_key(who: str, peer: int) -> Iterator[None]:
-    """Turns the refusal of a peer's public key by X25519 into an abort that names the peer.
+def several(messages: Any, who: str) -> list[Any]:
+    """Messages as a list.
 
     Raises:
-      SecAggAbort: if the body raises ValueError.
-
-    Example:
-      >>> private = primitives().asymmetric.x25519.X25519PrivateKey.generate()
-      >>> try:
-      ...     with usable_key("client 3", 7):
-      ...         key = agree(private, bytes(32), b"round 7", b"mask")
-      ... except SecAggAbort as error:
-      ...     print(error)
-      client 3: the public key of client 7 is of low order or malformed
+      SecAggAbort: if they are not several of something.
     """
     try:
-        yield
-    except ValueError as error:
-        raise SecAggAbort(
-            f"{who}: the public key of client {peer} is of low order or malformed"
-        ) from error
-
-
-def direction(sender: int, recipient: int) -> bytes:
-    """Authenticated with the shares, so that they cannot be sent back or elsewhere."""
-    return sender.to_bytes(4, "big") + recipient.to_bytes(4, "big")
+        return list(messages)
+    except TypeError as error:
+        raise SecAggAbort(f"{who}: a list of messages is due, got {shown(messages)}") from error
 
 
 def to_bytes(share: int) -> bytes:

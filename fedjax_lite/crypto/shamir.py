@@ -74,12 +74,14 @@ def combine(shares: Sequence[Share], *, threshold: int, prime: int = SECRET_PRIM
     """The secret from at least `threshold` shares.
 
     Args:
-      shares: of different points; the first `threshold` are used.
+      shares: of different points; the first `threshold` give the secret, and the others are held
+        against them.
       threshold: `t` of `split`.
       prime: of `split`.
 
     Raises:
-      ValueError: if there are fewer than `threshold` shares or points coincide.
+      ValueError: if there are fewer than `threshold` shares, points coincide, or more shares than
+        `threshold` do not lie on one polynomial: one was changed.
 
     Example:
       >>> combine([Share(1, 62), Share(3, 83), Share(5, 14)], threshold=3, prime=97)
@@ -88,8 +90,16 @@ def combine(shares: Sequence[Share], *, threshold: int, prime: int = SECRET_PRIM
     if len(shares) < threshold:
         raise ValueError(f"shares must be at least threshold = {threshold}, got {len(shares)}")
     used = list(shares)[:threshold]
-    weights = lagrange_weights([share.point for share in used], prime=prime)
-    return sum(w * share.value for w, share in zip(weights, used, strict=True)) % prime
+    points = [share.point for share in used]
+
+    def value(at: int) -> int:
+        weights = lagrange_weights(points, prime=prime, at=at)
+        return sum(w * share.value for w, share in zip(weights, used, strict=True)) % prime
+
+    for share in list(shares)[threshold:]:
+        if value(share.point) != share.value % prime:
+            raise _not_one_polynomial(share.point, threshold)
+    return value(0)
 
 
 def split_array(
@@ -142,6 +152,9 @@ def combine_array(
 ) -> np.ndarray:
     """The array back from shares `[>= threshold, ...]` at their points; see `split_array`.
 
+    Raises:
+      ValueError: as `combine`.
+
     Example:
       >>> combine_array([[62], [83], [14]], points=[1, 3, 5], threshold=3, prime=97).tolist()
       [42]
@@ -152,11 +165,26 @@ def combine_array(
             f"shares must be at least threshold = {threshold} and one a point, got {len(shares)} "
             f"shares for {len(points)} points"
         )
-    weights = lagrange_weights(points[:threshold], prime=prime)
-    total, p = np.zeros(shares.shape[1:], np.uint64), np.uint64(prime)
-    for weight, share in zip(weights, shares[:threshold], strict=True):
-        total = (total + np.uint64(weight) * share % p) % p
-    return total
+    p = np.uint64(prime)
+
+    def value(at: int) -> np.ndarray:
+        total = np.zeros(shares.shape[1:], np.uint64)
+        weights = lagrange_weights(points[:threshold], prime=prime, at=at)
+        for weight, share in zip(weights, shares[:threshold], strict=True):
+            total = (total + np.uint64(weight) * share % p) % p
+        return total
+
+    for point, share in zip(points[threshold:], shares[threshold:], strict=True):
+        if (value(point) != share % p).any():
+            raise _not_one_polynomial(point, threshold)
+    return value(0)
+
+
+def _not_one_polynomial(point: int, threshold: int) -> ValueError:
+    return ValueError(
+        f"shares must lie on one polynomial of threshold {threshold}, got another value at point "
+        f"{point} than the first {threshold} give: one of them was changed; leave it out"
+    )
 
 
 def elements(values: Any, *, modulus: int) -> np.ndarray:

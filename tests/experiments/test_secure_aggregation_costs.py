@@ -50,12 +50,15 @@ def test_more_bits_come_nearer(finished):
 
 
 def test_bytes_are_those_of_the_messages(finished):
-    """4 a word and an id, two keys, 12 + 66 + 16 + two ids a ciphertext."""
+    """4 a word and an id, two keys, a digest, 12 + 66 + 16 + two ids a ciphertext.
+
+    Every message to the server has a proof of 32 bytes; a vector names those it was masked with.
+    """
     rows = finished[1]["protocol"]
     assert [(row["clients"], row["neighbours"]) for row in rows] == [(4, 3), (6, 5), (6, 4)]
     for row in rows:
-        assert row["mask"] == 4 + 4 * 50
-        assert row["advertise"] == 4 + 64
+        assert row["mask"] == 4 + 4 * 50 + 4 * row["neighbours"] + 32
+        assert row["advertise"] == 4 + 64 + 32 + 32
         assert row["share"] == row["neighbours"] * (12 + 66 + 16 + 8)
         assert row["sent"] == sum(row[p] for p in ("advertise", "share", "mask", "unmask"))
 
