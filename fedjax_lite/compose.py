@@ -28,6 +28,7 @@ from fedjax_lite.label_checks import outputs_of, watching
 from fedjax_lite.ledger import accounted, empty
 from fedjax_lite.metrics import COSTS, round_metrics
 from fedjax_lite.mistakes import check_not_captured, check_not_donated
+from fedjax_lite.optimizer_rounds import local_steps
 from fedjax_lite.private_runs import check_private, recorded
 from fedjax_lite.private_slots import blindfolded, private_slots, without_repeats
 from fedjax_lite.server import standing_still
@@ -157,7 +158,8 @@ def federated_algorithm(
         params = jax.tree.map(strongly_typed_copy, params)
         state = server.init(jax.tree.map(jnp.copy, params))
         broadcast = server.broadcast(state)
-        row = client.init(params)
+        with local_steps(plan, data):
+            row = client.init(params)
         if prologue is not None:
             sizes = jax.ShapeDtypeStruct((data.num_clients,), jnp.int32)
             drawn = jax.eval_shape(draw, key, sampler.init(data.num_clients), sizes)

@@ -17,6 +17,8 @@ from fedjax_lite.counting import counted, counts_of
 from fedjax_lite.first_look import check_signature, losses_of
 from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.statistics_checks import check_takes_statistics
+from fedjax_lite.optimizer_arguments import Extra, as_transformation, loss_arguments, step_optimizer
+from fedjax_lite.optimizer_rounds import watch
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -92,8 +94,10 @@ def local_sgd(
     .. math::  y \leftarrow x; \quad K \text{ times: } y \leftarrow y + \mathrm{update}(\nabla f(y;
                \xi)); \quad \text{send } x - y
 
-    The optimizer starts anew each round. It is given the broadcast model as the extra argument
-    ``anchor``, for transforms that pull towards it.
+    The optimizer starts anew each round, its schedules and what it gathers (``optax.MultiSteps``)
+    included. It is given the broadcast model as the extra argument ``anchor``, for transforms that
+    pull towards it, and what it asks for of ``value``, ``grad``, ``value_fn`` and SAM's
+    ``grad_fn``, for the loss on the batch at hand.
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
@@ -117,6 +121,7 @@ def local_sgd(
     resolve = resolve_optimizer(client_optimizer)
     weight = weight_by(weighting)
     gradient = mean_grad(loss)
+    look = watch(resolve)
 
     def start(key: Key, row: PyTree, broadcast: Params, info: ClientInfo) -> LocalCarry:
         opt_state = resolve(info.round).init(broadcast)
@@ -124,8 +129,9 @@ def local_sgd(
 
     def step(broadcast: Params, carry: LocalCarry, batch: Batch) -> LocalCarry:
         value, grad = gradient(carry.params, batch)
-        updates, opt_state = resolve(carry.info.round).update(
-            grad, carry.opt_state, carry.params, anchor=broadcast
+        extra = loss_arguments(lambda params: mean_loss(loss, params, batch), value, grad)
+        updates, opt_state = client_step(
+            resolve(carry.info.round), grad, carry.opt_state, carry.params, extra, anchor=broadcast
         )
         count = batch.mask.sum().astype(jnp.float32)
         seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
@@ -137,9 +143,50 @@ def local_sgd(
 
     def init(params: Params) -> PyTree:
         check_takes_statistics(resolve(jnp.int32(0)), params)
+        look(params)
         return ()
 
     return ClientUpdate(init, start, step, finish, counts_of(loss))
+
+
+def client_step(
+    optimizer: optax.GradientTransformation,
+    grad: PyTree,
+    state: PyTree,
+    params: Params,
+    extra: Extra,
+    *,
+    anchor: Params,
+) -> tuple[PyTree, PyTree]:
+    """One step of a client optimizer, which is given the broadcast model and what it asks for.
+
+    Args:
+      optimizer: as `resolve_optimizer` gives it.
+      grad: of the local objective.
+      state: the optimizer's.
+      params: the client's model.
+      extra: of `loss_arguments`, for the same objective.
+      anchor: the broadcast model.
+
+    Returns:
+      ``(updates, state)``.
+
+    Raises:
+      TypeError: if it needs an argument that local training has not.
+
+    Example:
+      >>> w, tx = jnp.ones(()), optax.sgd(0.5)
+      >>> float(client_step(tx, w, tx.init(w), w, {}, anchor=w)[0])
+      -0.5
+    """
+    remedy = (
+        "wrap it so that it does without: optax.GradientTransformationExtraArgs(tx.init, lambda "
+        "g, state, params, *, value, **extra: tx.update(g, state, params, ...))"
+    )
+    extra = {"anchor": anchor, **extra}
+    return step_optimizer(
+        optimizer, grad, state, params, extra, name="client_optimizer", remedy=remedy
+    )
 
 
 def resolve_optimizer(
@@ -150,6 +197,7 @@ def resolve_optimizer(
     Raises:
       TypeError: if it is neither.
     """
+    client_optimizer = as_transformation(client_optimizer)
     if isinstance(client_optimizer, optax.GradientTransformation):
         check_descends(client_optimizer, "client_optimizer")
         constant = optax.with_extra_args_support(client_optimizer)
@@ -164,7 +212,7 @@ def resolve_optimizer(
             )
 
         def at_round(round: Array) -> optax.GradientTransformationExtraArgs:
-            optimizer = client_optimizer(round)
+            optimizer = as_transformation(client_optimizer(round))
             if not isinstance(optimizer, optax.GradientTransformation):
                 raise TypeError(
                     "client_optimizer, a function of the round, must return an optax optimizer, "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite.checks import check_non_negative
+from fedjax_lite.optimizer_arguments import loss_arguments, step_optimizer, takes_anything
 from fedjax_lite.types import Array, Params, PyTree
 
 
@@ -73,3 +74,55 @@ def proximal(mu: float | Array) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(pulled, updates, params, anchor), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def penalised(
+    optimizer: optax.GradientTransformationExtraArgs, mu: float | Array
+) -> optax.GradientTransformationExtraArgs:
+    """What follows `proximal`: an optimizer that asks for the loss gets that of the objective.
+
+    Args:
+      optimizer: of the client; returned as it is where it goes by the gradient alone.
+      mu: the penalty.
+
+    Returns:
+      An optimizer, to which ``value``, ``value_fn`` and ``grad_fn`` are given with the penalty.
+
+    Example:
+      >>> tx = optax.chain(proximal(2.0), penalised(optax.polyak_sgd(), 2.0))
+      >>> y, x = jnp.float32(3.0), jnp.float32(1.0)
+      >>> value_fn = lambda w: 0.5 * w**2
+      >>> extra = loss_arguments(value_fn, value_fn(y), y)
+      >>> float(tx.update(y, tx.init(y), y, anchor=x, **extra)[0])  # -(4.5 + 4) / 7^2 * 7
+      -1.2142857
+    """
+    if takes_anything(optimizer):
+        return optimizer
+
+    def update(
+        updates: PyTree,
+        state: PyTree,
+        params: Params | None = None,
+        *,
+        anchor: Params | None = None,
+        **extra: Any,
+    ) -> tuple[PyTree, PyTree]:
+        def penalty(at: Params) -> Array:
+            squares = jax.tree.map(lambda y, x: ((y - x) ** 2).sum(), at, anchor)
+            return jnp.asarray(mu) / 2 * sum(jax.tree.leaves(squares))
+
+        if "value_fn" in extra:
+            plain = extra["value_fn"]
+            whole = loss_arguments(
+                lambda at: plain(at) + penalty(at).astype(extra["value"].dtype),
+                extra["value"] + penalty(params).astype(extra["value"].dtype),
+                updates,
+            )
+            extra = {**extra, **whole}
+        return step_optimizer(
+            *(optimizer, updates, state, params, {"anchor": anchor, **extra}),
+            name="client_optimizer",
+            remedy="take one that goes by gradient and loss",
+        )
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)

@@ -13,7 +13,8 @@ from fedjax_lite.checked import check_calls
 from fedjax_lite.checks import check_fraction, check_non_negative, check_positive, shown
 from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.batch_norm import check_no_local_statistics
-from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate
+from fedjax_lite.optimizer_arguments import Extra, as_transformation, asks_for, step_optimizer
+from fedjax_lite.types import Array, Cohort, Key, Mean, Params, PyTree, ServerUpdate
 
 Rate = float | Array | optax.Schedule
 
@@ -35,7 +36,13 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     momentum and counters included.
 
     Args:
-      optimizer: any optax optimizer; its schedules count rounds.
+      optimizer: any optax optimizer; its schedules count rounds. ``optax.MultiSteps(tx, k)`` moves
+        in every k-th round, by the mean of k aggregates. One that asks for ``value`` is given the
+        cohort's ``train_loss`` (at the model before the round), for ``grad`` the pseudo-gradient.
+
+    Raises:
+      TypeError: if it is no optimizer, or needs the loss as a function (line searches, SAM), which
+        no server has; in a round, if it needs ``value`` and the clients report no ``train_loss``.
 
     Example:
       >>> server = optimizer_server(optax.sgd(1.0))
@@ -46,12 +53,20 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
 
     Reference: Reddi et al., "Adaptive Federated Optimization", 2021, arXiv:2003.00295.
     """
+    optimizer = as_transformation(optimizer)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"server_optimizer must be an optax optimizer, got {shown(optimizer)}; "
             "optax.sgd(1.0), neither 1.0 nor optax.sgd"
         )
     check_descends(optimizer, "server_optimizer")
+    functions = asks_for(optimizer) & {"value_fn", "grad_fn"}
+    if functions:
+        raise TypeError(
+            f"server_optimizer needs {' and '.join(sorted(functions))}, the loss as a function of "
+            "the model, but the data lie with the clients; make it the client_optimizer, or give "
+            "the server one that goes by the pseudo-gradient: optax.sgd(1.0)"
+        )
 
     def init(params: Params) -> ServerState:
         check_no_local_statistics(params)
@@ -62,7 +77,14 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
         key: Key, server: ServerState, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
     ) -> ServerState:
         value = trees.cast_like(value, server.params)
-        updates, opt_state = optimizer.update(value, server.opt_state, server.params)
+        updates, opt_state = step_optimizer(
+            *(optimizer, value, server.opt_state, server.params),
+            {"grad": value, **_cohort_loss(cohort, metrics)},
+            name="server_optimizer",
+            remedy="value is the cohort's train_loss, which these clients do not report, or which "
+            "a private round does not show its server; take an optimizer that goes by the "
+            "pseudo-gradient: optax.sgd(1.0)",
+        )
         new = ServerState(optax.apply_updates(server.params, updates), opt_state)
         return trees.where(cohort.mask.any(), new, server)
 
@@ -92,6 +114,17 @@ def standing_still(server: ServerUpdate) -> ServerUpdate:
         return trees.where(cohort.mask.any(), new, state)
 
     return server._replace(update=update)
+
+
+def _cohort_loss(cohort: Cohort, metrics: dict[str, Any]) -> Extra:
+    """``value`` for optimizers that ask for it: the mean ``train_loss`` of the cohort."""
+    loss = metrics.get("train_loss")
+    if loss is None:
+        return {}
+    if not isinstance(loss, Mean):
+        loss = Mean(loss, jnp.ones_like(loss))
+    total, count = (jnp.where(cohort.mask, leaf, 0).sum() for leaf in loss)
+    return {"value": total / jnp.where(count == 0, 1, count)}
 
 
 class AdaptiveState(NamedTuple):

@@ -24,6 +24,8 @@ LAYERS = {
     "kinds": 0,
     "checked": 0,
     "mistakes": 1,
+    "optimizer_arguments": 1,
+    "optimizer_rounds": 2,
     "first_look": 1,
     "counting": 1,
     "divergence": 2,

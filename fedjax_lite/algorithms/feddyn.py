@@ -16,8 +16,18 @@ from fedjax_lite.checks import check_positive
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.local import ClientOptimizer, LossFn, check_loss, mean_grad, resolve_optimizer
+from fedjax_lite.local import (
+    ClientOptimizer,
+    LossFn,
+    check_loss,
+    client_step,
+    mean_grad,
+    mean_loss,
+    resolve_optimizer,
+)
 from fedjax_lite.models.statistics_checks import check_no_statistics
+from fedjax_lite.optimizer_arguments import loss_arguments
+from fedjax_lite.optimizer_rounds import watch
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -150,6 +160,7 @@ def feddyn_client(
     resolve = resolve_optimizer(client_optimizer)
     weight = weight_by(weighting)
     gradient = mean_grad(loss)
+    look = watch(resolve)
 
     def own_alpha(population: Population, info: ClientInfo) -> Array:
         dtype = jnp.result_type(float)
@@ -172,8 +183,19 @@ def feddyn_client(
             carry.params,
             broadcast.params,
         )
-        updates, opt_state = resolve(carry.info.round).update(
-            grad, carry.opt_state, carry.params, anchor=broadcast.params
+
+        def penalty(params: Params) -> Array:
+            terms = jax.tree.map(
+                lambda y, g, x: (-g * y + carry.alpha / 2 * (y - x) ** 2).sum(),
+                *(params, carry.row, broadcast.params),
+            )
+            return sum(jax.tree.leaves(terms))
+
+        objective = lambda params: mean_loss(loss, params, batch) + penalty(params)  # noqa: E731
+        extra = loss_arguments(objective, value + penalty(carry.params), grad)
+        updates, opt_state = client_step(
+            *(resolve(carry.info.round), grad, carry.opt_state, carry.params, extra),
+            anchor=broadcast.params,
         )
         count = batch.mask.sum().astype(jnp.float32)
         seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
@@ -192,6 +214,7 @@ def feddyn_client(
 
     def init(params: Params) -> Params:
         check_no_statistics(params, "feddyn")
+        look(params)
         return jax.tree.map(jnp.zeros_like, params)
 
     return ClientUpdate(init, start, step, finish, counts_of(loss))

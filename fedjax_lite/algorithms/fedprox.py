@@ -14,7 +14,7 @@ from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
-from fedjax_lite.proximal import proximal
+from fedjax_lite.proximal import penalised, proximal
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.types import (
     Array,
@@ -103,7 +103,7 @@ def fedprox(
 def _pulled(client_optimizer: ClientOptimizer, mu: float | Array) -> ClientOptimizer:
     """The proximal term before a client optimizer."""
     resolve = resolve_optimizer(client_optimizer)
-    return lambda round: optax.chain(proximal(mu), resolve(round))
+    return lambda round: optax.chain(proximal(mu), penalised(resolve(round), mu))
 
 
 # -- adaptive mu ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite.checks import check_count, check_fraction, check_positive
+from fedjax_lite.optimizer_arguments import hidden_arguments
 from fedjax_lite.types import Array, Params, PyTree
 
 Policy = Literal["averaged", "local", "batch"]
@@ -309,11 +310,7 @@ def _apart(
     def update(
         updates: PyTree, state: PyTree, params: Params | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        structure = jax.tree.structure(updates)
-        extra = {
-            name: hide(value) if jax.tree.structure(value) == structure else value
-            for name, value in extra.items()
-        }
+        extra = hidden_arguments(extra, updates, params, statistics_mask(updates))
         new, state = inner.update(
             hide(updates), state, None if params is None else hide(params), **extra
         )

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from fedjax_lite.models.batch_norm import SCALE, statistics_mask
+from fedjax_lite.optimizer_arguments import loss_arguments, step_optimizer
 from fedjax_lite.types import Params
 
 
@@ -38,7 +39,16 @@ def check_takes_statistics(
     grads = jax.tree.map(
         lambda is_one, leaf: jnp.full_like(leaf, SCALE if is_one else 0), mask, params
     )
-    updates, _ = optimizer.update(grads, optimizer.init(params), params, anchor=params)
+
+    def value_fn(params: Params) -> Any:
+        return sum(jax.tree.leaves(jax.tree.map(lambda g, p: (g * p).sum(), grads, params)))
+
+    extra = {"anchor": params, **loss_arguments(value_fn, value_fn(params), grads)}
+    updates, _ = step_optimizer(
+        *(optimizer, grads, optimizer.init(params), params, extra),
+        name="client_optimizer",
+        remedy="take one that goes by gradient and loss",
+    )
     moved = [u for is_one, u in zip(*map(jax.tree.leaves, (mask, updates))) if is_one]
     if not _traced(moved) and not all((np.asarray(u) == -1).all() for u in moved):
         raise ValueError(
