@@ -15,6 +15,7 @@ from fedjax_lite.engine.lanes import chunked, sequential, vmapped
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.engine.scanned import differentiable
 from fedjax_lite.sampling import everyone, uniform
+from fedjax_lite.testing.padding import overwritten
 from fedjax_lite.testing.problem import SIZES, init_params, population
 from fedjax_lite.types import (
     Cohort,
@@ -33,6 +34,7 @@ RATE = 0.05
 NUM_ROUNDS = 3
 FOUR, ALL = uniform(4), everyone()
 LANES, CHUNKS, PAIRS, SINGLE = vmapped(), chunked(3), chunked(2), sequential()
+SPOILT = overwritten(SINGLE)
 SCANNED = differentiable(100)  # more steps than the laws' population gives anyone
 
 
@@ -144,6 +146,22 @@ def same(left: PyTree, right: PyTree, *, exact: bool = False, message: str = "")
             assert close, f"{name} differs {message}: {a} against {b}"
 
 
+def learnt(state: RoundState) -> tuple[PyTree, PyTree]:
+    """Where an algorithm can keep what it learns: at the server, or with its clients."""
+    return state.server, state.clients
+
+
+def padding_leaves_no_trace(make: Make) -> None:
+    """What fills up a short batch has no effect: ``batch.mask`` is respected."""
+    cohort = four_clients([5, 2, 0, 4])  # 7, 1, 3 and 4 examples in batches of two, as a rule
+    results = []
+    for strategy in (SINGLE, SPOILT):
+        algo, key, state, data = start(make, strategy=strategy)
+        state, metrics = algo.round(key, state, data, cohort)
+        results.append((learnt(state), state.aggregator, metrics))
+    same(results[1], results[0], message="where padding was overwritten")
+
+
 def structure_is_stable(make: Make) -> None:
     """State structure, shapes and dtypes are the same before and after a round."""
     algo, key, state, data = start(make)
@@ -182,7 +200,7 @@ def vmap_equals_loop(make: Make) -> None:
     for i, key in enumerate(keys):
         one = jax.tree.map(lambda leaf: leaf[i], many)  # noqa: B023
         same(one, algo.round(key, state, data))
-    moved = any((leaf[0] != leaf[1]).any() for leaf in jax.tree.leaves(many[0].server))
+    moved = any((leaf[0] != leaf[1]).any() for leaf in jax.tree.leaves(learnt(many[0])))
     assert moved, "two seeds gave the same round: keys do not depend on the seed"
 
 
@@ -214,7 +232,7 @@ def never_retraces(make: Make) -> None:
     assert len(traces) == 1, f"{len(traces)} traces for three calls"
     changed = [
         (np.asarray(a) != np.asarray(b)).any()
-        for a, b in zip(jax.tree.leaves(second.server), jax.tree.leaves(other.server), strict=True)
+        for a, b in zip(*(jax.tree.leaves(learnt(state)) for state in (second, other)), strict=True)
     ]
     assert any(changed), "the learning rate has no effect: it was compiled in"
 
@@ -230,8 +248,11 @@ def no_host_transfer(make: Make) -> None:
 def keys_are_used_once(make: Make) -> None:
     """JAX's key-reuse checker finds nothing."""
     algo, key, state, data = start(make)
-    with jax.debug_key_reuse(True):
-        algo.round(key, state, data)
+    try:
+        with jax.debug_key_reuse(True):
+            algo.round(key, state, data)
+    except jax.errors.KeyReuseError as error:
+        raise AssertionError(f"a key is used twice: {error}") from error
 
 
 def slots_do_not_matter(make: Make) -> None:
@@ -269,24 +290,33 @@ def empty_clients_change_nothing(make: Make) -> None:
     algo, key, state, data = start(make, strategy=CHUNKS)
     pair = four_clients([0, 3, 1, 1], [True, True, False, False])
     alone = four_clients([0, 3, 1, 1], [True, False, False, False])
-    same(
-        algo.round(key, state, data, pair)[0].server, algo.round(key, state, data, alone)[0].server
-    )
+    after = algo.round(key, state, data, pair)[0]
+    same(after.server, algo.round(key, state, data, alone)[0].server)
+    rows = (state.clients, state.uplink), (after.clients, after.uplink)
+    for old, new in zip(*map(jax.tree.leaves, rows), strict=True):
+        unchanged = np.asarray(old)[3].tobytes() == np.asarray(new)[3].tobytes()
+        assert unchanged, "the row of a client without data changed"
 
 
 def empty_cohort_changes_nothing(make: Make) -> None:
-    """A round in which nobody takes part leaves server and rows as they are, after any history."""
+    """A round in which nobody counts leaves server and rows as they are, after any history.
+
+    Nobody counts where all dropped out, and where those who did not have no data.
+    """
     algo, key, state, data = start(make, strategy=CHUNKS)
     for cohort in (
         four_clients([5, 2, 1, 6]),
         four_clients([0, 5, 1, 4], [True, True, False, True]),
     ):
         state, _ = algo.round(key, state, data, cohort)
-    nobody = four_clients([0, 1, 2, 5], [False] * 4)
-    after, _ = algo.round(key, state, data, nobody)
-    same(after.server, state.server, exact=True)
-    same((after.clients, after.uplink), (state.clients, state.uplink), exact=True)
-    assert int(after.round) == int(state.round) + 1
+    for nobody in (
+        four_clients([0, 1, 2, 5], [False] * 4),
+        four_clients([0, 3, 2, 5], [False, True, False, False]),
+    ):
+        after, _ = algo.round(key, state, data, nobody)
+        same(after.server, state.server, exact=True)
+        same((after.clients, after.uplink), (state.clients, state.uplink), exact=True)
+        assert int(after.round) == int(state.round) + 1
 
 
 def finite(make: Make) -> None:
@@ -297,13 +327,9 @@ def finite(make: Make) -> None:
         state, metrics = algo.round(key, state, data)
     for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
         assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
-    moved = any(
-        (np.asarray(a) != np.asarray(b)).any()
-        for a, b in zip(
-            jax.tree.leaves(before.server.params), jax.tree.leaves(state.server.params), strict=True
-        )
-    )
-    assert moved, "three rounds did not change the parameters"
+    pairs = zip(*(jax.tree.leaves(learnt(one)) for one in (before, state)), strict=True)
+    moved = any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+    assert moved, "three rounds changed neither the server nor a client"
 
 
 def survives_a_checkpoint(make: Make) -> None:
@@ -334,6 +360,7 @@ ALGORITHM_LAWS: dict[str, Callable[[Make], None]] = {
         scan_equals_calls,
         vmap_equals_loop,
         strategies_agree,
+        padding_leaves_no_trace,
         never_retraces,
         no_host_transfer,
         keys_are_used_once,

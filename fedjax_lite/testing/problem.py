@@ -62,6 +62,10 @@ def init_params(key: Key) -> Params:
 
 
 def loss(params: Params, examples: PyTree, key: Key) -> Array:
-    """Half squared error per example, `[B]`."""
+    """Half squared error per example, `[B]`; it draws from its key, which moves no value.
+
+    So whoever hands the same key to two calls is found by JAX's key-reuse checker.
+    """
     prediction = examples["x"] @ params["w"] + params["b"]
-    return 0.5 * (prediction - examples["y"]) ** 2
+    squares = 0.5 * (prediction - examples["y"]) ** 2
+    return squares if key is None else jnp.where(jax.random.bits(key) >= 0, squares, -squares)

@@ -37,7 +37,7 @@ def messages(num_clients: int = 5) -> Message:
     return Message(values, jnp.asarray(factors * 10))
 
 
-def row(stack: PyTree, i: int | slice) -> PyTree:
+def row(stack: PyTree, i: int | slice | np.ndarray) -> PyTree:
     """Some rows of a stack, taken without compiling anything."""
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[i]), stack)
 
@@ -54,10 +54,15 @@ def aggregate(
 
 
 def finish(
-    aggregator: Aggregator, acc: PyTree, mask: jax.Array, value: PyTree
+    aggregator: Aggregator,
+    acc: PyTree,
+    mask: jax.Array,
+    value: PyTree,
+    ids: np.ndarray | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """The aggregate of an accumulator in the first round."""
-    cohort = Cohort(jnp.asarray(np.arange(mask.shape[0], dtype=np.int32)), mask)
+    """The aggregate of an accumulator in the first round, of clients `ids` (their slots)."""
+    ids = np.arange(mask.shape[0]) if ids is None else ids
+    cohort = Cohort(jnp.asarray(ids, jnp.int32), mask)
     return compiled(aggregator.finish)(KEY(0), aggregator.init_state(value), acc, cohort)
 
 
@@ -106,6 +111,35 @@ def nothing_aggregates_to_zero(aggregator: Aggregator) -> None:
         assert (np.asarray(leaf) == 0).all(), f"got {leaf}"
 
 
+def equal_messages_aggregate_to_themselves(aggregator: Aggregator) -> None:
+    """Where three of five slots are live and say the same, that is the aggregate (or its sign).
+
+    A rule that divides by the number of slots fails. A sum with a fixed denominator is tried with
+    the denominator 3; the messages have a norm of 0.67 and weight 1. A rule for which three are too
+    few, and whose answer is zero then, is asked again with five.
+    """
+    said = jax.tree.map(lambda leaf: np.full_like(np.asarray(leaf), 0.3), messages().value)
+    stack = Message(jax.tree.map(jnp.asarray, said), jnp.asarray(np.ones(5)))
+    _, value = aggregate(aggregator, stack, jnp.array([True, False, True, False, True]))
+    if all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(value)):
+        _, value = aggregate(aggregator, stack, jnp.ones(5, bool))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        leaf, name = np.asarray(leaf), jax.tree_util.keystr(path)
+        close = np.abs(leaf - 0.3).max() < 5e-3 or (leaf == 1).all()
+        assert close, f"{name}: three live slots of five say 0.3, the aggregate is {leaf}"
+
+
+def order_of_slots_does_not_matter(aggregator: Aggregator) -> None:
+    """Clients that sit in other slots, with all that is theirs, give the same aggregate."""
+    stack, mask = messages(), np.array([True, True, False, True, True])
+    _, expected = aggregate(aggregator, stack, jnp.asarray(mask))
+    order = np.array([3, 0, 4, 2, 1])
+    there, moved = row(stack, order), jnp.asarray(mask[order])
+    acc = add_part(aggregator, aggregator.init(row(stack, 0), 5), there, moved, slice(0, 5))
+    _, value = finish(aggregator, acc, moved, row(stack.value, 0), order)
+    same(value, expected, message="where clients sit in other slots")
+
+
 def aggregate_has_the_shape_of_a_value(aggregator: Aggregator) -> None:
     """The aggregate has a value's structure and shapes, and states keep theirs."""
     stack = messages()
@@ -122,6 +156,8 @@ AGGREGATOR_LAWS: dict[str, Callable[[Aggregator], None]] = {
         folds_merge_by_addition,
         masked_messages_leave_no_trace,
         nothing_aggregates_to_zero,
+        equal_messages_aggregate_to_themselves,
+        order_of_slots_does_not_matter,
         aggregate_has_the_shape_of_a_value,
     )
 }
@@ -220,8 +256,39 @@ def sampling_is_pure(sampler: Sampler) -> None:
     assert (once[1].ids.dtype, once[1].mask.dtype) == (jnp.int32, jnp.bool_)
 
 
+def nobody_is_left_out_for_good(sampler: Sampler) -> None:
+    """Who takes part depends on the key, or on the state: every client with data comes up.
+
+    A sampler that ignores its key and keeps nothing draws the same few for ever.
+    """
+    met: set[int] = set()
+    state = sampler.init(SIZES.shape[0])
+    for seed in range(60):
+        state, cohort = compiled(sampler.sample)(KEY(seed), state, SIZES)
+        met |= set(np.asarray(cohort.ids)[np.asarray(cohort.mask)].tolist())
+    absent = set(np.flatnonzero(np.asarray(SIZES)).tolist()) - met
+    assert not absent, f"clients {sorted(absent)} did not come up in 60 rounds with 60 keys"
+
+
+def cohorts_follow_the_key(sampler: Sampler) -> None:
+    """Where a cohort is not everyone, and nothing was kept from it, another key gives another."""
+    state = sampler.init(SIZES.shape[0])
+    draws = [compiled(sampler.sample)(KEY(seed), state, SIZES) for seed in range(20)]
+    who = [frozenset(np.asarray(c.ids)[np.asarray(c.mask)].tolist()) for _, c in draws]
+    everyone = set(np.flatnonzero(np.asarray(SIZES)).tolist()) <= who[0]
+    after = [np.asarray(leaf) for leaf in jax.tree.leaves(draws[0][0])]
+    kept = any((a != np.asarray(b)).any() for a, b in zip(after, jax.tree.leaves(state)))
+    assert len(set(who)) > 1 or everyone or kept, f"20 keys gave the cohort {sorted(who[0])}"
+
+
 SAMPLER_LAWS: dict[str, Callable[[Sampler], None]] = {
-    law.__name__: law for law in (sampled_ids_are_distinct, sampling_is_pure)
+    law.__name__: law
+    for law in (
+        sampled_ids_are_distinct,
+        sampling_is_pure,
+        nobody_is_left_out_for_good,
+        cohorts_follow_the_key,
+    )
 }
 
 
