@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import shown
+from fedjax_lite.checks import check_count, shown
 from fedjax_lite.crypto.field import SECRET_PRIME
 from fedjax_lite.crypto.masks import add_masks
 from fedjax_lite.crypto.prg import SEED_BYTES, expand, primitives
@@ -51,8 +51,9 @@ class Client:
       identity: the client's long-lived ``Ed25519PrivateKey`` where the settings have identities.
 
     Raises:
-      TypeError: if the settings are none, or the identity is missing or not asked for.
-      ValueError: if the id is not an integer that fits into 31 bits, or not among the identities.
+      TypeError: if the id is no int, the settings are none, or the identity is missing or not asked
+        for.
+      ValueError: if the id does not fit into 31 bits, or is not among the identities.
 
     Example:
       >>> client = Client(3, Settings(b"round 7", threshold=2, length=4))
@@ -65,14 +66,14 @@ class Client:
 
     def __init__(self, client: int, settings: Settings, *, identity: Any = None) -> None:
         if not is_id(client):
+            check_count(client, "client", minimum=0)
             raise ValueError(
-                f"client must be an id from 0 to 2**31 - 1, an int, got {shown(client)}; number "
-                "the clients"
+                f"client must be an id from 0 to 2**31 - 1, got {client}; number the clients"
             )
         if not isinstance(settings, Settings):
             raise TypeError(
-                f"settings must be Settings, got {shown(settings)}; Settings(round_id, threshold, "
-                "length)"
+                f"settings must be a Settings, got {shown(settings)}; Settings(round_id, "
+                "threshold, length)"
             )
         self.id, self.settings = int(client), settings
         self._who = f"client {self.id}"

@@ -184,7 +184,7 @@ def _checked_vectors(vectors: Mapping[int, Any]) -> dict[int, np.ndarray]:
     """One uint32 `[D]` each."""
     if not isinstance(vectors, Mapping):
         raise TypeError(
-            f"vectors must map clients to uint32 [D], got {shown(vectors)}; "
+            f"vectors must be a mapping of clients to uint32 [D], got {shown(vectors)}; "
             "dict(enumerate(vectors)) numbers rows"
         )
     if not vectors:
@@ -215,7 +215,9 @@ def _checked_drops(
 ) -> dict[int, int]:
     """The first phase that each client does not take part in."""
     if not isinstance(drops, Mapping):
-        raise TypeError(f"drops must map clients to phases, got {shown(drops)}; {{3: 'mask'}}")
+        raise TypeError(
+            f"drops must be a mapping of clients to phases, got {shown(drops)}; {{3: 'mask'}}"
+        )
     unknown = [shown(i) for i in drops if i not in vectors]
     wrong = [shown(phase) for phase in drops.values() if phase not in phases]
     if unknown or wrong:

@@ -69,12 +69,12 @@ class Server:
     ) -> None:
         if not isinstance(settings, Settings):
             raise TypeError(
-                f"settings must be Settings, got {shown(settings)}; Settings(round_id, threshold, "
-                "length)"
+                f"settings must be a Settings, got {shown(settings)}; Settings(round_id, "
+                "threshold, length)"
             )
         if rng is not None and not isinstance(rng, np.random.Generator):
             raise TypeError(
-                f"rng must be a numpy Generator or None, got {shown(rng)}; np.random.default_rng(0)"
+                f"rng must be a Generator or None, got {shown(rng)}; np.random.default_rng(0)"
             )
         if degree is not None:
             check_degree(degree, settings)
