@@ -191,7 +191,8 @@ def federated_algorithm(
         if cohort is None:
             sampler_state, cohort = sampler.sample(key_sample, state.sampler, data.sizes)
         known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
-        cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known)
+        late = None if cohort.late is None else cohort.late & known & ~cohort.mask
+        cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known, late)
         broadcast = server.broadcast(state.server)
         preface, sent_before = None, {}
         if prologue is not None:
@@ -222,7 +223,7 @@ def federated_algorithm(
         value = done.value if prologue is None else Prefaced(done.value, preface)
         metrics = done.metrics
         server_state = server.update(key_server, state.server, value, done.cohort, metrics)
-        took_part = cohort.mask.sum()
+        took_part = cohort.mask.sum() + (0 if late is None else late.sum())
         if privacy is None:
             counted = done.cohort.mask.sum()
             server_state = not_sent_twice(server_state, took_part=took_part, counted=counted)

@@ -42,7 +42,12 @@ class Cohort(NamedTuple):
     ids: Array
     """int32 `[C]`, rows of the population."""
     mask: Array
-    """bool `[C]`, False for an empty slot and for a client that dropped out."""
+    """bool `[C]`: who takes part. False for an empty slot and for a client that dropped out: it
+    never came, so nothing was sent to it, and nothing is billed."""
+    late: Array | None = None
+    """bool `[C]`: of those whom `mask` leaves out, the clients that came and whose message was not
+    waited for (a deadline, over-selection). They were sent the broadcast, and that is billed; else
+    they do not count. None: nobody."""
 
 
 class ClientInfo(NamedTuple):

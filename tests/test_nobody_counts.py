@@ -186,3 +186,17 @@ def test_masks_of_an_aggregator_say_who_counts():
     algo = fedavg(aggregator=count, server_optimizer=optax.sgd(1.0), sampler=fl.everyone())
     new, _ = algo.round(KEY, algo.init(KEY, jnp.float32(5.0), DATA), DATA)
     assert float(new.server.params) == 3.0
+
+
+def test_who_comes_too_late_has_downloaded_and_nothing_else():
+    on_time = np.array([True, False, False, False])
+    drawn = cohort(0, 1, 4, 9, mask=on_time)._replace(late=jnp.array([True, True, True, True]))
+    alone = cohort(0, 1, 4, 9, mask=on_time)
+    algo = fedavg()
+    state = algo.init(KEY, jnp.float32(1.0), DATA)
+    (kept, metrics), (other, billed) = (algo.round(KEY, state, DATA, c) for c in (alone, drawn))
+    jax.tree.map(np.testing.assert_array_equal, kept, other)
+    assert (int(metrics["num_clients"]), int(billed["num_clients"])) == (1, 1)
+    # 9 is nobody; 0 is on time, whatever else is said of it.
+    assert [float(m["downlink_bits"]) for m in (metrics, billed)] == [32, 3 * 32]
+    assert [float(m["uplink_bits"]) for m in (metrics, billed)] == [32, 32]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.coordinates import row_median, sorted_valid
 from fedjax_lite.aggregation.distances import pairwise_squares
@@ -105,4 +106,5 @@ def _around_median(rows: Array, num: Array, num_byzantine: int) -> Array:
     first = jnp.zeros(center.shape, jnp.int32)
     start = jax.lax.fori_loop(jnp.int32(0), jnp.int32(2 * num_byzantine), leave, first)
     place = jnp.arange(rows.shape[0])[:, None]
-    return jnp.where((place >= start) & (place < start + width), rows, 0).sum(0) / width
+    inside = (place >= start) & (place < start + width)
+    return trees.sum_rows(jnp.where(inside, rows, 0)) / width

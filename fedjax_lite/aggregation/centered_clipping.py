@@ -69,7 +69,8 @@ def centered_clipping(max_distance: float | Array, *, iterations: int = 1) -> Ag
 
             def move(rows: Array, old: Array) -> Array:
                 factor = factors.astype(rows.dtype)[:, None]
-                return old + jnp.where(factor == 0, 0, factor * (rows - old)).sum(0) / count
+                moves = jnp.where(factor == 0, 0, factor * (rows - old))
+                return old + trees.sum_rows(moves) / count
 
             return map_blocks(move, stack.values, center)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import BLOCK, map_blocks
 from fedjax_lite.aggregation.sorting import sort_rows
 from fedjax_lite.aggregation.stacked import Stack, stacked
@@ -100,7 +101,7 @@ def trimmed_mean(fraction: float | Array, *, block_size: int = BLOCK) -> Aggrega
         def middle(rows: Array) -> Array:
             place = jnp.arange(rows.shape[0])[:, None]
             kept = (place >= cut) & (place < num - cut)
-            total = jnp.where(kept, sorted_valid(rows, stack.mask), 0).sum(0)
+            total = trees.sum_rows(jnp.where(kept, sorted_valid(rows, stack.mask), 0))
             return total / jnp.maximum(num - 2 * cut, 1)
 
         return state, map_blocks(middle, stack.values, block_size=block_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.distances import squared_norms, squares_to
 from fedjax_lite.aggregation.stacked import Stack, stacked
@@ -93,6 +94,6 @@ def weighted_rows(values: PyTree, weights: Array) -> PyTree:
 
     def mix(rows: Array) -> Array:
         share = shares.astype(rows.dtype)[:, None]
-        return jnp.where(share == 0, 0, rows * share).sum(0)
+        return trees.sum_rows(jnp.where(share == 0, 0, rows * share))
 
     return map_blocks(mix, values)

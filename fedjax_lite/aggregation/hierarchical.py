@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.aggregation.stacked import (
@@ -110,7 +111,7 @@ def edge_means(values: PyTree, weights: Array) -> PyTree:
     def mix(rows: Array) -> Array:
         def one(share: Array) -> Array:
             share = share.astype(rows.dtype)[:, None]
-            return jnp.where(share == 0, 0, share * rows).sum(0)
+            return trees.sum_rows(jnp.where(share == 0, 0, share * rows))
 
         return jax.lax.map(one, shares)
 

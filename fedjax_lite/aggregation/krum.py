@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.distances import pairwise_squares
 from fedjax_lite.aggregation.stacked import Stack, need_clients, stacked, void_below
@@ -126,4 +127,6 @@ def mean_of(values: PyTree, chosen: Array) -> PyTree:
       [2.0]
     """
     count = jnp.maximum(chosen.sum(), 1)
-    return map_blocks(lambda rows: jnp.where(chosen[:, None], rows, 0).sum(0) / count, values)
+    return map_blocks(
+        lambda rows: trees.sum_rows(jnp.where(chosen[:, None], rows, 0)) / count, values
+    )

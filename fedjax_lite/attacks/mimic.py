@@ -118,7 +118,8 @@ def learn(key: Key, state: Mimicry, scene: Scene) -> Mimicry:
 
     def pull(rows: Array, mu: Array, z: Array) -> Array:
         along = jnp.where(scene.honest, lean, 0).astype(rows.dtype)[:, None]
-        return seen.astype(z.dtype) * z + (jnp.where(along == 0, 0, along * (rows - mu))).sum(0)
+        pulls = jnp.where(along == 0, 0, along * (rows - mu))
+        return seen.astype(z.dtype) * z + trees.sum_rows(pulls)
 
     moved = map_blocks(pull, scene.values, center, start)
     norm = trees.global_norm(moved)

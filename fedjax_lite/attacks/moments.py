@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.attacks.byzantine import Scene
 from fedjax_lite.types import Array, PyTree
@@ -40,4 +41,4 @@ def honest_std(scene: Scene) -> PyTree:
 
 
 def _mean(rows: Array, mask: Array) -> Array:
-    return jnp.where(mask[:, None], rows, 0).sum(0) / jnp.maximum(mask.sum(), 1)
+    return trees.sum_rows(jnp.where(mask[:, None], rows, 0)) / jnp.maximum(mask.sum(), 1)

@@ -70,6 +70,8 @@ class Fetched(NamedTuple):
     ids: np.ndarray
     mask: np.ndarray
     """Slots of clients that take part."""
+    late: np.ndarray | None
+    """Slots of clients that came too late: no data are fetched for them."""
     data: CohortDataset
     rows: dict[str, PyTree]
     """Rows `[C, ...]` of tables that the host keeps."""
@@ -178,7 +180,7 @@ class StreamedRounds:
         self._sample_ahead(AHEAD + 1)
         before = self._before or Before(np.zeros(0, np.int32), jax.tree.map(jnp.copy, fetched.rows))
         source = _find(fetched.ids, before.ids)
-        cohort = Cohort(fetched.ids, fetched.mask)
+        cohort = Cohort(fetched.ids, fetched.mask, fetched.late)
         given = (self._key, state, fetched.rows, before.rows, source, fetched.data, cohort)
         outputs, examples = outputs_of(self._algo.round), fetched.data.examples
         with watching(outputs, state.server, examples, quiet=self._told):
@@ -225,7 +227,9 @@ class StreamedRounds:
         mask = mask & (ids == known)
         rows = {name: edit.gather(known) for name, edit in self._edits.items()}
         _holds_negative(data.examples)  # looked at here, so that the rounds need not wait for it
-        return jax.block_until_ready(Fetched(ids, mask, data, jax.device_put(rows, self._sharding)))
+        late = None if cohort.late is None else np.asarray(cohort.late)
+        rows = jax.device_put(rows, self._sharding)
+        return jax.block_until_ready(Fetched(ids, mask, late, data, rows))
 
     def _write(self, ids: np.ndarray, mask: np.ndarray, rows: dict[str, PyTree]) -> None:
         """In the thread: waits for a round and writes its rows back."""
