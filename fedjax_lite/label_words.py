@@ -60,8 +60,8 @@ def warn_of_negative(labels: Any, low: int) -> None:
         count = str(int((np.asarray(jax.device_get(labels)) < 0).sum()))
     warnings.warn(
         f"examples['y'] holds negative labels ({count} of {len(labels)}, lowest {low}): they "
-        "are taken for padding and do not count in the loss; classes are numbered from 0. Models made "
-        "of the library's losses leave such examples out of means and weights, too; for a loss of "
-        "your own say so, fl.models.with_counts(loss, lambda e: e['y'] >= 0)",
+        "are taken for padding and do not count in the loss; classes are numbered from 0. Models "
+        "made of the library's losses leave such examples out of means and weights, too; for a "
+        "loss of your own say so, fl.models.with_counts(loss, lambda e: e['y'] >= 0)",
         stacklevel=2,
     )

@@ -78,7 +78,9 @@ def composed(algorithm: FederatedAlgorithm) -> Composed | None:
         return _wrapped(algorithm)
     slots, program = step.cells, step.cells["program"]
     server, downlink = read(slots["server"]), None
-    while server.name in ("blindfolded", "downlinked") and "server" in server.parts:
+    while (
+        server.name in ("blindfolded", "downlinked", "standing_still") and "server" in server.parts
+    ):
         downlink = server.parts.get("downlink", downlink)
         server = read(server.parts["server"])
     client = read(program.client)

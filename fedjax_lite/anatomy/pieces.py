@@ -24,6 +24,7 @@ PLUMBING = frozenset(
         "by_code",
         "compressor",
         "from_functions",
+        "keep_counts",
         "mean_grad",
         "mean_loss",
         "membership",
@@ -32,7 +33,7 @@ PLUMBING = frozenset(
         "over_tree",
     )
     + ("rate_of_round", "refuse_statistics", "resolve_optimizer", "stacked", "stateless")
-    + ("weight_by", "wide_zeros", "zero_sum")
+    + ("weight_by", "wide_zeros", "with_counts", "zero_sum")
 )
 """Factories that others are built with: a part is named after them only if nobody else is found."""
 ALIASES = {
