@@ -8,9 +8,11 @@ import inspect
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
+
+from fedjax_lite.checks import as_path
 
 Flags = TypeVar("Flags")
 
@@ -61,14 +63,38 @@ def parse(flags: type[Flags], description: str | None, args: Sequence[str] | Non
             print(f"\nExamples and notes:\n\n{rest}")
         raise
     if nested:
-        return flags(
-            **{
-                name: kind(**{f.name: getattr(getattr(given, name), f.name) for f in _fields(kind)})
-                for name, kind in nested.items()
-            }
+        return at_home(
+            flags(
+                **{
+                    name: kind(
+                        **{f.name: getattr(getattr(given, name), f.name) for f in _fields(kind)}
+                    )
+                    for name, kind in nested.items()
+                }
+            )
         )
     parts = [getattr(given, group.name) for group in _fields(grouped)]
-    return flags(**{f.name: getattr(part, f.name) for part in parts for f in _fields(type(part))})
+    values = {f.name: getattr(part, f.name) for part in parts for f in _fields(type(part))}
+    return at_home(flags(**values))
+
+
+def at_home(flags: Flags) -> Flags:
+    """The flags with ``~`` at the beginning of paths expanded, which a shell leaves in quotes.
+
+    Args:
+      flags: a dataclass of flags, or of groups of flags.
+
+    Raises:
+      ValueError: if a path cannot be one; the message names the flag.
+    """
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(cast(Any, flags)):
+        value = getattr(flags, field.name)
+        if isinstance(value, Path):
+            changed[field.name] = as_path(value, f"--{field.name.replace('_', '-')}")
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changed[field.name] = at_home(value)
+    return cast(Flags, dataclasses.replace(cast(Any, flags), **changed)) if changed else flags
 
 
 def explanations(flags: type) -> dict[str, str]:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from flag_groups import at_home
 
 import fedjax_lite as fl
 from fedjax_lite.engine.scanned import differentiable
@@ -283,6 +284,6 @@ def plot(path: list, grid: list, results: dict[str, Any], file: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Flags, description=__doc__))
+        main(at_home(tyro.cli(Flags, description=__doc__)))
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -36,7 +36,7 @@ class FolderLock:
 
     Args:
       folder: must exist and be writable.
-      what: for the message, before "in use by".
+      what: for the message, before the process that holds it.
       remedy: for the message.
       wait: seconds to wait for another holder.
 
@@ -61,7 +61,7 @@ class FolderLock:
         self,
         folder: Path,
         *,
-        what: str = "is",
+        what: str = "",
         remedy: str = "wait for it to end, or give another folder",
         wait: float = 0.5,
     ) -> None:
@@ -76,9 +76,11 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         import filelock
 
-        known = self.folder.resolve()
-        if known in _held:
-            raise self._in_use("this very process (from within, or in another thread)")
+        known, deadline = self.folder.resolve(), time.monotonic() + self._wait
+        while known in _held:
+            if time.monotonic() >= deadline:
+                raise self._in_use("this very process (within it, or in another thread)")
+            time.sleep(0.01)
         lock = filelock.FileLock(self._path, mode=0o644)
         try:
             lock.acquire(timeout=self._wait, poll_interval=0.05)
@@ -117,7 +119,7 @@ class FolderLock:
             _held.discard(self._known)
 
     def _in_use(self, holder: str) -> FolderInUse:
-        return FolderInUse(f"{self.folder} {self._what} in use by {holder}; {self._remedy}")
+        return FolderInUse(f"{self.folder} is in use by {self._what}{holder}; {self._remedy}")
 
     def _holder(self) -> str:
         """Who holds the lock, from the note, if that is not what a killed process left."""

@@ -7,13 +7,14 @@ they are.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from fedjax_lite.types import Key
+from fedjax_lite.checks import as_path
 from fedjax_lite.version import __version__
 
 Row: TypeAlias = dict[str, Any]
@@ -32,17 +33,19 @@ class History:
     """Rows of a run, in memory and, with a directory, on disk.
 
     Rows are appended to ``metrics.jsonl`` and flushed at once; ``metrics.csv`` (the same rows, the
-    union of their columns) is replaced as a whole by `sync`.
+    union of their columns) is replaced as a whole by `sync`. A file is never read back: the rows
+    that a resumed run goes on from are those that its checkpoint kept (`text`).
 
     Args:
       directory: where the files go; None keeps the rows in memory only.
-      resume_round: None starts anew. A number keeps the rows of the file up to that round and
-        drops later ones and a line torn by a kill.
+      rows: to go on from; the file is made to hold them and nothing else.
+      resumed: whether this goes on with a run, so that TensorBoard's files stay.
       tensorboard: also write event files under ``tensorboard/``.
-      read_only: write nothing, as another process does; earlier rows are read.
+      read_only: write nothing, as another process does.
 
     Raises:
       ImportError: if `tensorboard` is asked for and tensorboardX is not installed.
+      OSError: if a file cannot be written, with its path; also from `append` and `sync`.
 
     Example:
       >>> history = History(None)
@@ -55,55 +58,67 @@ class History:
         self,
         directory: str | os.PathLike[str] | None,
         *,
-        resume_round: int | None = None,
+        rows: Sequence[Row] = (),
+        resumed: bool = False,
         tensorboard: bool = False,
         read_only: bool = False,
     ) -> None:
-        self.rows: list[Row] = []
-        self._directory = None if directory is None else Path(directory)
-        self._file: io.TextIOWrapper | None = None
+        self.rows: list[Row] = list(rows)
+        self._lines: list[str] = []
+        self._directory = None if directory is None or read_only else Path(directory)
+        self._file: io.FileIO | None = None
         self._events: Any = None
         if self._directory is None:
             return
-        if tensorboard and not read_only:
-            self._events = _event_writer(self._directory / "tensorboard", resume_round)
+        if tensorboard:
+            last = (self.rows[-1]["round"] if self.rows else 0) if resumed else None
+            self._events = _event_writer(self._directory / "tensorboard", last)
+        self._lines = [to_line(row) for row in self.rows]
         path = self._directory / "metrics.jsonl"
-        if resume_round is not None:
-            self.rows = [row for row in read_rows(path) if row["round"] <= resume_round]
-        if read_only:
-            return
-        save_text_atomic(path, "".join(to_line(row) for row in self.rows))
-        self._file = path.open("a", encoding="utf-8")
+        save_text_atomic(path, self.text())
+        # Without a buffer: what a full disk did not take is not written again at the end.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows and flushes them to the file."""
+        """Adds rows and writes them to the file."""
         self.rows.extend(rows)
-        if self._file is not None:
-            self._file.write("".join(to_line(row) for row in rows))
-            self._file.flush()
+        if self._file is not None and self._directory is not None:
+            lines = [to_line(row) for row in rows]
+            self._lines += lines
+            with naming(self._directory / "metrics.jsonl"):
+                view = memoryview("".join(lines).encode())
+                while view:
+                    view = view[self._file.write(view) :]
         if self._events is not None:
             for row in rows:
                 for name, value in row.items():
                     if name != "round" and isinstance(value, int | float):
                         self._events.add_scalar(name, value, row["round"])
 
+    def text(self) -> str:
+        """All rows as lines, for a checkpoint to keep; empty without a directory to write to."""
+        return "".join(self._lines)
+
     def sync(self) -> None:
         """Puts the rows on the disk itself, before a checkpoint that relies on them."""
         if self._file is not None and self._directory is not None:
-            os.fsync(self._file.fileno())
+            with naming(self._directory / "metrics.jsonl"):
+                os.fsync(self._file.fileno())
             save_text_atomic(self._directory / "metrics.csv", to_csv(self.rows))
         if self._events is not None:
             self._events.flush()
 
     def close(self) -> None:
         """Syncs and closes the files; rows stay in memory."""
-        if self._file is not None:
+        try:
             self.sync()
-            self._file.close()
-            self._file = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            if self._events is not None:
+                self._events.close()
+                self._events = None
 
 
 def to_line(row: Mapping[str, Any]) -> str:
@@ -119,7 +134,7 @@ def to_line(row: Mapping[str, Any]) -> str:
       >>> to_line({"round": 1, "train_loss": float("nan")})
       '{"round": 1, "train_loss": null}\n'
     """
-    return json.dumps(_finite(dict(row)), allow_nan=False) + "\n"
+    return json.dumps(finite(dict(row)), allow_nan=False) + "\n"
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -132,22 +147,42 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
       The rows, oldest first.
 
     Raises:
-      ValueError: if a line that is not the last one is damaged.
+      ValueError: if a line that is not the last one is damaged, or it is not a file.
 
     Example:
       >>> read_rows("/nowhere/metrics.jsonl")
       []
     """
-    path = Path(path)
+    path = as_path(path, "path")
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return parse_rows(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def parse_rows(text: str, path: Path) -> list[Row]:
+    r"""The rows of a text, as `read_rows` reads them from a file.
+
+    Args:
+      text: what the file holds.
+      path: for the message.
+
+    Raises:
+      ValueError: if a line that is not the last one is damaged.
+
+    Example:
+      >>> parse_rows('{"round": 1, "loss": null}\n{"rou', Path("metrics.jsonl"))
+      [{'round': 1, 'loss': nan}]
+    """
+    lines = text.split("\n")  # not splitlines, which also splits within strings
+    lines = [line + "\n" for line in lines[:-1]] + [lines[-1]] * bool(lines[-1])
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            if not line.endswith("\n") or not isinstance(row, dict) or "round" not in row:
+            if not line.endswith("\n") or not isinstance(row, dict):
                 raise ValueError("not a complete row")
+            if not isinstance(row.get("round"), int):
+                raise ValueError("not a row of a round")
         except ValueError as error:
             if number == len(lines):
                 break
@@ -218,13 +253,38 @@ def save_text_atomic(path: str | os.PathLike[str], text: str) -> None:
       ...     Path(folder, "note.txt").read_text()
       'done'
     """
-    path = Path(path)
+    path = as_path(path, "path")
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with naming(path):
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # a full disk needs the room
+                temporary.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk that name no file, as those of a write on a full one, name this path.
+
+    Example:
+      >>> with naming(Path("metrics.csv")):
+      ...     raise OSError(28, "No space left on device")
+      Traceback (most recent call last):
+      ...
+      OSError: [Errno 28] No space left on device: 'metrics.csv'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def save_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
@@ -244,7 +304,7 @@ def save_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
       ...     json.loads(Path(folder, "config.json").read_text())
       {'num_rounds': 5}
     """
-    save_text_atomic(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    save_text_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -273,77 +333,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def make_settings(config: Mapping[str, Any], key: Key) -> dict[str, Any]:
-    """What ``config.json`` holds: the caller's config, the run's key, and `versions`.
-
-    Args:
-      config: anything with a JSON form.
-      key: the typed key of the run.
-
-    Returns:
-      ``{"config": ..., "key": words of the key, "versions": ...}``.
-
-    Raises:
-      TypeError: if `config` has no JSON form.
+def finite(value: Any) -> Any:
+    """A value with None for NaN and infinity, as JSON has it.
 
     Example:
-      >>> make_settings({"num_clients": 5}, jax.random.key(7))["key"]
-      [0, 7]
+      >>> finite({"a": [1.0, math.inf]})
+      {'a': [1.0, None]}
     """
-    try:
-        plain = json.loads(json.dumps(_finite(config), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"config must have a JSON form (numbers, strings, lists, dicts): {error}"
-        ) from error
-    return {"config": plain, "key": jax.random.key_data(key).tolist(), "versions": versions()}
-
-
-def check_settings(
-    saved: Mapping[str, Any], new: Mapping[str, Any], *, may_change: Sequence[str] = ()
-) -> list[str]:
-    """Checks that a resumed run has the settings of the run that it resumes.
-
-    Args:
-      saved: `make_settings` of the earlier run, as read back from its file.
-      new: `make_settings` of this run.
-      may_change: top-level keys of the config that may differ.
-
-    Returns:
-      Notices: versions that changed in between, which may change last bits.
-
-    Raises:
-      ValueError: if config or key differ; the message lists what was and what is.
-
-    Example:
-      >>> old, new = ({"config": {"alpha": a}, "key": [0, 1]} for a in (0.1, 0.3))
-      >>> check_settings(old, new, may_change=["alpha"])
-      []
-    """
-    was, now = (dict(x.get("config") or {}, key=x.get("key")) for x in (saved, new))
-    missing = object()
-    differs = [
-        f"  {name}: was {was.get(name, 'absent')!r}, is {now.get(name, 'absent')!r}"
-        for name in {**was, **now}
-        if name not in may_change and was.get(name, missing) != now.get(name, missing)
-    ]
-    if differs:
-        raise ValueError(
-            "the run to resume had another config; give the same one, or another output_dir:\n"
-            + "\n".join(differs)
-        )
-    before, after = saved.get("versions") or {}, new.get("versions") or {}
-    changed = [
-        f"{n} {before[n]} -> {after[n]}" for n in after if before.get(n, after[n]) != after[n]
-    ]
-    return [f"versions changed, last bits may differ: {', '.join(changed)}"] if changed else []
-
-
-def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group = ProcessGroup(verbose=flags.verbose, grace_seconds=flags.grace_seconds)
     address = f"127.0.0.1:{free_port()}"
     cores = split_cores(flags.num_processes, flags.cores)
-    command = [sys.executable, flags.script, *flags.args]
+    command = [sys.executable, os.path.expanduser(flags.script), *flags.args]
     with group:
         for index in range(flags.num_processes):
             first = index * flags.devices_per_process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -10,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_lite import checkpoint, distributed
-from fedjax_lite.checks import as_path, check_count
+from fedjax_lite.checks import check_count
 from fedjax_lite.divergence import RunDiverged as RunDiverged
 from fedjax_lite.divergence import Watch
 from fedjax_lite.divergence import warn_if_not_finite as _warn_if_not_finite  # noqa: F401
 from fedjax_lite.evaluate import results_of
-from fedjax_lite.history import History, Row, make_settings, save_json_atomic
+from fedjax_lite.history import History, Row, save_json_atomic
 from fedjax_lite.interrupt import Interrupt
 from fedjax_lite.private_runs import begin, spent_by, with_ledger
 from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import rounds_of
 from fedjax_lite.run_arguments import check_arguments, check_names, check_split
-from fedjax_lite.run_folder import check_directory, writing
+from fedjax_lite.run_folder import check_directory, resume_from, texts_of, writing
 from fedjax_lite.run_rows import evaluation, merge, rows_of_call, with_totals
+from fedjax_lite.settings import make_settings
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 MAY_CHANGE = (
@@ -169,11 +171,11 @@ def run(
     check_count(keep, "keep", minimum=1)
     checkpoint_every = every if checkpoint_every is None else checkpoint_every
     check_count(checkpoint_every, "checkpoint_every", minimum=1)
-    directory = None if output_dir is None else as_path(output_dir, "output_dir").absolute()
+    directory = None if output_dir is None else checkpoint.as_directory(output_dir, "output_dir")
     accountant = getattr(algo, "accountant", None)
     if accountant is not None:  # a run goes on with the mechanism that it began with, or not at all
         config = {"privacy": accountant.description, **(config or {})}
-    settings = None if config is None else make_settings(config, key)
+    settings = make_settings(config, key)
 
     notices: list[str] = []
     with writing(directory, notices):
@@ -210,7 +212,7 @@ def _run(
     evaluate: Callable[[RoundState], Mapping[str, Any]] | None,
     every: int,
     directory: Path | None,
-    settings: dict[str, Any] | None,
+    settings: dict[str, Any],
     resume: bool,
     overwrite: bool,
     progress: bool,
@@ -224,7 +226,7 @@ def _run(
 ) -> tuple[RoundState, list[Row]]:
     """What `run` does with its folder in its hands."""
     accountant = getattr(algo, "accountant", None)
-    restored = False
+    restored, rows = False, []
     writes = distributed.is_coordinator()
     num_clients = getattr(data, "num_clients", None)
     if directory is not None:
@@ -237,9 +239,12 @@ def _run(
             )
         if saved:
             state = with_ledger(accountant, state)
-            state = checkpoint.restore(directory / "checkpoints", state, num_clients=num_clients)
-            restored = True
-            unknown = "; without config= settings are not compared" if settings is None else ""
+            state, rows = resume_from(
+                directory, state, settings, config_may_change, num_clients, notices
+            )
+            restored, unknown = True, ""
+            if settings["config"] is None:
+                unknown = "; without config= settings are not compared"
             notices.append(f"resuming {directory} after round {int(state.round)}{unknown}")
     state = with_ledger(accountant, state)
     rounds = rounds_of(algo, key, data, capacity=every)
@@ -256,11 +261,12 @@ def _run(
         checkpoint.clear(directory / "checkpoints")
     history = History(
         directory,
-        resume_round=done if restored else None,
+        rows=rows,
+        resumed=restored,
         tensorboard=tensorboard,
         read_only=not writes,
     )
-    if directory is not None and settings is not None and writes:
+    if directory is not None and settings["config"] is not None and writes:
         save_json_atomic(directory / "config.json", settings)
     earlier = history.rows[-1].get("seconds", 0.0) if history.rows else 0.0
 
@@ -281,7 +287,12 @@ def _run(
         if directory is not None:
             history.sync()
             checkpoint.save(
-                directory / "checkpoints", state, step=done, keep=keep, num_clients=num_clients
+                directory / "checkpoints",
+                state,
+                step=done,
+                keep=keep,
+                num_clients=num_clients,
+                texts=texts_of(settings, history.text()),
             )
 
     try:
@@ -323,9 +334,15 @@ def _run(
                     saved_round = done
             if saved_round < done:  # no round was left, or a late signal
                 save()
-    finally:
+    except BaseException as error:
         bar.close()
-        history.close()
+        with contextlib.suppress(OSError):  # not in place of what is being raised
+            history.close()
+        if isinstance(error, OSError) and saved_round >= 0:
+            error.add_note(f"round {saved_round} is saved: resume=True goes on from there")
+        raise
+    bar.close()
+    history.close()
     number = stop()
     if number:
         where = "nothing is on disk: give output_dir to keep checkpoints"

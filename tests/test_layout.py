@@ -56,6 +56,7 @@ LAYERS = {
     "report": 2,
     "sampling": 2,
     "server": 2,
+    "settings": 2,
     "transforms": 2,
     "rounds": 2,
     "stream": 3,

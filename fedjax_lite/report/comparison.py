@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedjax_lite.checks import as_path
 from fedjax_lite.history import save_text_atomic
 from fedjax_lite.report import page
 from fedjax_lite.report.drawing import Scene
@@ -177,7 +178,7 @@ def compare(
 def _check_path(path: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
     if path is None:
         return None
-    path = Path(path).expanduser()
+    path = as_path(path, "path")
     if path.suffix.lower() not in (".html", ".htm", ".png"):
         raise ValueError(f"path must end in .html or .png, got {str(path)!r}")
     if path.is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks import as_path
 from fedjax_lite.evaluate import summarize_clients
 from fedjax_lite.history import save_json_atomic, to_python
 
@@ -51,7 +52,7 @@ def save_clients(
       ...     path.name, "test_accuracy" in path.read_text()
       ('clients.json', True)
     """
-    directory = Path(directory)
+    directory = as_path(directory, "directory")
     if not directory.is_dir():
         raise FileNotFoundError(f"directory must be the folder of a run, there is no {directory}")
     split = checked_split(split)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedjax_lite.checks import as_path
 from fedjax_lite.history import read_rows
 from fedjax_lite.report.runs import Run
 
@@ -48,7 +49,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Run]:
       ...     read_results(file)[0].rows
       [{'round': 0, 'test_accuracy': 0.1}, {'round': 5, 'test_accuracy': 0.5}]
     """
-    path = Path(path)
+    path = as_path(path, "path")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".jsonl":

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks import as_path
 from fedjax_lite.history import Row, read_rows
 
 REMEDY = (
@@ -86,7 +87,7 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in paths:
-        path = os.path.expanduser(path)
+        path = str(as_path(path, "paths"))
         if os.path.exists(path):
             matches = [path]
         else:
@@ -142,7 +143,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
       ...     read_run(folder).rows
       [{'round': 1, 'test_accuracy': 0.5}]
     """
-    directory = Path(directory)
+    directory = as_path(directory, "directory")
     if not directory.is_dir():
         raise FileNotFoundError(f"there is no folder {directory}; {REMEDY}")
     if not (directory / "metrics.jsonl").is_file():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fedjax_lite.checks import as_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def finish(figure: Figure, title: str, dataset: str, path: str | os.PathLike[str
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a PNG file under a temporary name and moves it into place."""
-    path = Path(path)
+    path = as_path(path, "path")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite.checkpoint.manifest import CheckpointDamaged
 from fedjax_lite.engine.memory import host_bytes
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.row_store import RowStore, new_token, token_of
@@ -100,6 +101,7 @@ class HostTable:
                     file.write(self._records(index, part).data)
         else:
             np.save(folder / "index.npy", index)
+            np.save(folder / "sums.npy", self.store.sums(index))
         (folder / "table.json").write_text(json.dumps({"kind": self.kind, "token": token}))
         if self.folder is not None:
             self.store.pin(index, token, final)
@@ -107,7 +109,10 @@ class HostTable:
     def restore_from(self, folder: Path) -> HostTable:
         """The table that `save_to` wrote; this one gives the initial row and the place.
 
+        Rows on disk are all read once, and compared with what was written.
+
         Raises:
+          CheckpointDamaged: (a ValueError) if rows have other bytes, or are missing at the end.
           ValueError: if the rows are not there any more.
         """
         table = HostTable(self.row, num_clients=self.num_clients, folder=self.folder)
@@ -120,7 +125,11 @@ class HostTable:
                     "the state_dir of the run that saved it. Rows are kept as long as their "
                     "checkpoint exists where it was saved or restored: a copy does not keep them"
                 )
-            table.index = read_index(folder / "index.npy", limit=2**31, length=self.num_clients)
+            index = read_index(folder / "index.npy", limit=2**31, length=self.num_clients)
+            sums = folder / "sums.npy"
+            kept = np.load(sums, allow_pickle=False) if sums.exists() else None
+            store.adopt(index, kept)
+            table.index = index
             return table
         ids = read_index(folder / "ids.npy", limit=self.num_clients)
         if (ids < 0).any() or (ids[1:] <= ids[:-1]).any():
@@ -130,7 +139,7 @@ class HostTable:
             for part in _parts(ids, self.layout.num_bytes):
                 read = file.read(len(part) * self.layout.num_bytes)
                 if len(read) < len(part) * self.layout.num_bytes:
-                    raise ValueError(
+                    raise CheckpointDamaged(
                         f"{folder / 'rows.bin'} is truncated; restore an earlier checkpoint"
                     )
                 records = np.frombuffer(read, np.uint8).reshape(len(part), -1)

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checkpoint.manifest import CheckpointDamaged
+from fedjax_lite.history import naming
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.slots import FileSlots, MemorySlots
 from fedjax_lite.stream.table_files import read_index, read_note
@@ -126,11 +128,15 @@ class RowStore:
         assert isinstance(self.slots, FileSlots)
         self.slots.sync()
         path = self.folder / "pins" / f"{token}.json"
-        found = _places(path) if path.exists() else []
+        found: list[Path] = []
+        if path.exists():
+            with contextlib.suppress(ValueError):  # a damaged note is written anew
+                found = _places(path)
         temporary = path.with_suffix(".tmp")
         places = sorted({str(place) for place in [*found, final]})
-        temporary.write_text(json.dumps({"checkpoints": places}))
-        os.replace(temporary, path)
+        with naming(path):
+            temporary.write_text(json.dumps({"checkpoints": places}))
+            os.replace(temporary, path)
         self._pinned[token] = index
 
     def pinned(self, token: str, found: Path) -> bool:
@@ -142,6 +148,23 @@ class RowStore:
         self._check_length(index)
         self.pin(index, token, found)
         return True
+
+    def sums(self, index: np.ndarray) -> np.ndarray:
+        """CRC-32 of the rows of an index, uint32, in the order of the clients that have one."""
+        assert isinstance(self.slots, FileSlots)
+        return self.slots.sums[index[index >= 0]]
+
+    def adopt(self, index: np.ndarray, sums: np.ndarray | None) -> None:
+        """Takes over the rows of a checkpoint, if they are what was saved.
+
+        Raises:
+          CheckpointDamaged: if they are not.
+        """
+        assert isinstance(self.slots, FileSlots)
+        try:
+            self.slots.adopt(index[index >= 0], sums)
+        except ValueError as error:
+            raise CheckpointDamaged(str(error)) from error
 
     def _drop_pins(self) -> None:
         """Forgets checkpoints that were deleted; reads the indexes of those new to this process."""
@@ -158,7 +181,7 @@ class RowStore:
 
     def _check_length(self, index: np.ndarray) -> None:
         if index.max(initial=-1) >= self._capacity:
-            raise ValueError(
+            raise CheckpointDamaged(
                 f"{self.folder}/rows.bin is truncated: it has {self._capacity} rows, and a "
                 f"checkpoint needs number {index.max()}"
             )
