@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from flags import strategy
 from jax.sharding import Mesh
 
 import fedjax_lite as fl
+from fedjax_lite.settings import read_settings
 
 Make = Callable[[str, fl.engine.Strategy], fl.FederatedAlgorithm]
 
@@ -64,4 +64,4 @@ def recorded_layout(output_dir: Path, resume: bool) -> str | None:
     path = output_dir / "config.json"
     if not resume or not path.exists():
         return None
-    return json.loads(path.read_text()).get("config", {}).get("layout")
+    return read_settings(path)["config"].get("layout")
