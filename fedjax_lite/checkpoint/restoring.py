@@ -86,10 +86,11 @@ def restore(
 
     Example:
       >>> import tempfile, jax
+      >>> from fedjax_lite import checkpoint
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     _ = save(folder, {"key": jax.random.key(3)}, step=1)
-      ...     same = restore(folder, {"key": jax.random.key(0)})["key"] == jax.random.key(3)
-      >>> bool(same)
+      ...     _ = checkpoint.save(folder, {"key": jax.random.key(3)}, step=1)
+      ...     found = checkpoint.restore(folder, {"key": jax.random.key(0)})
+      >>> bool(found["key"] == jax.random.key(3))
       True
     """
     loaded = load(directory, template, step=step, num_clients=num_clients)
@@ -118,9 +119,10 @@ def load(
 
     Example:
       >>> import tempfile, jax.numpy as jnp
+      >>> from fedjax_lite import checkpoint
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     _ = save(folder, {"w": jnp.ones(2)}, step=7, texts={"note.txt": "seven"})
-      ...     loaded = load(folder, {"w": jnp.zeros(2)})
+      ...     _ = checkpoint.save(folder, {"w": jnp.ones(2)}, step=7, texts={"note.txt": "seven"})
+      ...     loaded = checkpoint.load(folder, {"w": jnp.zeros(2)})
       >>> loaded.step, loaded.texts
       (7, {'note.txt': 'seven'})
     """

@@ -54,9 +54,10 @@ def save(
 
     Example:
       >>> import tempfile, jax.numpy as jnp
+      >>> from fedjax_lite import checkpoint
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     _ = save(folder, {"w": jnp.arange(3.0)}, step=7)
-      ...     restore(folder, {"w": jnp.zeros(3)})["w"].tolist()
+      ...     _ = checkpoint.save(folder, {"w": jnp.arange(3.0)}, step=7)
+      ...     checkpoint.restore(folder, {"w": jnp.zeros(3)})["w"].tolist()
       [0.0, 1.0, 2.0]
     """
     check_count(step, "step", minimum=0)
