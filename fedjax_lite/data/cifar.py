@@ -97,8 +97,10 @@ def parse_python(content: bytes, variant: _Variant, path: Path | str) -> Arrays:
     del content  # what of it the array does not need is of no more use
     if not isinstance(loaded, dict):
         raise DatasetFormatError(path, expected="a dict", found=f"a {type(loaded).__name__}")
-    entries = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in loaded.items()}
-    rows = entries.get("data")
+    named = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in loaded.items()}
+    entries = {key: named.get(key) for key in ("data", *(name for _, name, _ in variant.labels))}
+    del loaded, named  # with ten thousand names of files
+    rows = entries["data"]
     if (
         not isinstance(rows, np.ndarray)
         or rows.dtype != np.uint8
@@ -112,7 +114,7 @@ def parse_python(content: bytes, variant: _Variant, path: Path | str) -> Arrays:
         )
     columns = {}
     for key, theirs, _ in variant.labels:
-        values = entries.get(theirs)
+        values = entries[theirs]
         listed = values if isinstance(values, list) else []
         kinds = sorted({type(value).__name__ for value in listed})
         if len(listed) != len(rows) or kinds != ["int"]:

@@ -25,7 +25,8 @@ def new_folder(
 
     Raises:
       FileExistsError: if the name is taken and `overwrite` is False, or if what has the name holds
-        other files; before anything is written.
+        other files; before anything is written. Also where another process took the name meanwhile:
+        its folder stays.
 
     Example:
       >>> with tempfile.TemporaryDirectory() as place:
@@ -50,13 +51,32 @@ def new_folder(
     try:
         writing.chmod(0o755)
         yield writing
-        if folder.exists():
-            doomed = writing.with_name(writing.name.replace(".writing-", ".deleting-"))
-            os.replace(folder, doomed)
-            os.replace(writing, folder)
-            shutil.rmtree(doomed)
-        else:
-            os.replace(writing, folder)
+        _put_in_place(writing, folder, overwrite)
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise
+
+
+def _put_in_place(writing: Path, folder: Path, overwrite: bool) -> None:
+    """Gives the folder its name; what had it goes when that is done, or gets it back."""
+    doomed = writing.with_name(writing.name.replace(".writing-", ".deleting-"))
+    if overwrite:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, doomed)
+    try:
+        if not overwrite and folder.exists():  # an empty folder would be replaced
+            raise FileExistsError
+        os.replace(writing, folder)
+    except OSError as error:
+        if doomed.exists() and not folder.exists():
+            os.replace(doomed, folder)
+            raise
+        if folder.exists():
+            raise FileExistsError(
+                f"{folder} was made by another process meanwhile and stays; choose another, or "
+                "call this again with overwrite=True"
+            ) from error
+        raise
+    finally:
+        if folder.exists():
+            shutil.rmtree(doomed, ignore_errors=True)

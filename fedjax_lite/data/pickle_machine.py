@@ -89,7 +89,7 @@ class Machine:
             if self.steps < 0:
                 raise Refused("it has far more entries than images")
             if code not in opcodes:
-                raise Refused(f"it has the opcode {_opcode_name(code)}")
+                raise Refused(f"it has the opcode {code:#04x}, which no such data set needs")
             opcodes[code](self)
         if self.place != len(self.content):
             raise Refused(f"{len(self.content) - self.place:,} bytes follow its end")
@@ -208,8 +208,8 @@ class Machine:
     def encode_long(self, text: _Text) -> memoryview:
         """Piece by piece: a single wide character would widen the whole text."""
         decoder, result = codecs.getincrementaldecoder(text.codec)(), bytearray()
-        for begin in range(0, len(text.raw), 1 << 14):
-            piece = decoder.decode(bytes(text.raw[begin : begin + (1 << 14)])).encode("latin-1")
+        for begin in range(0, len(text.raw), 1 << 12):
+            piece = decoder.decode(bytes(text.raw[begin : begin + (1 << 12)])).encode("latin-1")
             self.charge(len(piece))
             result += piece
         decoder.decode(b"", True)
@@ -325,13 +325,6 @@ class Machine:
         """Frames only help readers of streams."""
         if self.number(8) > len(self.content) - self.place:
             raise Refused("it ends early")
-
-
-def _opcode_name(code: int) -> str:
-    import pickletools
-
-    names = {known.code: known.name for known in pickletools.opcodes}
-    return names.get(chr(code), hex(code))
 
 
 def _among(value: Any, options: tuple[Any, ...]) -> bool:

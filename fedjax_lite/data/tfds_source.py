@@ -138,7 +138,7 @@ def _check_info(path: Path) -> tuple[str, str]:
         info = json.loads(path.read_text(encoding="utf-8"))
         names = [split["name"] for split in info["splits"]]
         file_format = info.get("fileFormat", "tfrecord")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetFormatError(
             path, expected="a TFDS dataset_info.json with splits", found=repr(error), remedy=remedy
         ) from error

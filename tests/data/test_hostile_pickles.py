@@ -182,10 +182,10 @@ def damaged(content, rng):
     return bytes(content)
 
 
-def check(content):
+def check(read):
     """Parses, and returns whether it was refused: by the one error that there is for it."""
     try:
-        parsed = parse(content)
+        parsed = cifar.parse_python(read(), cifar._CIFAR10, "batch_1")  # nobody else holds it
     except DatasetFormatError:
         return True
     assert parsed["x"].dtype == np.uint8
@@ -195,25 +195,25 @@ def check(content):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_batches_damaged_at_random_are_errors_in_little_memory(protocol):
-    """Eight hundred of each protocol; the peak is measured beside the content itself."""
+def test_batches_damaged_at_random_are_errors_in_little_memory(tmp_path, protocol):
+    """Five hundred of each protocol; the peak counts the file's own bytes, read from the disk."""
     whole, rng = official(protocol=protocol), random.Random(protocol)
-    assert not check(whole)
-    started, refused, largest = time.monotonic(), 0, 0.0
+    path, started, refused, largest = tmp_path / "batch", time.monotonic(), 0, 0.0
+    assert not check(lambda: whole)
     tracemalloc.start()
     try:
-        for _ in range(800):
-            content = damaged(whole, rng)
+        for _ in range(500):
+            path.write_bytes(damaged(whole, rng))
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
-            refused += check(content)
-            peak = tracemalloc.get_traced_memory()[1] - before
-            largest = max(largest, peak / len(content))
+            refused += check(path.read_bytes)
+            peak = tracemalloc.get_traced_memory()[1] - before - 2**14  # errors and frames
+            largest = max(largest, peak / path.stat().st_size)
     finally:
         tracemalloc.stop()
-    assert refused > 160
-    # The images, and where the pixels are written as a text, these as bytes.
-    assert largest < (2.5 if protocol == 0 else 2.0)
+    assert refused > 100
+    # Protocol 0 writes pixels as a text, which becomes bytes in a buffer that grows by eighths.
+    assert largest <= (2.2 if protocol == 0 else 2.0)
     assert time.monotonic() - started < 60
 
 
