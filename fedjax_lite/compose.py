@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_key, check_params
 from fedjax_lite.checks import check_slot as check_slot
+from fedjax_lite.cohort_checks import check_cohort
 from fedjax_lite.data.dataset import ClientData, CohortDataset, SizedPopulation
 from fedjax_lite.data.dataset import check_data as check_data
 from fedjax_lite.downlink import Downlink, downlink_cost, downlinked, not_sent_twice
@@ -88,7 +90,8 @@ def federated_algorithm(
     Returns:
       A `FederatedAlgorithm`. ``round(key, state, data, cohort=None)`` is jitted and pure; it folds
       ``state.round`` into the key, so every round may be given the same key, and takes an explicit
-      `Cohort` for replays and streaming (ids outside the population are empty slots). Metrics:
+      `Cohort` for replays and streaming: integer ids, of which those outside the population are
+      empty slots, and a bool mask; clients that keep rows are named once. Metrics:
       the client's own (means over the cohort), ``num_clients`` that took part, ``num_steps``
       that they did, ``uplink_bits`` they sent and ``downlink_bits`` they were sent, packed, with
       the bounds of an ideal entropy coder beside them (``uplink_entropy_bits`` ...).
@@ -165,7 +168,9 @@ def federated_algorithm(
             drawn = jax.eval_shape(draw, key, sampler.init(data.num_clients), sizes)
             preface = preface_shape(prologue, params, broadcast, drawn)
             broadcast = Prefaced(broadcast, trees.zeros(preface))
-        message, _ = message_shape(program, broadcast, row)
+        with in_population(data.num_clients):  # arrays [N] inside of slots are held against it
+            message, _ = message_shape(program, broadcast, row)
+            kept = aggregator.init_state(params)
         uplink_row = uplink.init(trees.zeros(message.value))
         check_table((row, uplink_row), data.num_rows)
         fresh = RoundState(
@@ -173,7 +178,7 @@ def federated_algorithm(
             server=state,
             clients=make_table("clients", row, data),
             uplink=make_table("uplink", uplink_row, data),
-            aggregator=aggregator.init_state(params),
+            aggregator=kept,
             sampler=sampler.init(data.num_clients),
             privacy=() if privacy is None else empty(),
         )
@@ -255,7 +260,7 @@ def federated_algorithm(
         check_not_donated(state)
         check_not_captured(state, data)
         if cohort is not None:
-            check_slot(cohort, "cohort", Cohort)
+            check_cohort(cohort, data, () if privacy else (state.clients, state.uplink))
         elif isinstance(data, CohortDataset):
             raise ValueError(
                 "cohort must be given with a CohortDataset, got None: the data of one cohort can "
@@ -263,7 +268,10 @@ def federated_algorithm(
             )
         if privacy is not None:
             state = check_private(privacy, state, data, cohort)
-        with watching(outputs_of(round), state.server, data.examples):
+        with (
+            watching(outputs_of(round), state.server, data.examples),
+            in_population(data.num_clients),
+        ):
             return jitted(key, state, data, cohort)
 
     @jax.jit

@@ -165,7 +165,8 @@ def downlink_cost(
     """What the broadcast of a round cost, over all who were sent it.
 
     Args:
-      server: the server's state that was broadcast.
+      server: the server's state that was broadcast; its ``downloaded_share``, where it has one, is
+        the part of the broadcast that a client downloads.
       broadcast: what clients downloaded, a prologue's aggregate included.
       took_part: how many.
       num_clients: the population.
@@ -178,7 +179,8 @@ def downlink_cost(
       >>> float(cost["downlink_bits"])
       960.0
     """
-    bits = jnp.float32(trees.num_bits(broadcast)) * took_part
+    share = getattr(server, "downloaded_share", 1.0)  # of several models a client may need one
+    bits = jnp.float32(trees.num_bits(broadcast) * share) * took_part
     cost = Wire(bits, bits)
     if isinstance(server, Downlinked):
         rest = (trees.num_bits(broadcast) - trees.num_bits(server.received)) * took_part

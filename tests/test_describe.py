@@ -84,6 +84,7 @@ TITLES = {
     "centralised": "Centralised training",
     "local only": "Local training only",
     "fedbn": "FedBN (Li et al., 2021)",
+    "hierfavg": "HierFAVG (Liu et al., 2020)",
 }
 
 
@@ -145,6 +146,7 @@ def test_the_tables_name_factories_that_exist():
     assert set(ALIASES.values()) <= names
     # Without these nothing of the kind is in the registries.
     rest = {"modular_mean", "noisy_codes", "of_direction", "inverse_variance", "once_an_epoch"}
+    rest |= {"edge_averages"}
     assert set(WORDS) <= names | rest
 
 

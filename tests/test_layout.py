@@ -37,6 +37,7 @@ LAYERS = {
     "folder_lock": 1,
     "aggregation": 2,
     "checkpoint": 2,
+    "cohort_checks": 2,
     "compilation": 2,
     "data": 2,
     "downlink": 2,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.aggregation.blocks import map_blocks
+from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.aggregation.stacked import (
     Stack,
     check_aggregator_slot,
@@ -50,6 +51,10 @@ def bucketing(bucket_size: int, *, inner: Aggregator) -> Aggregator:
     check_count(bucket_size, "bucket_size", minimum=1)
     check_aggregator_slot(inner)
 
+    def init_state(params: PyTree) -> PyTree:
+        with in_population(None):  # to `inner` buckets are the clients
+            return inner.init_state(params)
+
     def rule(key: Key, state: PyTree, stack: Stack, cohort: Cohort) -> tuple[PyTree, PyTree]:
         key_order, key_inner = jax.random.split(key)
         order = random_order(key_order, cohort.ids, stack.mask)
@@ -58,15 +63,18 @@ def bucketing(bucket_size: int, *, inner: Aggregator) -> Aggregator:
         num_buckets = sizes.shape[0]
         slots = jnp.arange(num_buckets, dtype=jnp.int32)
         messages = Message(values, (sizes > 0).astype(stack.weights.dtype))
-        acc = here.init(jax.tree.map(lambda leaf: leaf[0], messages), num_buckets)
+        with in_population(num_buckets):
+            acc = here.init(jax.tree.map(lambda leaf: leaf[0], messages), num_buckets)
         acc = here.add(acc, messages, slots, sizes > 0)
         return here.finish(key_inner, state, acc, Cohort(slots, sizes > 0))
 
-    aggregator = stacked(rule, init_state=inner.init_state)
+    aggregator = stacked(rule, init_state=init_state)
 
     def init(message: Message, cohort_size: int) -> PyTree:
         check_scalar_weight(message)
-        inner.init(message, -(-cohort_size // bucket_size))  # for its conditions
+        num_buckets = -(-cohort_size // bucket_size)
+        with in_population(num_buckets):
+            inner.init(message, num_buckets)  # for its conditions
         return aggregator.init(message, cohort_size)
 
     return aggregator._replace(init=init)

@@ -9,7 +9,7 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.distances import squared_norms, squares_to
 from fedjax_lite.aggregation.stacked import Stack, stacked
-from fedjax_lite.checks import check_count, check_positive
+from fedjax_lite.checks import check_bool, check_count, check_positive
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 
@@ -55,6 +55,7 @@ def geometric_median(
     """
     check_count(iterations, "iterations", minimum=0)
     check_positive(smoothing, "smoothing")
+    check_bool(weighted, "weighted")
 
     def rule(key: Key, state: PyTree, stack: Stack, cohort: Cohort) -> tuple[PyTree, PyTree]:
         counts = stack.mask & measurable(stack.values)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
+from fedjax_lite.aggregation.conditions import in_population, need_one_a_client
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.aggregation.stacked import (
     Stack,
@@ -34,12 +35,13 @@ def hierarchical(
         \Delta^{(e)} = \sum_{i \in e} w_i \Delta_i \Big/ W_e, \quad W_e = \sum_{i \in e} w_i, \qquad
         \bar\Delta = \sum_e W_e \Delta^{(e)} \Big/ \sum_e W_e
 
-    With the mean on top that is the flat weighted mean (HierFAVG with ``kappa_2 = 1``); with
+    With the mean on top that is the flat weighted mean (HierFAVG with ``kappa_2 = 1``; with more
+    edge rounds before the cloud's it is an algorithm, `fedjax_lite.hierfavg`); with
     another `inner`, such as ``median()``, the cloud need not trust every edge.
 
     Args:
-      edges: int `[N]`, the edge of each client of the population; may be traced. A client whose id
-        is not in the table counts nowhere.
+      edges: int `[N]`, the edge of each client of the population; may be traced. Outside of a
+        round, a client whose id is not in the table counts nowhere.
       num_edges: how many edges there are; default the largest in `edges` plus one.
       inner: what the cloud does with the edges' means; default `mean()`. It sees edges as clients
         with their numbers as ids.
@@ -51,7 +53,8 @@ def hierarchical(
 
     Raises:
       ValueError: if an edge lies outside ``[0, num_edges)``, `num_edges` is missing where `edges`
-        is traced, or the weighting is unknown.
+        is traced, or the weighting is unknown; when a state is made or a round is built, if there
+        is not one edge a client of the population.
       TypeError: if `edges` are not integers or `inner` is not an `Aggregator`.
 
     Example:
@@ -66,12 +69,16 @@ def hierarchical(
     Reference: Liu, Zhang, Song, Letaief, "Client-Edge-Cloud Hierarchical Federated Learning",
     2020, arXiv:1905.06641.
     """
-    table = _check_edges(edges, num_edges)
-    count = int(np.max(table)) + 1 if num_edges is None else num_edges
+    table, count = check_edges(edges, num_edges)
     if edge_weighting not in ("message", "uniform"):
         raise ValueError(f"edge_weighting must be 'message' or 'uniform', got {edge_weighting!r}")
     inner = mean() if inner is None else inner
     check_aggregator_slot(inner)
+
+    def init_state(params: PyTree) -> PyTree:
+        need_one_a_client(table.shape[0], "edges")
+        with in_population(count):  # to `inner` edges are the clients
+            return inner.init_state(params)
 
     def rule(key: Key, state: PyTree, stack: Stack, cohort: Cohort) -> tuple[PyTree, PyTree]:
         here = inner if inner.at is None else inner.at(state)
@@ -84,15 +91,18 @@ def hierarchical(
         sent = weights if edge_weighting == "message" else present.astype(weights.dtype)
         numbers = jnp.arange(count, dtype=jnp.int32)
         messages = Message(values, sent)
-        acc = here.init(jax.tree.map(lambda leaf: leaf[0], messages), count)
+        with in_population(count):
+            acc = here.init(jax.tree.map(lambda leaf: leaf[0], messages), count)
         acc = here.add(acc, messages, numbers, present)
         return here.finish(key, state, acc, Cohort(numbers, present))
 
-    aggregator = stacked(rule, init_state=inner.init_state)
+    aggregator = stacked(rule, init_state=init_state)
 
     def init(message: Message, cohort_size: int) -> PyTree:
         check_scalar_weight(message)
-        inner.init(message, count)  # for its conditions
+        need_one_a_client(table.shape[0], "edges")
+        with in_population(count):
+            inner.init(message, count)  # for its conditions
         return aggregator.init(message, cohort_size)
 
     return aggregator._replace(init=init)
@@ -118,7 +128,18 @@ def edge_means(values: PyTree, weights: Array) -> PyTree:
     return map_blocks(mix, values)
 
 
-def _check_edges(edges: Any, num_edges: int | None) -> Any:
+def check_edges(edges: Any, num_edges: int | None) -> tuple[Any, int]:
+    """The table of edges `[N]`, and how many edges there are.
+
+    Raises:
+      TypeError: if `edges` are not integers `[N]`.
+      ValueError: if one lies outside ``[0, num_edges)``, or `num_edges` is missing where they are
+        traced.
+
+    Example:
+      >>> check_edges([0, 2, 0], None)[1]
+      3
+    """
     if num_edges is not None:
         check_count(num_edges, "num_edges", minimum=1)
     if isinstance(edges, jax.core.Tracer):
@@ -126,7 +147,7 @@ def _check_edges(edges: Any, num_edges: int | None) -> Any:
             raise ValueError(
                 "num_edges must be given where edges are traced: it fixes the shape of the table"
             )
-        return edges
+        return edges, num_edges
     table = np.asarray(edges)
     if table.ndim != 1 or table.dtype.kind not in "iu":
         raise TypeError(f"edges must be integers [N], got {table.dtype} {list(table.shape)}")
@@ -135,4 +156,4 @@ def _check_edges(edges: Any, num_edges: int | None) -> Any:
             f"edges must lie in [0, num_edges={num_edges}), one a client, got "
             f"{(int(table.min()), int(table.max())) if table.size else 'none'}"
         )
-    return table
+    return table, int(table.max()) + 1 if num_edges is None else num_edges

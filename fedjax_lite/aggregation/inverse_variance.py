@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_non_negative, check_positive
+from fedjax_lite.aggregation.conditions import need_one_a_client
+from fedjax_lite.checks import check_bool, check_non_negative, check_positive
 from fedjax_lite.types import Array, ClientInfo
 
 
@@ -30,8 +31,8 @@ def inverse_variance(
 
     Args:
       variances: `[N]`, at least 0: variances ``sigma_i^2`` of the clients' estimates, or with
-        `per_example` ``s_i^2`` of one example. May be traced. A client beyond the end of a
-        table that is too short weighs NaN.
+        `per_example` ``s_i^2`` of one example. May be traced. Outside of a
+        round, a client beyond the end of the table weighs NaN.
       floor: smallest variance that is believed, above 0, in the units of `variances`.
       per_example: whether the variances are per example, so that a client's is ``s_i^2 / n_i``.
 
@@ -41,7 +42,8 @@ def inverse_variance(
 
     Raises:
       TypeError: if an argument is not numeric.
-      ValueError: if `variances` is not `[N]`, negative or not finite, or `floor` not positive.
+      ValueError: if `variances` is not `[N]`, negative or not finite, or `floor` not positive; when
+        a state is made or a round is built, if there is not one a client of the population.
 
     Example:
       >>> weigh = inverse_variance([1.0, 4.0, 0.0], floor=0.25)
@@ -52,10 +54,12 @@ def inverse_variance(
     Biometrics 10(1), 1954.
     """
     _check_floor(floor)
+    check_bool(per_example, "per_example")
     table = variances if isinstance(variances, jax.core.Tracer) else np.asarray(variances)
     _check_variances(table)
 
     def weight(info: ClientInfo) -> Array:
+        need_one_a_client(table.shape[0], "variances")
         # An index beyond the table would otherwise be clamped to its last client.
         variance = jnp.asarray(table, jnp.float32).at[info.id].get(mode="fill", fill_value=jnp.nan)
         precision = 1 / jnp.maximum(variance, floor)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.aggregation.blocks import sum_blocks
+from fedjax_lite.aggregation.conditions import need_one_a_client
 from fedjax_lite.aggregation.krum import mean_of
 from fedjax_lite.aggregation.stacked import Stack, stacked
-from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
+from fedjax_lite.types import Aggregator, Array, Cohort, Key, Params, PyTree
 
 
 def redundancy(groups: Any) -> Aggregator:
@@ -26,14 +27,16 @@ def redundancy(groups: Any) -> Aggregator:
     training that draws nothing: full batches (``Plan(batch_size=None, ...)``) and no dropout.
 
     Args:
-      groups: int `[N]`, the task of each client of the population; a client whose id is not in
-        the table counts nowhere.
+      groups: int `[N]`, the task of each client of the population. Outside of a round, a client
+        whose id is not in the table counts nowhere.
 
     Returns:
       An `Aggregator`. Weights do not count: each task has weight 1.
 
     Raises:
       TypeError: if `groups` are not integers `[N]`.
+      ValueError: when a state is made or a round is built, if there is not one group a client of
+        the population.
 
     Example:
       >>> from fedjax_lite.aggregation.stacked import aggregate_stack
@@ -57,7 +60,14 @@ def redundancy(groups: Any) -> Aggregator:
         earlier = jnp.tril(mates & wins, -1).any(1)  # one member speaks for the majority
         return state, mean_of(stack.values, known & wins & ~earlier)
 
-    return stacked(rule)
+    def check(cohort_size: int = 0) -> None:
+        need_one_a_client(table.size, "groups")
+
+    def init_state(params: Params) -> tuple[()]:
+        check()
+        return ()
+
+    return stacked(rule, init_state=init_state, check=check)
 
 
 def identical(values: PyTree) -> Array:

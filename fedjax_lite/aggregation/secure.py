@@ -92,7 +92,8 @@ def secure_mean(
 
     Raises:
       ValueError: if an option is unknown or out of range, if weights are not one number a client,
-        or if ``C * max_weight * (2**bits - 1) >= 2**32``: the sum could wrap.
+        if ``C * max_weight * (2**bits - 1) >= 2**32``: the sum could wrap, or if the threshold is
+        above the cohort: every round would abort.
 
     Example:
       >>> aggregator = secure_mean(clip=1.0, bits=16)
@@ -121,7 +122,9 @@ def secure_mean(
             "weighting='message' takes the messages' weights"
         )
     if cohort_size is not None:
+        check_count(cohort_size, "cohort_size", minimum=1)
         check_ring(cohort_size, max_weight=max_weight, bits=bits)
+        check_threshold(threshold, cohort_size)
     masked = masks == "pairwise"
 
     def init_state(params: Params) -> SecureState:
@@ -131,6 +134,7 @@ def secure_mean(
 
     def init(message: Message, cohort_size: int) -> SecureSums:
         check_ring(cohort_size, max_weight=max_weight, bits=bits)
+        check_threshold(threshold, cohort_size)
         if weighting == "message":
             _check_scalar_weight(message)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.uint32), message.value)
@@ -194,6 +198,24 @@ def secure_mean(
 
     first = aggregator(np.zeros(2, np.uint32))
     return first._replace(at=lambda state: aggregator(state.seed)) if masked else first
+
+
+def check_threshold(threshold: int, cohort_size: int) -> None:
+    """Raises where no cohort of that size could reach the threshold.
+
+    Example:
+      >>> check_threshold(3, 3)
+      >>> try:
+      ...     check_threshold(10, 3)
+      ... except ValueError as error:
+      ...     print(str(error)[:61])
+      threshold must be at most the cohort's size, got 10 of 3: eve
+    """
+    if threshold > cohort_size:
+        raise ValueError(
+            f"threshold must be at most the cohort's size, got {threshold} of {cohort_size}: every "
+            "round would abort; sample more clients or lower it"
+        )
 
 
 def clipped_share(values: PyTree, clip: float | Array) -> Array:

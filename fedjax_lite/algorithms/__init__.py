@@ -13,6 +13,7 @@ from fedjax_lite.algorithms.fednova import fednova
 from fedjax_lite.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_lite.algorithms.fedprox import fedprox
 from fedjax_lite.algorithms.fedsgd import fedsgd
+from fedjax_lite.algorithms.hierfavg import hierfavg
 from fedjax_lite.algorithms.local_leaves import (
     evaluate_personal,
     fedbn,
@@ -38,6 +39,7 @@ __all__ = [
     "fedsgd",
     "fedyogi",
     "gap_to_baseline",
+    "hierfavg",
     "local_leaves",
     "local_only",
     "mime",

@@ -40,6 +40,7 @@ TITLES: dict[str, tuple[str, str, str]] = {
     "scaffold_client": ("SCAFFOLD", "scaffold", "scaffold"),
     "feddyn_client": ("FedDyn", "feddyn", "feddyn"),
     "mime_client": ("Mime", "mime", "mime"),
+    "at_edges": ("HierFAVG", "hierfavg", "hierfavg"),
     "local_leaves": ("FedAvg with local leaves", "local_leaves", "local_leaves"),
     "centralised": ("Centralised training", "baselines", "centralised"),
     "local_only": ("Local training only", "baselines", "local_only"),

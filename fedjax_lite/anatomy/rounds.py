@@ -199,6 +199,10 @@ def server_words(server: Piece) -> str:
     if server.name == "feddyn_server":
         alpha = figure(server.found["alpha"])
         return f"the model less the aggregate, corrected by what clients keep (alpha {alpha})"
+    if server.name == "edge_server":
+        return (
+            "every edge takes the mean of its own clients; the cloud averages the edges that meet"
+        )
     optimizer = server_optimizer(server)
     if optimizer is None:
         return part_words(server)

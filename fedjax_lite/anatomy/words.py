@@ -56,6 +56,9 @@ WORDS: dict[str, Segments] = {
     "norm_bound": ("messages scaled down to L2 norm {max_norm}, then {inner}",),
     "bucketing": ("means of {bucket_size} random clients each, then {inner}",),
     "hierarchical": ("{count} edge servers that average their own clients, then {inner}",),
+    "edge_averages": (
+        "the mean of each of {num_edges} edges, which meet in the cloud every {edge_rounds} rounds",
+    ),
     "redundancy": ("groups of clients that do the same work, each by majority (DRACO)",),
     "majority_vote": ("the sign that the majority of clients sent, coordinate by coordinate",),
     "diagnosed": ("{inner}; how far clients drift apart is measured beside it",),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import trees
+from fedjax_lite.aggregation.conditions import known_population
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.aggregation.stacked import (
     Slots,
@@ -71,7 +72,7 @@ def byzantine(
     Hostile clients train like the others, and what they would have sent is replaced (the weight is
     kept). Three ways to say who they are:
 
-    * ``clients=[3, 7]``: these ids;
+    * ``clients=[3, 7]``: these ids, each once;
     * ``fraction=0.2, num_clients=N``: exactly ``floor(0.2 N)`` ids, drawn with `seed`;
     * ``fraction=0.2``: each client with probability 0.2, by a hash of `seed` and its id. Good for
       any population, but their number is random.
@@ -94,7 +95,8 @@ def byzantine(
     Raises:
       TypeError: if `attack` or `inner` has the wrong type.
       ValueError: unless exactly one of `fraction` and `clients` is given, or where they lie out of
-        range.
+        range or name a client twice; when a state is made or a round is built, if an id lies
+        outside the population or `num_clients` is not its size.
 
     Example:
       >>> from fedjax_lite.aggregation import aggregate_stack, median
@@ -111,7 +113,10 @@ def byzantine(
     check_aggregator_slot(inner)
     is_member = membership(fraction=fraction, clients=clients, num_clients=num_clients, seed=seed)
 
+    check_here = population_check(clients, num_clients)
+
     def init_state(params: Params) -> Attacked:
+        check_here()
         state = inner.init_state(params)
         return Attacked(state, attack.init(params), _metrics(state, jnp.float32(0)))
 
@@ -133,6 +138,7 @@ def byzantine(
 
     def init(message: Message, cohort_size: int) -> Slots:
         check_scalar_weight(message)
+        check_here()
         inner.init(message, cohort_size)  # for its conditions
         return aggregator.init(message, cohort_size)
 
@@ -159,7 +165,9 @@ def membership(
         raise ValueError(
             f"give either fraction or clients, got fraction={fraction}, clients={clients}"
         )
+    check_count(seed, "seed", minimum=0)
     if clients is not None:
+        check_ids(clients)
         return lambda ids: (ids[:, None] == jnp.asarray(clients, jnp.int32).reshape(-1)).any(1)
     check_fraction(fraction, "fraction")
     if num_clients is not None:
@@ -172,6 +180,74 @@ def membership(
         return draws < fraction
 
     return by_hash
+
+
+def check_ids(clients: Any) -> None:
+    """Raises where concrete ids are no list of different clients; traced ones pass.
+
+    Raises:
+      TypeError: if they are not integers.
+      ValueError: if they are not `[K]`, negative or repeated.
+
+    Example:
+      >>> check_ids([3, 7])
+      >>> try:
+      ...     check_ids([3, 3])
+      ... except ValueError as error:
+      ...     print(error)
+      clients must name each client once, got 3 more than once; leave the repeats out
+    """
+    if isinstance(clients, jax.core.Tracer):
+        return
+    ids = np.asarray(clients)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TypeError(
+            f"clients must be integer ids [K], got {ids.dtype} {list(ids.shape)}; e.g. [3, 7]"
+        )
+    if ids.size and (ids.min() < 0 or ids.max() >= 2**31):
+        raise ValueError(
+            f"clients must be ids from 0 on, got {int(ids.min())} to {int(ids.max())}; they number "
+            "the rows of the population"
+        )
+    found, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"clients must name each client once, got {int(found[counts > 1][0])} more than once; "
+            "leave the repeats out"
+        )
+
+
+def population_check(clients: Any, num_clients: int | None) -> Callable[[], None]:
+    """A check of hostile clients against the population, where one is known.
+
+    Example:
+      >>> from fedjax_lite.aggregation.conditions import in_population
+      >>> try:
+      ...     with in_population(6):
+      ...         population_check([9], None)()
+      ... except ValueError as error:
+      ...     print(error)
+      clients must be ids of the population, in [0, 6), got 9; name others or partition into more
+    """
+    traced = clients is None or isinstance(clients, jax.core.Tracer) or not np.size(clients)
+    largest = -1 if traced else int(np.max(np.asarray(clients)))
+
+    def check() -> None:
+        population = known_population()
+        if population is None:
+            return
+        if largest >= population:
+            raise ValueError(
+                f"clients must be ids of the population, in [0, {population}), got {largest}; name "
+                "others or partition into more"
+            )
+        if num_clients is not None and num_clients != population:
+            raise ValueError(
+                f"num_clients must be the population's size {population}, got {num_clients}: "
+                f"another would draw ids of no client or spare some; give {population}"
+            )
+
+    return check
 
 
 def byzantine_clients(num_clients: int, *, fraction: Any, seed: int = 0) -> np.ndarray:
@@ -199,6 +275,7 @@ def byzantine_clients(num_clients: int, *, fraction: Any, seed: int = 0) -> np.n
     check_fraction(fraction, "fraction")
     if isinstance(fraction, jax.core.Tracer):
         raise TypeError("fraction must not be traced with num_clients: it fixes how many there are")
+    check_count(seed, "seed", minimum=0)
     count = int(np.floor(float(fraction) * num_clients * (1 + 1e-12)))
     drawn = np.random.default_rng(seed).choice(num_clients, size=count, replace=False)
     return np.sort(drawn).astype(np.int32)

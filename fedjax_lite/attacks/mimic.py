@@ -10,6 +10,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks, sum_blocks
+from fedjax_lite.aggregation.conditions import known_population
 from fedjax_lite.aggregation.geometric_median import measurable
 from fedjax_lite.aggregation.stacked import check_like_model
 from fedjax_lite.attacks.byzantine import Attack, Scene
@@ -54,7 +55,8 @@ def mimic(client: int | None = None, *, warmup: int = 10) -> Attack:
       An `Attack`; for messages with the structure of the model.
 
     Raises:
-      ValueError: if an argument is negative or `warmup` is 0.
+      ValueError: if an argument is negative or `warmup` is 0; when a state is made, if `client`
+        lies outside the population.
 
     Example:
       >>> from fedjax_lite.aggregation import aggregate_stack, median
@@ -72,6 +74,12 @@ def mimic(client: int | None = None, *, warmup: int = 10) -> Attack:
         check_count(client, "client", minimum=0)
 
     def init(params: Params) -> Mimicry:
+        population = known_population()
+        if client is not None and population is not None and client >= population:
+            raise ValueError(
+                f"client must be an id of the population, in [0, {population}), got {client}; name "
+                "another"
+            )
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
         )

@@ -17,6 +17,7 @@ from fedjax_lite.attacks.updates import stateless
 from fedjax_lite.types import Array, Key, PyTree
 
 Direction = Literal["unit", "sign", "std"]
+Bound = Literal["max", "min"]
 
 
 def min_max(direction: Direction = "unit") -> Attack:
@@ -60,7 +61,7 @@ def min_max(direction: Direction = "unit") -> Attack:
     return _attack(direction, reach)
 
 
-def min_sum(direction: Direction = "unit") -> Attack:
+def min_sum(direction: Direction = "unit", *, bound: Bound = "max") -> Attack:
     r"""All attackers leave the mean until the sum of squared distances would be too large.
 
     .. math::
@@ -68,16 +69,21 @@ def min_sum(direction: Direction = "unit") -> Attack:
         \sum_i \lVert \Delta_m - \Delta_i \rVert^2 \le \max_i \sum_j \lVert \Delta_i - \Delta_j
         \rVert^2 \bigr\}
 
-    over honest `i` and `j`.
+    over honest `i` and `j`. The paper's formula and its authors' code differ: the formula has the
+    largest of the honest clients' sums on the right, as above and by default here; the code takes
+    the smallest, ``bound="min"``. Along a unit `pi` the attackers then go as far as the honest
+    client that is nearest to the mean, in place of the furthest: a sum over `j` is
+    :math:`n \lVert \Delta_i - \mu \rVert^2` plus the same for all `i`.
 
     Args:
       direction: as in `min_max`.
+      bound: "max" as the paper's formula, "min" as its authors' code.
 
     Returns:
       An `Attack`.
 
     Raises:
-      ValueError: if the direction is unknown.
+      ValueError: if the direction or the bound is unknown.
 
     Example:
       >>> from fedjax_lite.aggregation import aggregate_stack
@@ -89,12 +95,16 @@ def min_sum(direction: Direction = "unit") -> Attack:
     Reference: Shejwalkar, Houmansadr, "Manipulating the Byzantine: Optimizing Model Poisoning
     Attacks and Defenses for Federated Learning", NDSS 2021.
     """
+    if bound not in ("max", "min"):
+        raise ValueError(f"bound must be 'max' or 'min', got {bound!r}")
 
     def reach(pairs: Array, apart: Array, along: Array, length: Array, honest: Array) -> Array:
         count = jnp.maximum(honest.sum(), 1)
         half = jnp.where(honest, along, 0).sum() / count  # 0 up to rounding: mu is the mean
         total = jnp.where(honest, apart, 0).sum()
-        under = half**2 + length * (pairs.sum(1).max() - total) / count
+        sums = pairs.sum(1)
+        limit = sums.max() if bound == "max" else jnp.where(honest, sums, jnp.inf).min()
+        under = half**2 + length * (limit - total) / count
         return (jnp.sqrt(jnp.maximum(under, 0)) - half) / length
 
     return _attack(direction, reach)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.moments import honest_mean, honest_std
-from fedjax_lite.checks import check_non_negative
+from fedjax_lite.checks import check_finite, check_non_negative
 from fedjax_lite.types import Array, Key, PyTree
 
 
@@ -99,10 +99,15 @@ def alie(z: float | Array | None = None) -> Attack:
     honest clients further out are what the attackers need to become the majority.
 
     Args:
-      z: how far; default the formula, with the `n` and `f` of the round (at least 0).
+      z: how far, may be traced; default the formula, with the `n` and `f` of the round (at least
+        0).
 
     Returns:
       An `Attack`.
+
+    Raises:
+      TypeError: if `z` is not a number.
+      ValueError: if `z` is not finite.
 
     Example:
       >>> from fedjax_lite.aggregation import aggregate_stack, median
@@ -115,6 +120,8 @@ def alie(z: float | Array | None = None) -> Attack:
     Reference: Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For
     Distributed Learning", 2019, arXiv:1902.06156.
     """
+    if z is not None:
+        check_finite(z, "z")
 
     def rows(key: Key, scene: Scene) -> PyTree:
         reach = alie_reach(scene.honest.sum(), scene.byzantine.sum()) if z is None else z

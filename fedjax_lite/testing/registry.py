@@ -37,6 +37,7 @@ from fedjax_lite.algorithms import (
     fedprox,
     fedsgd,
     fedyogi,
+    hierfavg,
     local_leaves,
     mime,
     mimelite,
@@ -157,6 +158,7 @@ ALGORITHMS: dict[str, Make] = {
     "mime": _made(mime, client=_rate),
     "mimelite": _made(mimelite, client=_rate),
     "local leaves": _personal_bias,
+    "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
     "fedavg median": _made(fedavg, aggregator=median()),
     "fedavg secure": _made(
         fedavg, weighting="uniform", aggregator=secure_mean(clip=4.0, bits=22, exact_zero=True)

@@ -1,0 +1,79 @@
+"""What is asked of a cohort that a caller gives: arrays of the right kind, each client once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_lite.checks import check_slot, shown
+from fedjax_lite.data.dataset import ClientData, CohortDataset
+from fedjax_lite.types import Cohort
+
+
+def check_cohort(cohort: Any, data: ClientData, rows: Any = ()) -> None:
+    """Raises where a cohort is not int ids `[C]` and a bool mask `[C]`, or a row has two writers.
+
+    Ids outside the population are empty slots, and so are masked ones; they may repeat. A client
+    may be named twice, and counts twice, where it keeps nothing (sampling with replacement); where
+    it has a row, both slots would write it, and which one is kept is nobody's choice. What is
+    traced has a dtype and a shape, and no ids to compare.
+
+    Args:
+      cohort: `Cohort`, of numpy or jax arrays.
+      data: the population, or one cohort of it: a stream fetched whom the sampler drew, and its ids
+        are not looked at.
+      rows: what clients keep between rounds, such as ``(state.clients, state.uplink)``. Where it
+        has leaves the ids are looked at, which waits for them if they are being computed.
+
+    Raises:
+      TypeError: if it is no `Cohort`, or ids or mask have another type.
+      ValueError: if the shapes differ, the cohort is empty, or a client with a row is there
+        twice.
+
+    Example:
+      >>> from fedjax_lite.data import from_arrays
+      >>> data = from_arrays({"x": np.zeros(6)}, np.arange(6))
+      >>> check_cohort(Cohort(np.array([0, 5]), np.ones(2, bool)), data)
+      >>> try:
+      ...     check_cohort(Cohort(np.array([5, 5]), np.ones(2, bool)), data, np.zeros(6))
+      ... except ValueError as error:
+      ...     print(str(error)[:58])
+      cohort must name each client once, got id 5 in 2 slots: it
+    """
+    check_slot(cohort, "cohort", Cohort)
+    for name, kinds, due in (("ids", "iu", "integers"), ("mask", "b", "bool")):
+        value = getattr(cohort, name)
+        if not isinstance(value, np.ndarray | jax.Array):
+            raise TypeError(
+                f"cohort.{name} must be an array of {due} [C], got {shown(value)}; jnp.array(...)"
+            )
+        if np.dtype(value.dtype).kind not in kinds:
+            remedy = "mask > 0 makes one" if name == "mask" else "they number the population's rows"
+            raise TypeError(f"cohort.{name} must be {due} [C], got {value.dtype}; {remedy}")
+    if cohort.ids.ndim != 1 or cohort.ids.shape != cohort.mask.shape or not cohort.ids.size:
+        raise ValueError(
+            f"cohort must be ids [C] and mask [C] of one slot at least, got "
+            f"{list(cohort.ids.shape)} and {list(cohort.mask.shape)}; an empty slot has mask False"
+        )
+    if isinstance(data, CohortDataset) or not jax.tree.leaves(rows):
+        return
+    if not all(map(_at_hand, cohort)):
+        return
+    ids, mask = (np.asarray(part) for part in jax.device_get((cohort.ids, cohort.mask)))
+    here = ids[mask & (ids >= 0) & (ids < data.num_clients)]
+    found, counts = np.unique(here, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"cohort must name each client once, got id {int(found[counts > 1][0])} in "
+            f"{int(counts.max())} slots: its row would be written twice; leave the repeats out, "
+            "or mask them"
+        )
+
+
+def _at_hand(array: Any) -> bool:
+    """Whether this host can read it: neither traced nor spread over several hosts."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return isinstance(array, np.ndarray) or array.is_fully_addressable
