@@ -27,11 +27,11 @@ from fedjax_lite.engine.prologue import Prologue as Prologue
 from fedjax_lite.engine.prologue import preface_shape, prologue_program
 from fedjax_lite.evaluate.own_models import models_of
 from fedjax_lite.label_checks import outputs_of, watching
-from fedjax_lite.ledger import accounted, empty
+from fedjax_lite.ledger import empty
 from fedjax_lite.metrics import COSTS, round_metrics
 from fedjax_lite.mistakes import check_not_captured, check_not_donated
 from fedjax_lite.optimizer_rounds import local_steps
-from fedjax_lite.private_runs import check_private, recorded
+from fedjax_lite.private_runs import check_private, prepared, recorded
 from fedjax_lite.private_slots import blindfolded, private_slots, without_repeats
 from fedjax_lite.server import standing_still
 from fedjax_lite.transforms.chain import identity
@@ -116,7 +116,7 @@ def federated_algorithm(
     given = (sampler, aggregator, uplink, server)
     if privacy is not None:
         sampler, aggregator, uplink = private_slots(privacy, sampler, aggregator, uplink, prologue)
-        privacy = accounted(privacy)
+        privacy = prepared(privacy)
     if sampler is None:
         raise TypeError(
             "sampler must be given, e.g. sampler=fl.uniform(10), or a privacy mechanism"

@@ -256,7 +256,7 @@ def _run(
             f"done; ask for at least {done}" + (" or start anew" if restored else "")
         )
     if accountant is not None:
-        num_rounds = begin(accountant, state, num_rounds, notices)
+        num_rounds = begin(accountant, state, data, num_rounds, notices)
     if directory is not None and not restored and writes:
         checkpoint.clear(directory / "checkpoints")
     history = History(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.data.dataset import CohortDataset
-from fedjax_lite.ledger import Ledger, is_traced, name_of, opened, read, record
+from fedjax_lite.ledger import Ledger, accounted, is_traced, name_of, opened, read, record
 from fedjax_lite.types import Accountant, Cohort, Mechanism, PyTree, RoundState
 
 CHOSEN = "an explicit cohort is not the mechanism's own sampling: "
@@ -49,6 +49,27 @@ def recorded(privacy: Mechanism | None, state: RoundState, data: Any, cohort: An
     return record(state.privacy, accountant.entry, at=at)
 
 
+def prepared(privacy: Mechanism) -> Mechanism:
+    """A mechanism whose accountant knows its entry in a ledger, and what its states look like.
+
+    Example:
+      >>> from fedjax_lite.aggregation.mean import mean
+      >>> from fedjax_lite.sampling import everyone
+      >>> spends = Accountant(lambda rounds: {"epsilon": 0.5 * rounds}, None, "made up")
+      >>> once = prepared(Mechanism(everyone(), mean(), spends))
+      >>> prepared(once) is once
+      True
+    """
+    if privacy.accountant.check is not None:
+        return privacy
+    known = accounted(privacy)
+
+    def check(state: RoundState, data: Any) -> None:
+        check_parts(known, state, data)
+
+    return known._replace(accountant=known.accountant._replace(check=check))
+
+
 def check_private(
     privacy: Mechanism, state: RoundState, data: Any, cohort: Cohort | None
 ) -> RoundState:
@@ -56,24 +77,22 @@ def check_private(
 
     Raises:
       ValueError: if the population is not the declared one, the state has spent the budget or has
-        seen what does not compose with this mechanism, or its parts are of another one. Of a traced
-        state only the population is known.
+        seen what does not compose with this mechanism, or its parts are of another one. What a
+        traced state has spent is not known.
 
     Warns:
       UserWarning: where an explicit cohort takes the place of the mechanism's own.
     """
-    sampler = privacy.sampler.init(data.num_clients)  # refuses another population
-    if cohort is not None and not isinstance(data, CohortDataset):
-        warnings.warn(
-            CHOSEN + (UNKNOWN if privacy.accountant.chosen is None else CERTAIN), stacklevel=3
-        )
     accountant = privacy.accountant
-    traced = any(map(is_traced, jax.tree.leaves((state.round, state.privacy))))
-    check_parts(privacy, state, sampler)
-    if traced:
+    if cohort is not None and not isinstance(data, CohortDataset):
+        costs = UNKNOWN if accountant.chosen is None else CERTAIN
+        warnings.warn(CHOSEN + costs, stacklevel=3)
+    if any(map(is_traced, jax.tree.leaves((state.round, state.privacy)))):
+        check_parts(privacy, state, data)
         return state
-    check_clock(accountant, state)
     end = end_of(accountant, state)
+    check_parts(privacy, state, data)
+    check_clock(accountant, state)
     if end is not None and int(state.round) >= end:
         raise ValueError(
             f"state has done {int(state.round)} rounds, and the privacy budget ends after "
@@ -83,15 +102,19 @@ def check_private(
     return opened(state)
 
 
-def check_parts(privacy: Mechanism, state: RoundState, sampler: PyTree) -> None:
-    """Raises ValueError where what sampler and aggregator keep was made by another mechanism.
+def check_parts(privacy: Mechanism, state: RoundState, data: Any) -> None:
+    """Raises ValueError where population, sampler or aggregator are those of another mechanism.
 
     Args:
       privacy: the mechanism.
       state: its shapes are looked at, so that it may be traced.
-      sampler: what the mechanism's sampler keeps; a stream keeps it elsewhere: ``()`` in the state.
+      data: the population; a stream keeps the sampler's state itself.
     """
-    pairs = {} if state.sampler == () else {"sampler": (state.sampler, sampler)}
+    pairs = {}
+    if isinstance(num_clients := getattr(data, "num_clients", None), int):
+        made = privacy.sampler.init(num_clients)  # refuses another population than declared
+        if not isinstance(data, CohortDataset):
+            pairs["sampler"] = (state.sampler, made)
     params = getattr(state.server, "params", None)
     if params is not None:
         made = jax.eval_shape(privacy.aggregator.init_state, params)
@@ -100,7 +123,7 @@ def check_parts(privacy: Mechanism, state: RoundState, sampler: PyTree) -> None:
         if _shapes(has) != _shapes(needs):
             raise ValueError(
                 f"state.{name} is not what privacy={_name(privacy.accountant)} keeps there: "
-                f"another algorithm made it; {FRESH}"
+                f"another algorithm made it{_makers(state)}; {FRESH}"
             )
 
 
@@ -131,12 +154,15 @@ def with_ledger(accountant: Accountant | None, state: RoundState) -> RoundState:
     return state if accountant is None or accountant.entry is None else opened(state)
 
 
-def begin(accountant: Accountant, state: RoundState, num_rounds: int, notices: list[str]) -> int:
+def begin(
+    accountant: Accountant, state: RoundState, data: Any, num_rounds: int, notices: list[str]
+) -> int:
     """How many rounds a run may do in all, `num_rounds` at most.
 
     Args:
       accountant: of the algorithm.
       state: that the run goes on with.
+      data: the population.
       num_rounds: asked for.
       notices: what there is to say is added.
 
@@ -148,8 +174,10 @@ def begin(accountant: Accountant, state: RoundState, num_rounds: int, notices: l
     if past.unaccounted and accountant.entry is not None:
         text = NOT_ACCOUNTED.format(count=past.unaccounted, round=past.round)
         warnings.warn(text, stacklevel=4)
-    check_clock(accountant, state)
     end = end_of(accountant, state)
+    if accountant.check is not None:
+        accountant.check(state, data)
+    check_clock(accountant, state)
     if end is None or end >= num_rounds:
         return num_rounds
     if past.round > end:
@@ -188,6 +216,14 @@ def _alone(accountant: Accountant, state: RoundState) -> bool:
 
 def _name(accountant: Accountant) -> str:
     return "none" if accountant.entry is None else name_of(accountant.entry)
+
+
+def _makers(state: RoundState) -> str:
+    """Which mechanisms a state has seen, for a message; nothing where that is not known."""
+    if any(map(is_traced, jax.tree.leaves((state.round, state.privacy)))):
+        return ""
+    names = [name_of(entry) for entry, _ in read(state).parts]
+    return f", the state has rounds under {', '.join(names)}" if names else ""
 
 
 def _shapes(tree: PyTree) -> tuple:

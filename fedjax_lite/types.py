@@ -229,6 +229,9 @@ class Accountant(NamedTuple):
     last_round: Callable[[RoundState], int | None] | None = None
     """``(state) ->`` the last value of ``state.round`` that the budget allows, whatever was spent
     so far; raises ValueError where that cannot be composed with this mechanism."""
+    check: Callable[[RoundState, Any], None] | None = None
+    """``(state, data)``: raises ValueError where the population or what the state keeps is not this
+    mechanism's; of an algorithm that `federated_algorithm` made."""
 
 
 class Mechanism(NamedTuple):

@@ -272,6 +272,23 @@ def test_parts_of_another_mechanism_are_named():
         other.round(KEY, state, DATA)
     with pytest.raises(ValueError, match=r"state\.sampler"):
         fedavg(privacy=local()).round(KEY, state._replace(privacy=()), DATA)
+    # A run says so before anything is traced, and names what the state has seen.
+    words = r"state\.sampler is not what privacy=tree noise .* under Gaussian noise .*z=1, q=0.5"
+    with pytest.raises(ValueError, match=words):
+        fl.run(fedavg(privacy=tree()), KEY, state, DATA, num_rounds=9, **RUN)
+    for before, now in (
+        (tree, central),
+        (local, lambda: local(5.0, participation="once_an_epoch")),
+    ):
+        with pytest.raises(ValueError, match="keeps there"):
+            fl.run(
+                fedavg(privacy=now()),
+                KEY,
+                begun(fedavg(privacy=before())),
+                DATA,
+                num_rounds=9,
+                **RUN,
+            )
 
 
 def test_another_population_is_refused():
