@@ -29,6 +29,7 @@ import optax
 from script import script
 
 import fedjax_lite as fl
+from fedjax_lite.checks import as_path
 from fedjax_lite.data.npy_store import NpyStore, write_streamed
 from fedjax_lite.history import save_json_atomic, versions
 from fedjax_lite.stream import HostTable, open_streamed, streamed_bytes
@@ -133,6 +134,7 @@ def main(flags: Flags) -> dict[str, Any]:
     """Makes the population where it is not there, trains, and reports."""
     bare = resident()
     flags = smaller(flags) if flags.smoke else flags
+    flags = dataclasses.replace(flags, data_dir=as_path(flags.data_dir, "data_dir"))
     check(flags)
     planted = Planted(flags)
     writing = make_population(flags, planted)
