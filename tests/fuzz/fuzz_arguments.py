@@ -82,6 +82,7 @@ BY_NAME: dict[str, Any] = {
     "dimension": 8,
     "directory": "nowhere",
     "edges": [0, 1, 0, 1, 0, 1],
+    "edge_rounds": 2,
     "epsilon": 2.0,
     "epsilons": [2.0],
     "examples": EXAMPLES,
