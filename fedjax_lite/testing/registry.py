@@ -32,6 +32,7 @@ from fedjax_lite.algorithms import (
     fedadam,
     fedavg,
     fedavgm,
+    fedbn,
     feddyn,
     fednova,
     fedprox,
@@ -39,15 +40,18 @@ from fedjax_lite.algorithms import (
     fedyogi,
     hierfavg,
     local_leaves,
+    local_only,
     mime,
     mimelite,
     scaffold,
 )
 from fedjax_lite.attacks import alie, byzantine
+from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine import Plan
 from fedjax_lite.local import local_sgd
 from fedjax_lite.privacy import (
     adaptive_sum,
+    dp_sgd,
     gaussian_sum,
     matrix_sum,
     once_an_epoch,
@@ -123,6 +127,17 @@ def _personal_bias(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     )
 
 
+def _dp_sgd(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+    return federated_algorithm(
+        # Without noise: with it a client without data would still move its model.
+        dp_sgd(loss, learning_rate, clip=1.0, noise_multiplier=0.0),
+        plan=PLAN,
+        sampler=sampler,
+        server=optimizer_server(optax.sgd(1.0)),
+        strategy=strategy,
+    )
+
+
 ALGORITHMS: dict[str, Make] = {
     "fedsgd": _fedsgd,
     "fedavg": _made(fedavg),
@@ -159,6 +174,9 @@ ALGORITHMS: dict[str, Make] = {
     "mimelite": _made(mimelite, client=_rate),
     "local leaves": _personal_bias,
     "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
+    "local only": _made(local_only),
+    "fedbn": _made(fedbn),
+    "dp-sgd": _dp_sgd,
     "fedavg median": _made(fedavg, aggregator=median()),
     "fedavg secure": _made(
         fedavg, weighting="uniform", aggregator=secure_mean(clip=4.0, bits=22, exact_zero=True)
@@ -229,5 +247,3 @@ SAMPLERS: dict[str, Sampler] = {
     "once an epoch": once_an_epoch(7, 3),
     "poisson cohorts": poisson_cohorts(7, 0.4).sampler,
 }
-
-SERVERS = {"sgd": optimizer_server(optax.sgd(1.0))}

@@ -1,0 +1,96 @@
+"""Attacks, privacy mechanisms, strategies and servers that must pass the laws; tiny arguments."""
+
+from __future__ import annotations
+
+import optax
+
+from fedjax_lite.aggregation.mean import mean
+from fedjax_lite.attacks import (
+    alie,
+    byzantine,
+    gaussian,
+    ipm,
+    mimic,
+    min_max,
+    min_sum,
+    model_replacement,
+    sign_flip,
+)
+from fedjax_lite.engine import (
+    auto,
+    chunked,
+    client_mesh,
+    differentiable,
+    sequential,
+    sharded,
+    vmapped,
+)
+from fedjax_lite.engine.program import Strategy
+from fedjax_lite.privacy import (
+    adaptive_clipping,
+    central_gaussian,
+    distributed_discrete_gaussian,
+    local_gaussian,
+    matrix_noise,
+    tree_noise,
+)
+from fedjax_lite.server import adagrad, adam, optimizer_server, yogi
+from fedjax_lite.types import Aggregator, Mechanism, ServerUpdate
+
+HOSTILE = (1, 3)
+
+
+def attacks() -> dict[str, Aggregator]:
+    """Two of five clients attack the mean."""
+    return {
+        name: byzantine(attack, clients=HOSTILE, inner=mean())
+        for name, attack in {
+            "alie": alie(),
+            "gaussian": gaussian(1.0),
+            "ipm": ipm(),
+            "mimic": mimic(),
+            "mimic client 0": mimic(0),
+            "min-max": min_max(),
+            "min-sum": min_sum(),
+            "model replacement": model_replacement(5.0),
+            "sign flip": sign_flip(),
+        }.items()
+    }
+
+
+def mechanisms() -> dict[str, Mechanism]:
+    """On the laws' seven clients, with noise."""
+    cohorts = {"num_clients": 7, "cohort_size": 3, "num_rounds": 2, "delta": 1e-5}
+    drawn = {"num_clients": 7, "sampling_rate": 0.5, "delta": 1e-5}
+    return {
+        "central": central_gaussian(clip=1.0, noise_multiplier=1.0, **drawn),
+        "adaptive": adaptive_clipping(noise_multiplier=0.5, count_noise_multiplier=1.0, **drawn),
+        "tree": tree_noise(clip=1.0, noise_multiplier=1.0, **cohorts),
+        "matrix": matrix_noise(clip=1.0, noise_multiplier=1.0, bands=2, **cohorts),
+        "local": local_gaussian(clip=1.0, noise_multiplier=2.0, **cohorts),
+        "discrete": distributed_discrete_gaussian(
+            clip=1.0, cohort_size=5, dimension=5, delta=1e-5, noise_multiplier=1.0, num_rounds=2
+        ),
+    }
+
+
+def strategies() -> dict[str, Strategy]:
+    """Every way to execute a cohort."""
+    return {
+        "vmapped": vmapped(),
+        "chunked": chunked(2),
+        "sequential": sequential(),
+        "differentiable": differentiable(100),
+        "auto": auto(),
+        "sharded": sharded(client_mesh()),
+    }
+
+
+def servers() -> dict[str, ServerUpdate]:
+    """The server optimizers of this library, and one of optax."""
+    return {
+        "sgd": optimizer_server(optax.sgd(1.0, momentum=0.9)),
+        "adagrad": optimizer_server(adagrad(0.1)),
+        "adam": optimizer_server(adam(0.1)),
+        "yogi": optimizer_server(yogi(0.1)),
+    }
