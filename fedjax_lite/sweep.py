@@ -201,7 +201,8 @@ def sweep(
     check_count(chunk_size, "chunk_size", minimum=1)
     chunk_size = -(-min(chunk_size, len(points)) // num_devices) * num_devices
 
-    start, advance = _programs(one, mesh)
+    looking = watching(Outputs(), (), getattr(data, "examples", None))
+    start, advance = map(looking, _programs(one, mesh))  # labels are compared at every call
     rows: list[Row] = []
     states = []
     seen: dict[int, int] = {}  # the round by which a member was not finite
@@ -209,7 +210,7 @@ def sweep(
     unit = "round" if num_chunks == 1 else f"round (of {num_chunks} chunks)"
     bar = Progress(num_chunks * num_rounds, enabled=progress, unit=unit, pause=PAUSE)
     piece = -(-num_rounds // PIECES)
-    with contextlib.closing(bar), watching(Outputs(), (), getattr(data, "examples", None)):
+    with contextlib.closing(bar):
         for first in range(0, len(points), chunk_size):
             # The last chunk is filled up with its last member, so that nothing is compiled again.
             ids = np.minimum(np.arange(first, first + chunk_size), len(points) - 1)

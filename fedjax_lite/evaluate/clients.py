@@ -28,6 +28,7 @@ from fedjax_lite.evaluate.what_counts import (
     check_labelled,
     check_labels_fit,
     check_model,
+    loss_looking,
     scoring_of,
 )
 from fedjax_lite.models.model import Model
@@ -88,7 +89,8 @@ def evaluate_clients(
         scoring = scoring_of(model, params, examples, size)
         check_labels_fit(examples["y"], scoring)
         kind = scoring.kind
-        found = jax.device_get(score_examples(params, examples, model, kind, size))
+        with loss_looking(model, params, examples):
+            found = jax.device_get(score_examples(params, examples, model, kind, size))
         for total, values in zip(sums, found, strict=True):
             values = np.asarray(values[: len(owners)], np.float64)
             total += np.bincount(owners, values, minlength=data.num_clients)
@@ -164,12 +166,9 @@ def evaluate_personal(
         scoring = scoring_of(model, shapes, block.examples, batch_size)
         check_labels_fit(block.examples["y"], scoring)
         kind = scoring.kind
-        found = jax.device_get(
-            score_own(
-                mine, block.examples, block.order, block.starts, block.sizes,
-                model, kind, batch_size,
-            )
-        )  # fmt: skip
+        own = (block.examples, block.order, block.starts, block.sizes)
+        with loss_looking(model, mine, block.examples):
+            found = jax.device_get(score_own(mine, *own, model, kind, batch_size))
         for total, values in zip(sums, found, strict=True):
             total[ids[: block.count]] = np.asarray(values, np.float64)[: block.count]
     return _result(sums, kind is not None)

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_lite.counting import counted as counted_by
 from fedjax_lite.evaluate.what_counts import Kind
+from fedjax_lite.label_checks import labels_of
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Params, PyTree
 
@@ -41,7 +42,8 @@ def score(model: Model, params: Params, batch: PyTree, kind: Kind, inside: Array
       inside: bool `[B]`, False for padding.
     """
     size = inside.shape[0]
-    loss = model.loss(params, batch, None)
+    with labels_of(batch):  # a loss may have fewer outputs than predict: it is asked, too
+        loss = model.loss(params, batch, None)
     if jnp.shape(loss) != (size,):
         raise ValueError(
             f"model.loss must return one loss per example, got {list(jnp.shape(loss))} for "

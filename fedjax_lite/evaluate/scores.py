@@ -19,6 +19,7 @@ from fedjax_lite.evaluate.what_counts import (
     check_labels_fit,
     check_model,
     has_classes,
+    loss_looking,
     scoring_of,
 )
 from fedjax_lite.models.model import Model
@@ -74,7 +75,9 @@ def evaluator(
         params = one_model(state)
         scoring = scoring_of(model, params, examples, batch_size)
         check_labels_fit(examples["y"], scoring)
-        found = jax.device_get(score_examples(params, examples, model, scoring.kind, batch_size))
+        with loss_looking(model, params, examples):
+            found = score_examples(params, examples, model, scoring.kind, batch_size)
+        found = jax.device_get(found)
         loss, counted, hits, labels, unknown = (np.asarray(s, np.float64).sum() for s in found)
         result = {f"{name}_loss": float(loss / counted) if counted else math.nan}
         if scoring.kind is not None:

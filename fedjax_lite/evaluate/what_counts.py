@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.data.dataset import ClientData, check_examples
-from fedjax_lite.label_checks import Seen, seen_in
+from fedjax_lite.label_checks import Seen, outputs_of, seen_in, watching
 from fedjax_lite.label_words import labels_beyond
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import PyTree
@@ -57,6 +58,18 @@ def check_has_labels(examples: Any) -> None:
         elif isinstance(examples, Model):
             remedy = "the order is evaluator(model, examples)"
         raise TypeError(f'examples must be a dict with labels under "y", got {found}; {remedy}')
+
+
+def loss_looking(
+    model: Model, params: PyTree, examples: PyTree
+) -> contextlib.AbstractContextManager[None]:
+    """While a model is scored here, its loss compares labels with its own outputs, at every call.
+
+    Example:
+      >>> with loss_looking(Model(len, len, len), {"w": np.ones(2)}, {"y": np.ones(2)}):
+      ...     pass
+    """
+    return watching(outputs_of(model.loss), params, examples, quiet=True)
 
 
 def has_classes(dtype: Any) -> bool:

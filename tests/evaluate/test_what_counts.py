@@ -95,6 +95,21 @@ def test_what_cannot_be_scored_is_refused_by_all_alike(given, y, words):
             call()
 
 
+def test_a_loss_with_fewer_outputs_than_labels_is_heard_at_every_call():
+    """One column is scored by its sign, but a softmax over it knows class 0 alone."""
+    model = fl.models.from_functions(lambda key: jnp.ones(()), lambda w, x, key: w * x[:, None])
+    score = fl.evaluator(model, {"x": LOGITS, "y": np.array([0, 1, 0, 0])})
+    data = fl.data.from_arrays({"x": LOGITS, "y": np.array([0, 1, 0, 0])}, OWNERS)
+    for _ in range(2):
+        for call in (
+            lambda: score(jnp.float32(1)),
+            lambda: fl.evaluate_clients(model, jnp.float32(1), data),
+            lambda: fl.evaluate_personal(model, jnp.ones(2), data),
+        ):
+            with pytest.raises(ValueError, match=r"softmax over one output.*num_classes=2"):
+                call()
+
+
 def test_floating_labels_have_a_loss_alone():
     for y in (np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.5, -3.0, 7.0, 1.0])):
         assert everywhere(one_logit((-1,)), LOGITS, y.astype(np.float32)) == (None,) * 3
