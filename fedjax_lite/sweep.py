@@ -19,10 +19,12 @@ from fedjax_lite.divergence import loss_is_finite, warn_of_members
 from fedjax_lite.engine.memory import available_bytes
 from fedjax_lite.engine.reuse import reusing
 from fedjax_lite.engine.sharded import AXIS, sharded
+from fedjax_lite.evaluate import results_of
 from fedjax_lite.evaluate.finite import look_inside
 from fedjax_lite.label_checks import Outputs, watching
 from fedjax_lite.progress import Progress
 from fedjax_lite.rounds import wait
+from fedjax_lite.run_arguments import USUAL, check_names
 from fedjax_lite.types import Accountant, FederatedAlgorithm, Key, Params, PyTree, RoundState
 
 Row = dict[str, Any]
@@ -67,7 +69,6 @@ class Sweep(NamedTuple):
         Raises:
           ValueError: if no row has the metric, or every setting diverged or has a NaN.
         """
-        # A model of NaN may have an accuracy: it answers with the first class.
         names = [name for name in self.points[0] if name != "seed"]
         lost = [[point[name] for name in names] for point in self.diverged]
         table = [row for row in self.table(metric) if [row[name] for name in names] not in lost]
@@ -176,6 +177,7 @@ def sweep(
       [0.5, 1.0]
     """
     points = _product(grid, seeds)
+    check_names(results_of(evaluate), USUAL.union(points[0]))
     if not callable(init):
         raise TypeError(
             f"init must be callable, (key) -> params, got {type(init).__name__}: every seed has "

@@ -17,11 +17,12 @@ EXAMPLES = {"x": X, "y": (X[:, 0] > 0).astype(int)}
 DATA = fl.data.from_arrays(EXAMPLES, np.arange(12) // 4)
 STREAM = StreamedDataset(ArrayStore(EXAMPLES, [4, 4, 4]))
 MODEL = fl.models.linear(2, (2,))
+PLAN, ALL = fl.Plan(batch_size=4), fl.everyone()
 
 
 @pytest.fixture(scope="module")
 def algo():
-    return fl.fedavg(MODEL.loss, optax.sgd(0.1), plan=fl.Plan(batch_size=4), sampler=fl.everyone())
+    return fl.fedavg(MODEL.loss, optax.sgd(0.1), plan=PLAN, sampler=ALL)
 
 
 def go(algo, evaluate, data=DATA, done=0):
@@ -71,3 +72,19 @@ def test_a_name_of_the_round_is_refused_before_it(algo, data, done):
 def test_reserved_names(algo, name):
     with pytest.raises(ValueError, match=rf"evaluate return(s|ed) \['{name}'\]"):
         go(algo, lambda state: {name: 1.0})
+
+
+@pytest.mark.parametrize("name", ["train", "rate"])
+def test_members_of_a_sweep_are_not_trained_for_a_name_that_clashes(name):
+    made = []
+
+    def make(**settings):
+        made.append(settings)
+        return fl.fedavg(MODEL.loss, optax.sgd(settings.popitem()[1]), plan=PLAN, sampler=ALL)
+
+    score = fl.evaluator(MODEL, EXAMPLES, name=name)
+    with pytest.raises(ValueError, match=f"name='{name}_set'"):
+        fl.sweep(
+            make, {"rate_loss": [0.1]}, init=MODEL.init, data=DATA, num_rounds=1, evaluate=score
+        )
+    assert not made
