@@ -133,6 +133,7 @@ def watching(
     if isinstance(labels, jax.core.Tracer):
         labels = None
     if labels is not None:
+        seen_in(labels)  # now: processes that look together cannot do so inside a trace
         outputs.check(labels, server, quiet=quiet)
     around = _WATCHES.get()
     token = _WATCHES.set((*around, _Watch(outputs, server, labels)))
@@ -249,6 +250,8 @@ def _read(labels: Any) -> Seen | None:
         # Other processes hold the rest: all of them ask together, and all get the same answer.
         everywhere = NamedSharding(labels.sharding.mesh, PartitionSpec())
         low, high = jax.jit(lambda y: (y.min(), y.max()), out_shardings=everywhere)(labels)
+        if isinstance(low, jax.core.Tracer):  # inside a trace that closes over the array
+            return None
         return Seen(int(low), int(high))
     values = np.asarray(jax.device_get(labels))
     return Seen(int(values.min()), int(values.max()))
