@@ -244,6 +244,8 @@ def _entry(labels: Any) -> _Entry | None:
 
 
 def _read(labels: Any) -> Seen | None:
+    if isinstance(labels, jax.Array) and labels.is_fully_replicated:
+        labels = labels.addressable_data(0)  # each process has a copy, of one device
     if isinstance(labels, jax.Array) and not labels.is_fully_addressable:
         if not isinstance(labels.sharding, NamedSharding):
             return None
