@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.checks import shown
 
 _NUM_CLIENTS: ContextVar[int | None] = ContextVar("num_clients", default=None)
 
@@ -40,6 +47,30 @@ def known_population() -> int | None:
       6
     """
     return _NUM_CLIENTS.get()
+
+
+def integer_table(value: Any, name: str) -> np.ndarray:
+    """Concrete integers `[N]`, one a client.
+
+    Raises:
+      TypeError: if they are something else, or none.
+
+    Example:
+      >>> integer_table([0, 1, 0], "edges").tolist()
+      [0, 1, 0]
+      >>> integer_table("ab", "edges")
+      Traceback (most recent call last):
+      ...
+      TypeError: edges must be integers [N], got 'ab'; give one a client, e.g. [0, 0, 1]
+    """
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    table = np.empty(0) if is_key else np.asarray(value)
+    if table.ndim != 1 or not table.size or table.dtype.kind not in "iu":
+        found = f"{value!r:.60}" if isinstance(value, list | tuple) else shown(value)
+        raise TypeError(
+            f"{name} must be integers [N], got {found}; give one a client, e.g. [0, 0, 1]"
+        )
+    return table
 
 
 def need_one_a_client(length: int, name: str, remedy: str = "") -> None:

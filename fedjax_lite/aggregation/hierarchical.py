@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
-from fedjax_lite.aggregation.conditions import in_population, need_one_a_client
+from fedjax_lite.aggregation.conditions import in_population, integer_table, need_one_a_client
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.aggregation.stacked import (
     Stack,
@@ -71,7 +70,10 @@ def hierarchical(
     """
     table, count = check_edges(edges, num_edges)
     if edge_weighting not in ("message", "uniform"):
-        raise ValueError(f"edge_weighting must be 'message' or 'uniform', got {edge_weighting!r}")
+        raise ValueError(
+            f"edge_weighting must be 'message' or 'uniform', got {edge_weighting!r}; "
+            "'message' is the sum of the clients' weights"
+        )
     inner = mean() if inner is None else inner
     check_aggregator_slot(inner)
 
@@ -148,12 +150,10 @@ def check_edges(edges: Any, num_edges: int | None) -> tuple[Any, int]:
                 "num_edges must be given where edges are traced: it fixes the shape of the table"
             )
         return edges, num_edges
-    table = np.asarray(edges)
-    if table.ndim != 1 or table.dtype.kind not in "iu":
-        raise TypeError(f"edges must be integers [N], got {table.dtype} {list(table.shape)}")
-    if not table.size or table.min() < 0 or (num_edges is not None and table.max() >= num_edges):
+    table = integer_table(edges, "edges")
+    if table.min() < 0 or (num_edges is not None and table.max() >= num_edges):
         raise ValueError(
-            f"edges must lie in [0, num_edges={num_edges}), one a client, got "
-            f"{(int(table.min()), int(table.max())) if table.size else 'none'}"
+            f"edges must lie in [0, num_edges={num_edges}), one a client, got {int(table.min())} "
+            f"to {int(table.max())}; number them from 0"
         )
     return table, int(table.max()) + 1 if num_edges is None else num_edges

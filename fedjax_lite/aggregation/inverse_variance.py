@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.aggregation.conditions import need_one_a_client
-from fedjax_lite.checks import check_bool, check_non_negative, check_positive
+from fedjax_lite.checks import check_bool, check_non_negative, check_positive, shown
 from fedjax_lite.types import Array, ClientInfo
 
 
@@ -137,8 +137,10 @@ def _check_floor(floor: Any) -> None:
 
 def _check_variances(variances: Any) -> None:
     if np.ndim(variances) != 1 or not np.size(variances):
+        found = variances[()] if isinstance(variances, np.ndarray) else variances
         raise ValueError(
-            f"variances must be [N], one per client, got shape {list(np.shape(variances))}"
+            f"variances must be [N], one per client, got {shown(found)} of "
+            f"shape {list(np.shape(variances))}; give a list of numbers"
         )
     if isinstance(variances, jax.core.Tracer):
         return

@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_lite.aggregation.blocks import sum_blocks
-from fedjax_lite.aggregation.conditions import need_one_a_client
+from fedjax_lite.aggregation.conditions import integer_table, need_one_a_client
 from fedjax_lite.aggregation.krum import mean_of
 from fedjax_lite.aggregation.stacked import Stack, stacked
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Params, PyTree
@@ -47,9 +46,7 @@ def redundancy(groups: Any) -> Aggregator:
     Reference: Chen, Wang, Charles, Papailiopoulos, "DRACO: Byzantine-resilient Distributed
     Training via Redundant Gradients", 2018, arXiv:1803.09877.
     """
-    table = np.asarray(groups)
-    if table.ndim != 1 or not table.size or table.dtype.kind not in "iu":
-        raise TypeError(f"groups must be integers [N], got {table.dtype} {list(table.shape)}")
+    table = integer_table(groups, "groups")
 
     def rule(key: Key, state: PyTree, stack: Stack, cohort: Cohort) -> tuple[PyTree, PyTree]:
         group = jnp.asarray(table)[jnp.clip(cohort.ids, 0, table.size - 1)]
