@@ -359,3 +359,13 @@ def equation(match: re.Match[str]) -> str:
         ]
         latex = r"\begin{align*}" + r"\\".join(rows) + r"\end{align*}"
     return convert(latex, display="inline" if inline else "block")
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The link to the repository stays a link: as a component it asks GitHub for its stars."""
+    return output.replace(' data-md-component="source"', "")
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """The same for the page of what is not found."""
+    return on_post_page(output_content, None, config)

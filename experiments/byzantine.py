@@ -33,6 +33,7 @@ import numpy as np
 import optax
 from flags import with_labels
 from script import script
+from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite import aggregation, attacks
@@ -56,6 +57,8 @@ class Flags:
 
     preset: Literal["small", "published", "smoke"] = "small"
     """small: part of MNIST and a small network; published: the paper's; smoke: digits, seconds."""
+    smoke: bool = False
+    """The same as --preset smoke."""
     model: Literal["mlp", "cnn"] | None = None
     """Network: a small perceptron, or the paper's convolutional network."""
     rules: tuple[str, ...] = RULES
@@ -253,7 +256,7 @@ def network(kind: str, input_shape: Sequence[int]) -> fl.models.Model:
 def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs the grid; one row a rule, bucket size, attack and seed."""
     check(flags)
-    setting = PRESETS[flags.preset]
+    setting = PRESETS[chosen_preset(flags)]
     kind = flags.model or setting.model
     num_rounds = flags.num_rounds or setting.num_rounds
     rows: list[dict[str, Any]] = []

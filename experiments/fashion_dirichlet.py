@@ -39,6 +39,7 @@ import optax
 import tyro
 from flags import with_labels
 from script import script
+from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
@@ -148,7 +149,7 @@ class Flags:
 
 def choose(flags: Flags) -> Setting:
     """The preset with what the flags change; raises where that cannot be run."""
-    setting = PRESETS["smoke" if flags.run.smoke else flags.run.preset]
+    setting = PRESETS[chosen_preset(flags.run)]
     groups = (flags.data, flags.training, flags.run)
     given = {k: v for group in groups for k, v in vars(group).items() if k in Setting._fields and v}
     setting = setting._replace(**given)
@@ -348,7 +349,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs every alpha and seed, prints the table and returns its rows."""
     setting = choose(flags)
     path = flags.run.output_dir / "results.json"
-    preset = "smoke" if flags.run.smoke else flags.run.preset
+    preset = chosen_preset(flags.run)
     settings = {"preset": preset, **setting._asdict()}
     rows = earlier_rows(path, settings) if path.exists() and not flags.run.overwrite else []
     train, test = load(flags.data.data_dir, setting)

@@ -38,6 +38,7 @@ import optax
 from flags import with_labels
 from heterogeneity_cifar import penalised
 from script import script
+from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms.feddyn import local_mean
@@ -82,6 +83,8 @@ class Flags:
 
     preset: Literal["short", "paper", "smoke"] = "short"
     """short: LeNet and part of CIFAR-10; paper: the published setting; smoke: digits."""
+    smoke: bool = False
+    """The same as --preset smoke."""
     splits: tuple[str, ...] = ("iid", "0.6", "0.3")
     """Splits to run: iid, or the concentration of the clients' class mixtures."""
     model: Literal["", "paper", "lenet"] = ""
@@ -172,7 +175,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     if path.exists() and not flags.overwrite:
         raise FileExistsError(f"{path} is there already; give --overwrite or another --output-dir")
     asked = {k: v for k, v in vars(flags).items() if k in Setting._fields and v}
-    setting = PRESETS[flags.preset]._replace(**asked)
+    setting = PRESETS[chosen_preset(flags)]._replace(**asked)
     if not 1 <= setting.cohort_size <= setting.num_clients:
         raise ValueError(
             f"--cohort-size must lie in [1, {setting.num_clients}], got {setting.cohort_size}"
@@ -186,7 +189,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     algorithms = methods(penalised(model.loss, 1e-3), flags, setting)
     score = fl.evaluator(model, test)
     print(f"{setting.dataset}: {len(train['y'])} examples, {setting.num_clients} clients")
-    print(f"{flags.preset} preset: {setting}")
+    print(f"{chosen_preset(flags)} preset: {setting}")
     comparable = setting == PAPER
     if not comparable:
         print("NOT the published setting: rounds are not comparable with the published ones")
@@ -198,7 +201,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     key, results = jax.random.key(flags.seed), []
     params = model.init(key)
     flags.output_dir.mkdir(parents=True, exist_ok=True)
-    kept = {"preset": flags.preset, "splits": flags.splits, "seed": flags.seed}
+    kept = {"preset": chosen_preset(flags), "splits": flags.splits, "seed": flags.seed}
     kept |= {"learning_rate": flags.learning_rate, "decay": flags.decay, **setting._asdict()}
     saved = {"versions": versions(), "comparable": comparable, "settings": kept, "rows": results}
     for split, data in datasets.items():
@@ -273,7 +276,7 @@ def plot(results: list[dict[str, Any]], flags: Flags, setting: Setting, path: Pa
     panels[0].set_ylabel("test accuracy (%)")
     figure.suptitle(
         f"{setting.dataset}, {setting.cohort_size} of {setting.num_clients} clients a round "
-        f"({flags.preset} preset)"
+        f"({chosen_preset(flags)} preset)"
     )
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)

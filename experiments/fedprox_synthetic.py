@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from script import script
+from smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
@@ -84,6 +85,8 @@ class Flags:
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
+    smoke: bool = False
+    """A try in seconds: a few rounds, one seed."""
 
 
 SIZES = ("mu", "num_rounds", "cohort_size", "epochs", "last")
@@ -187,6 +190,7 @@ def penalties(program: str, flags: Flags) -> tuple[float, ...]:
 
 def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs every method at every share of stragglers and prints the table."""
+    flags = shrunk(flags, num_rounds=3, epochs=2, last=2, num_seeds=1) if flags.smoke else flags
     check(flags)
     began = time.perf_counter()
     problem = load()
@@ -230,7 +234,7 @@ HEADER = (
     f"{'method':12s}{'stragglers':>11s}{'train loss, seed 0':>20s}{'test acc.':>11s}"
     f"{'reference':>18s}{'test acc.':>11s}{'all seeds: loss':>18s}{'test acc.':>11s}"
 )
-NOT_SETTINGS = ("output_dir", "overwrite", "num_threads")
+NOT_SETTINGS = ("output_dir", "overwrite", "num_threads", "smoke")
 
 
 def check(flags: Flags) -> None:

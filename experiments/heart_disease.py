@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from script import script
+from smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms import client_models
@@ -62,6 +63,8 @@ class Flags:
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
+    smoke: bool = False
+    """A try in seconds: one round, one seed; it needs the data."""
 
 
 class Published(NamedTuple):
@@ -246,6 +249,7 @@ def majority(problem: Problem) -> list[float]:
 
 def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs every method over all seeds and prints the table."""
+    flags = shrunk(flags, num_rounds=1, steps=2, num_seeds=1) if flags.smoke else flags
     check(flags)
     began = time.perf_counter()
     problem, seeds = load(flags.data_dir), jnp.arange(flags.num_seeds)

@@ -37,6 +37,7 @@ import numpy as np
 import optax
 from flags import with_labels
 from script import script
+from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms import gap_to_baseline
@@ -90,6 +91,8 @@ class Flags:
 
     preset: Literal["short", "niid-bench", "smoke"] = "short"
     """short: part of CIFAR-10, few rounds; niid-bench: the published setting; smoke: digits."""
+    smoke: bool = False
+    """The same as --preset smoke."""
     alphas: tuple[float, ...] = (0.5, 0.1)
     """Concentrations of the Dirichlet partition; smaller is more skewed."""
     seeds: tuple[int, ...] = ()
@@ -183,7 +186,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     if path.exists() and not flags.overwrite:
         raise FileExistsError(f"{path} is there already; give --overwrite or another --output-dir")
     asked = {k: v for k, v in vars(flags).items() if k in Setting._fields and v}
-    setting = PRESETS[flags.preset]._replace(**asked)
+    setting = PRESETS[chosen_preset(flags)]._replace(**asked)
     if min(setting.mus) < 0 or min(setting.scaffold_rates) <= 0:
         raise ValueError(f"--mus must be >= 0 and --scaffold-rates > 0, got {asked}")
     train, test, model, loss = load(flags, setting)
@@ -191,7 +194,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     algorithms, evaluate = methods(loss, setting), fl.evaluator(model, test)
     comparable = setting._replace(seeds=()) == Setting(seeds=())
     note = "the published setting" if comparable else "NOT comparable with the published one to one"
-    print(f"{flags.preset} preset ({note}): {setting}")
+    print(f"{chosen_preset(flags)} preset ({note}): {setting}")
 
     def run(name: str, alpha: float, seed: int, tuned: float = 0.0) -> list[dict[str, Any]]:
         key, problem = jax.random.key(seed), Problem(datasets[alpha, seed], jnp.float32(tuned))
@@ -205,7 +208,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     central = {seed: run("centralised", flags.alphas[0], seed) for seed in setting.seeds}
     rows = [summarise("centralised", None, central, central)]
-    settings = {"preset": flags.preset, "num_clients": NUM_CLIENTS, **setting._asdict()}
+    settings = {"preset": chosen_preset(flags), "num_clients": NUM_CLIENTS, **setting._asdict()}
     saved = {"versions": versions(), "comparable": comparable, "settings": settings, "rows": rows}
     candidates = {"fedprox": setting.mus, "scaffold": setting.scaffold_rates}
     for alpha in flags.alphas:
@@ -286,7 +289,7 @@ def plot(rows: list[dict[str, Any]], flags: Flags, setting: Setting, path: Path)
         axes.set(xlabel="round", title=f"Dirichlet({alpha:g})")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, ncols=3)
     panels[0].set_ylabel("test accuracy (%)")
-    figure.suptitle(f"{setting.dataset}, {flags.preset} preset, {len(setting.seeds)} seeds")
+    figure.suptitle(f"{setting.dataset}, {chosen_preset(flags)} preset, {len(setting.seeds)} seeds")
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)

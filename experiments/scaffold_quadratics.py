@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from script import script
+from smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
@@ -46,6 +47,8 @@ class Flags:
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
+    smoke: bool = False
+    """A try in seconds: twenty rounds; what is claimed needs them all."""
 
 
 CLOSE = 1e-6
@@ -72,6 +75,7 @@ def methods(flags: Flags, sampler: fl.Sampler) -> dict[str, fl.FederatedAlgorith
 
 def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs every method at every scale, the scales as one vmapped program."""
+    flags = shrunk(flags, num_rounds=20) if flags.smoke else flags
     check(flags)
     with jax.enable_x64(True):
         rows, lines = run_all(flags)
@@ -80,7 +84,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
         print(text)
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(flags)
-    del settings["output_dir"], settings["overwrite"]
+    del settings["output_dir"], settings["overwrite"], settings["smoke"]
     save_json_atomic(
         flags.output_dir / "results.json",
         {"versions": versions(), "settings": settings, "claims": verdicts, "rows": rows},

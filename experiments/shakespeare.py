@@ -39,6 +39,7 @@ from flags import schedule
 from mcmahan_mnist import rounds_to
 from script import script
 from shakespeare_settings import CELLS, DEALS, Cell, Flags, Setting, TrainingFlags, choose
+from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.evaluate import evaluate_clients, summarize_clients
@@ -290,7 +291,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     setting = choose(flags)
     training, path = flags.training, flags.run.output_dir / "results.json"
     settings = {
-        "preset": "smoke" if flags.run.smoke else flags.run.preset,
+        "preset": chosen_preset(flags.run),
         **setting._asdict(),
         "schedule": training.schedule,
         "decay": training.decay,

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 from flags import Schedule
+from smoke import chosen_preset
 
 
 class Cell(NamedTuple):
@@ -144,7 +145,7 @@ class Flags:
 
 def choose(flags: Flags) -> Setting:
     """The preset with what the flags change; raises where that cannot be run."""
-    setting = PRESETS["smoke" if flags.run.smoke else flags.run.preset]
+    setting = PRESETS[chosen_preset(flags.run)]
     groups = (flags.data, flags.model, flags.training, flags.run)
     given = {k: v for group in groups for k, v in vars(group).items() if k in Setting._fields and v}
     setting = setting._replace(**given)

@@ -8,6 +8,8 @@ complete tables, with seeds, settings and caveats, are the page colab/guide/resu
 results that is missing leaves its rows out. Published numbers are in the modules results_*.py, each
 with its source and a mark: [text] read in the paper, [log] in a public repository's logs or code,
 [plot] off a figure, [own] measured with independent code of ours.
+
+There is no --smoke: it takes seconds.
 """
 
 from __future__ import annotations

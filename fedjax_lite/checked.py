@@ -13,15 +13,24 @@ import dataclasses
 import functools
 import inspect
 import re
+import traceback
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from fedjax_lite.checks import check_key
+import jax
+import numpy as np
+import optax
+
+from fedjax_lite.checks import check_key, shown
 from fedjax_lite.kinds import check_kind, is_told_by_function, may_be_fine
 
 UNCHECKED = "_unchecked"
+PACKAGE = str(Path(__file__).parent)
+LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (jax, np, optax)) + ("<",)
+"""Where an error from below may come from; "<" begins the names of generated code."""
 
 
 def check_calls(namespace: dict[str, Any]) -> None:
@@ -87,7 +96,13 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
                         raise
                     complaint = complaint or (name, error, may_be_fine(value, hint))
         if complaint is None:
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+                told = _told(error, function, given)
+                if told is None or told is error:
+                    raise
+                raise told from error
         name, error, fine = complaint
         try:
             result = function(*args, **kwargs)
@@ -101,6 +116,52 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     call.__dict__[UNCHECKED] = function
     return call
+
+
+def _told(
+    error: Exception, function: Callable[..., Any], given: dict[str, Any]
+) -> Exception | None:
+    """An error from below that names no argument, with what was given; None: it tells enough.
+
+    What the package raises in its own words is left as it is, and so is what a caller's own
+    function (a loss, a model) raises.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    if not frames or any(not f.filename.startswith((PACKAGE, *LIBRARIES)) for f in frames):
+        return None
+    own_words = frames[-1].filename.startswith(PACKAGE) and (frames[-1].line or "").startswith(
+        ("raise", "check", "_check", "checks.")
+    )
+    names = [n for n in given if n != "self"]
+    named = [n for n in names if re.search(rf"\b{n}\b", str(error))]
+    if own_words or named:
+        return _completed(error, function, {n: given[n] for n in named})
+    values = ", ".join(f"{n}={_short(given[n])}" for n in names)
+    kind = ValueError if isinstance(error, ValueError) else TypeError
+    return kind(
+        f"{function.__qualname__} cannot work with {values}: got {type(error).__name__}: {error}; "
+        "give values of the kinds and shapes that its documentation names"
+    )
+
+
+def _completed(
+    error: Exception, function: Callable[..., Any], named: dict[str, Any]
+) -> Exception | None:
+    """A refusal in the package's own words, with the value and a remedy where it lacks them."""
+    if not named or type(error) not in (TypeError, ValueError) or len(error.args) != 1:
+        return None
+    text = str(error)
+    name, value = next(iter(named.items()))
+    if "got" not in text and "given" not in text:
+        text += f", got {name}={_short(value)}"
+    if not re.search(r"[;:] ", text):
+        text += f"; help({function.__name__}) says what {name} may be"
+    error.args = (text,)
+    return error
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.60}" if isinstance(value, list | tuple | dict | complex) else shown(value)
 
 
 def _own(namespace: dict[str, Any]) -> list[str]:

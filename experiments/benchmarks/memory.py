@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import optax
 from measure import check_output, machine, parse
+from smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.engine.peak_memory import forecast
@@ -50,6 +51,8 @@ class Flags:
     """File for the results, JSON."""
     overwrite: bool = False
     """Replace an earlier file of results."""
+    smoke: bool = False
+    """A try in seconds: one small program."""
     child: str = ""
     """Internal: the one program that this process measures."""
 
@@ -118,6 +121,8 @@ def main(flags: Flags) -> None:
         program, algorithm, lanes = flags.child.split(",")
         print(json.dumps(measure(program, algorithm, int(lanes))))
         return
+    if flags.smoke:
+        flags = shrunk(flags, programs=("mlp",), lanes=(1,), algorithms=("fedavg",))
     check_output(flags.output, flags.overwrite)
     rows = []
     for program in flags.programs:

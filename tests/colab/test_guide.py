@@ -271,13 +271,20 @@ def test_every_public_name_has_an_anchor_in_the_built_guide(site, hooks):
 @pytest.mark.slow
 def test_the_built_guide_fetches_nothing(site):
     fetched = re.compile(
-        r'(?:src="|<link[^>]*rel="(?:stylesheet|preload)"[^>]*href=")(https?:[^"]*)'
+        r'(?:\b(?:src|srcset|poster|data)="|@import |url\('
+        r'|<link(?![^>]*rel="canonical")[^>]*href=")'
+        r"""["']?((?:https?:)?//[^"')]*)"""
     )
+    # Scripts of the theme ask GitHub for a repository's stars, and fetch Mermaid where it is used.
+    asking = re.compile(r'data-md-component="source"|class="mermaid"')
+    for style in site.rglob("*.css"):
+        assert not fetched.findall(style.read_text()), style
     pages = list(site.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
         text = page.read_text()
         assert not fetched.findall(text), page
+        assert not asking.findall(text), page
         assert ".. math::" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.S), page
     concepts = (site / "concepts.html").read_text()
     assert "<svg" in concepts

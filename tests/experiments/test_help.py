@@ -109,6 +109,39 @@ def test_help_groups_flags_and_shows_defaults_and_examples(path, monkeypatch):
         assert text.count("(default:") >= len(explanations(kind))
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_has_a_try_in_seconds(path):
+    module = module_of(path)
+    names = {f.name for kind in leaves(module.Flags) for f in dataclasses.fields(kind)}
+    assert "smoke" in names or re.search(r"no --smoke: \w+", module.__doc__)
+
+
+def test_smoke_drops_nothing_that_was_given():
+    from smoke import chosen_preset, shrunk
+
+    module = module_of(next(p for p in SCRIPTS if p.stem == "scaffold_quadratics"))
+    assert shrunk(module.Flags(), num_rounds=2, steps=1).num_rounds == 2
+    given = shrunk(module.Flags(num_rounds=7), num_rounds=2, steps=1)
+    assert (given.num_rounds, given.steps) == (7, 1)
+    module = module_of(next(p for p in SCRIPTS if p.stem == "byzantine"))
+    assert chosen_preset(module.Flags(smoke=True)) == "smoke"
+    assert chosen_preset(module.Flags(preset="published")) == "published"
+    with pytest.raises(ValueError, match="--smoke is --preset smoke, got --preset published"):
+        chosen_preset(module.Flags(smoke=True, preset="published"))
+
+
+def test_errors_speak_of_flags():
+    from script import in_flags
+
+    flags = module_of(next(p for p in SCRIPTS if p.stem == "fedavg_cifar")).Flags
+    said = in_flags("num_clients=3 and alpha must be positive; mean of alpha, f.num_clients", flags)
+    assert said == "--num-clients=3 and --alpha must be positive; mean of alpha, f.num_clients"
+    assert in_flags("outputs/num_clients and 'num_clients'", flags) == (
+        "outputs/num_clients and 'num_clients'"
+    )
+    assert in_flags("batch_size must be at least 1", flags) == "--batch-size must be at least 1"
+
+
 def test_parsing_gives_the_same_flags_as_the_dataclass():
     from flag_groups import parse
 

@@ -108,6 +108,10 @@ def _names(message: str, argument: str) -> bool:
 
 
 def _shows(message: str, value: Any) -> bool:
+    """Numbers and words as they are; of all else the kind, the shape or the part that is wrong."""
+    is_plain = isinstance(value, str | int | float | np.generic)
+    if not is_plain and re.search(r"got |traced|empty|left out|given", message):
+        return True
     if value is Traced:
         return "traced" in message.lower()
     told = {shown(value), str(value), repr(value), f"{value!r:.80}", type(value).__name__}
