@@ -81,7 +81,6 @@ BY_NAME: dict[str, Any] = {
     "denominator": 3.0,
     "dimension": 8,
     "directory": "nowhere",
-    "edge_rounds": 2,
     "edges": [0, 1, 0, 1, 0, 1],
     "edge_rounds": 2,
     "epsilon": 2.0,
