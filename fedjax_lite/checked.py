@@ -107,7 +107,9 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result = function(*args, **kwargs)
         except (TypeError, ValueError) as own:
-            raise (own if re.search(rf"\b{name}\b", str(own)) else error) from None
+            if re.search(rf"\b{name}\b", str(own)):
+                raise _completed(own, function, {name: given[name]}) or own from None
+            raise error from None
         except Exception:
             raise error from None
         if fine:
