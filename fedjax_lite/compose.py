@@ -16,7 +16,7 @@ from fedjax_lite.checks import check_slot as check_slot
 from fedjax_lite.cohort_checks import check_cohort
 from fedjax_lite.data.dataset import ClientData, CohortDataset, SizedPopulation
 from fedjax_lite.data.dataset import check_data as check_data
-from fedjax_lite.downlink import Downlink, downlink_cost, downlinked, not_sent_twice
+from fedjax_lite.downlink import Downlink, downlink_cost, downlinked
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto
 from fedjax_lite.engine.memory import check_table
@@ -229,9 +229,6 @@ def federated_algorithm(
         metrics = done.metrics
         server_state = server.update(key_server, state.server, value, done.cohort, metrics)
         took_part = cohort.mask.sum() + (0 if late is None else late.sum())
-        if privacy is None:
-            counted = done.cohort.mask.sum()
-            server_state = not_sent_twice(server_state, took_part=took_part, counted=counted)
         new = RoundState(
             round=state.round + 1,
             server=server_state,
@@ -243,7 +240,11 @@ def federated_algorithm(
         )
         metrics |= {name: metrics[name] + bits for name, bits in sent_before.items()}
         down = downlink_cost(
-            state.server, broadcast, took_part=took_part, num_clients=data.num_clients
+            state.server,
+            broadcast,
+            took_part=took_part,
+            num_clients=data.num_clients,
+            counted=done.cohort.mask.sum(),
         )
         return new, {**round_metrics(metrics, done.work), **down, **done.measured}
 

@@ -130,37 +130,18 @@ def downlinked(server: ServerUpdate, downlink: Downlink | Transform) -> ServerUp
         new = Downlinked(
             inner, _put_back(broadcast, got), transform_state, wire, state.everyone_listens
         )
-        return trees.where(cohort.mask.any(), new, state)  # see also `not_sent_twice`
+        return trees.where(cohort.mask.any(), new, state)
 
     return ServerUpdate(init, lambda state: state.received, update)
 
 
-def not_sent_twice(server: PyTree, *, took_part: Array, counted: Array) -> PyTree:
-    """The server after a round: a change that everyone has heard is not sent to them again.
-
-    Where clients took part but none of them counted the server stands still, and so does what it
-    broadcasts; where nobody took part nothing was sent, and the next round is billed for it.
-
-    Args:
-      server: the server's new state.
-      took_part: how many were sent the broadcast.
-      counted: how many of them counted.
-
-    Returns:
-      The state; it is the same but for the cost of the next broadcast.
-
-    Example:
-      >>> not_sent_twice((), took_part=jnp.int32(1), counted=jnp.int32(0))
-      ()
-    """
-    if not isinstance(server, Downlinked):
-        return server
-    heard = server.everyone_listens & (took_part > 0) & (counted == 0)
-    return server._replace(wire=jax.tree.map(lambda x: jnp.where(heard, 0, x), server.wire))
-
-
 def downlink_cost(
-    server: PyTree, broadcast: PyTree, *, took_part: Array, num_clients: int
+    server: PyTree,
+    broadcast: PyTree,
+    *,
+    took_part: Array,
+    num_clients: int,
+    counted: Array | None = None,
 ) -> dict[str, Array]:
     """What the broadcast of a round cost, over all who were sent it.
 
@@ -169,6 +150,9 @@ def downlink_cost(
         the part of the broadcast that a client downloads.
       broadcast: what clients downloaded, a prologue's aggregate included.
       took_part: how many.
+      counted: how many of them counted; default as many. A change that everyone hears is billed in
+        the round that uses it: where nobody counts the server stands still, and the next round
+        has the same broadcast, which is not to be billed twice.
       num_clients: the population.
 
     Returns:
@@ -184,8 +168,8 @@ def downlink_cost(
     cost = Wire(bits, bits)
     if isinstance(server, Downlinked):
         rest = (trees.num_bits(broadcast) - trees.num_bits(server.received)) * took_part
-        everyone = server.everyone_listens & (took_part > 0)
-        receivers = jnp.where(everyone, num_clients, took_part)
+        heard = jnp.where((took_part if counted is None else counted) > 0, num_clients, 0)
+        receivers = jnp.where(server.everyone_listens, heard, took_part)
         cost = Wire(*(one * receivers + rest for one in server.wire))
     return {"downlink_bits": cost.bits, "downlink_entropy_bits": cost.entropy}
 

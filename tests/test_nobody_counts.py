@@ -173,8 +173,9 @@ def test_a_broadcast_is_billed_once(of):
         state, metrics = algo.round(KEY, state, DATA, drawn)
         found.append(float(metrics["downlink_bits"]))
     sign = 33 * listeners
-    again = 0 if of == "update" else sign  # without memory the whole model is sent each time
-    assert found == [0, 32 * listeners, 0, sign, again, again]
+    # A change waits for the round that uses it; without memory the model is sent each time.
+    unused = 0 if of == "update" else sign
+    assert found == [0, 32 * listeners, 0, unused, unused, sign]
 
 
 def test_masks_of_an_aggregator_say_who_counts():
