@@ -59,7 +59,7 @@ def check_cohort(cohort: Any, data: ClientData, rows: Any = ()) -> None:
         )
     if isinstance(data, CohortDataset) or not jax.tree.leaves(rows):
         return
-    if not all(map(_at_hand, cohort)):
+    if not (_at_hand(cohort.ids) and _at_hand(cohort.mask)):
         return
     ids, mask = (np.asarray(part) for part in jax.device_get((cohort.ids, cohort.mask)))
     here = ids[mask & (ids >= 0) & (ids < data.num_clients)]
