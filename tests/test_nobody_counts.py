@@ -155,7 +155,7 @@ def test_a_private_server_is_not_told():
     )
     algo = fl.fedavg(loss, optax.sgd(0.5), plan=PLAN, privacy=mechanism)
     state = algo.init(KEY, jnp.float32(1.0), DATA)
-    with pytest.warns(UserWarning, match="accountant"):
+    with pytest.warns(UserWarning, match="not the mechanism's own sampling"):
         after, _ = algo.round(KEY, state, DATA, cohort(3, 4))
     assert float(after.server.params) != 1.0
 
