@@ -7,6 +7,8 @@ second stage runs the laws and the engine's tests so, and tests that train for l
 
 import gc
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 import jax
@@ -34,6 +36,24 @@ if not os.environ.get("FEDJAX_LITE_OPTIMISED"):
     flags = os.environ.get("XLA_FLAGS", "")
     if KNOW_THEM[0] <= jaxlib < KNOW_THEM[1] and QUICK_EMITTERS.split("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {QUICK_EMITTERS}".strip()  # read by the first backend
+
+
+# Workers, and the processes that tests start, compile many of the same programs: one of them does.
+SHARED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp("-compiled")
+if SHARED is not None:
+    for name, value in {
+        "jax_compilation_cache_dir": SHARED,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        os.environ[name.upper()] = str(value)  # for those processes; jax has read its own already
+        jax.config.update(name, value)
+
+
+def pytest_unconfigure():
+    """The programs are gone with the process that made a folder for them."""
+    if SHARED is not None:
+        shutil.rmtree(SHARED, ignore_errors=True)
 
 
 @pytest.fixture
