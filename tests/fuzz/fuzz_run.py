@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import signal
+import tempfile
 import traceback
 import typing
 import warnings
@@ -51,7 +53,12 @@ def cases(seed: int = 0, share: float = 1.0) -> Iterator[tuple[str, str, str]]:
 
 
 def judge(full: str, argument: str, kind: str) -> Verdict:
-    """Calls with one argument replaced."""
+    """Calls with one argument replaced, in a new folder: a word may be taken for a path."""
+    with tempfile.TemporaryDirectory(prefix="fuzz") as folder, contextlib.chdir(folder):
+        return _judge(full, argument, kind)
+
+
+def _judge(full: str, argument: str, kind: str) -> Verdict:
     function = public()[full]
     given = valid_arguments(full, function)
     value = VALUES[kind]

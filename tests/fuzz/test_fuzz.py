@@ -50,6 +50,14 @@ def test_the_whole_is_large_enough():
     assert sum(1 for _ in cases()) >= 20_000
 
 
+@pytest.mark.parametrize("argument", ["output_dir", "checkpoint_dir", "profile_dir"])
+def test_words_taken_for_paths_leave_the_working_directory_alone(tmp_path, monkeypatch, argument):
+    monkeypatch.chdir(tmp_path)
+    assert judge("run", argument, "string").kind != "hang"
+    assert not list(tmp_path.iterdir())
+    assert Path.cwd() == tmp_path
+
+
 def test_a_part_of_the_calls():
     verdicts = [judge(*case) for case in cases(seed=1, share=SHARE)]
     bad = [v for v in verdicts if v.kind in ("hang", "crash")]
