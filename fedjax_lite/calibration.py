@@ -207,7 +207,7 @@ def _read(path: Path) -> dict[str, Any]:
     """What is known; a file that is missing or damaged costs a measurement, not the run."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -183,7 +183,7 @@ def parse_rows(text: str, path: Path) -> list[Row]:
                 raise ValueError("not a complete row")
             if not isinstance(row.get("round"), int):
                 raise ValueError("not a row of a round")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise ValueError(f"line {number} of {path} is damaged: {line[:80]!r}") from error

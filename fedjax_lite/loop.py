@@ -257,6 +257,29 @@ def _run(
         )
     if accountant is not None:
         num_rounds = begin(accountant, state, data, num_rounds, notices)
+    earlier = rows[-1].get("seconds", 0.0) if rows else 0.0
+
+    def seconds() -> float:
+        return earlier + time.perf_counter() - began
+
+    watch = Watch(data, stop=stop_if_diverged)
+    interrupt = Interrupt()
+
+    def stop() -> int:  # the same in all processes, or some would wait for others for ever
+        return distributed.agree(interrupt.number)
+
+    begun: list[Row] = []
+    with interrupt:  # what refuses the run comes before a file is made or replaced
+        watch.begin(state)
+        known = set(results_of(evaluate))
+        if evaluate is not None and done == 0 and not rows:
+            first = evaluation(evaluate, state)
+            known |= first.keys()
+            spent = {} if accountant is None else spent_by(accountant, state, 1)[-1]
+            begun = [merge({"round": 0, **spent, "seconds": seconds()}, first)]
+        if known and done < num_rounds and not stop():
+            metrics = None if rounds.names is None else rounds.names(state)
+            check_names(known, metrics, private=accountant is not None)
     if directory is not None and not restored and writes:
         checkpoint.clear(directory / "checkpoints")
     history = History(
@@ -268,20 +291,10 @@ def _run(
     )
     if directory is not None and settings["config"] is not None and writes:
         save_json_atomic(directory / "config.json", settings)
-    earlier = history.rows[-1].get("seconds", 0.0) if history.rows else 0.0
-
-    def seconds() -> float:
-        return earlier + time.perf_counter() - began
-
     saved_round = done if restored else -1
-    watch = Watch(data, stop=stop_if_diverged)
-    interrupt = Interrupt()
     bar = Progress(num_rounds, done, enabled=progress and writes, notices=writes)
     for text in notices:
         bar.notice(text)
-
-    def stop() -> int:  # the same in all processes, or some would wait for others for ever
-        return distributed.agree(interrupt.number)
 
     def save() -> None:
         if directory is not None:
@@ -297,17 +310,9 @@ def _run(
 
     try:
         with interrupt:
-            watch.begin(state)
-            known = set(results_of(evaluate))
-            if evaluate is not None and done == 0 and not history.rows:
-                first = evaluation(evaluate, state)
-                known |= first.keys()
-                spent = {} if accountant is None else spent_by(accountant, state, 1)[-1]
-                history.append([merge({"round": 0, **spent, "seconds": seconds()}, first)])
-                bar.update(0, history.rows[-1], evaluated=True)
-            if known and done < num_rounds and not stop():
-                metrics = None if rounds.names is None else rounds.names(state)
-                check_names(known, metrics, private=accountant is not None)
+            if begun:
+                history.append(begun)
+                bar.update(0, begun[0], evaluated=True)
             while done < num_rounds and not stop():
                 length = min(every - done % every, num_rounds - done)
                 state, metrics = rounds.advance(state, length)

@@ -134,8 +134,7 @@ def resume_from(
     if "run.json" in loaded.texts:
         kept = json.loads(loaded.texts["run.json"])
         if (directory / "config.json").exists():
-            kept["config"] = None  # compared already; a user may have changed the file on purpose
-            kept["versions"] = {}
+            kept["versions"] = {}  # said already; the rest tells whether the two are of one run
         notices += check_settings(kept, settings, may_change=may_change)
     if "history.jsonl" in loaded.texts:
         text = loaded.texts["history.jsonl"]

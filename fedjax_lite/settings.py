@@ -61,7 +61,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         for name, kinds in (("config", dict), ("key", list), ("versions", dict)):
             if not isinstance(settings, dict) or not isinstance(settings.get(name), kinds):
                 raise ValueError(f"{name!r} is missing in it, or is no {kinds.__name__}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): put it back from a copy, or delete it, and settings are "
             "compared with those that the checkpoint kept"
@@ -103,8 +103,8 @@ def check_settings(
         differs.append(f"  key: was {saved.get('key')}, is {new.get('key')} (the run's own key)")
     if differs:
         raise ValueError(
-            "the run to resume had another config or key; give the same, or another output_dir:\n"
-            + "\n".join(differs)
+            "the run to resume had another config or key; give the same, or another output_dir "
+            "(what may differ goes into config_may_change):\n" + "\n".join(differs)
         )
     before, after = saved.get("versions") or {}, new.get("versions") or {}
     changed = [

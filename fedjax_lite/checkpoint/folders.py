@@ -51,7 +51,11 @@ def steps(directory: str | os.PathLike[str]) -> list[int]:
     if not directory.is_dir():
         return []
     entries = (entry for entry in directory.iterdir() if _STEP.fullmatch(entry.name))
-    return sorted(int(entry.name) for entry in entries if entry.is_dir())
+    return sorted(
+        int(entry.name)
+        for entry in entries
+        if entry.name == f"{int(entry.name):08d}" and entry.is_dir()
+    )
 
 
 def clear(directory: str | os.PathLike[str]) -> None:

@@ -73,7 +73,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointDamaged(f"{path} is missing") from None
-    except (ValueError, IsADirectoryError, NotADirectoryError) as error:
+    except (ValueError, RecursionError, IsADirectoryError, NotADirectoryError) as error:
         raise CheckpointDamaged(f"{path} cannot be read: {error}") from error
     if not isinstance(manifest, dict):
         raise CheckpointDamaged(f"{path} holds no object of JSON")

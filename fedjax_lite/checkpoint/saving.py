@@ -93,7 +93,7 @@ def save(
             }
             write_manifest(saving, manifest)
             earlier = target.with_name(target.name + ".deleting")
-            if target.exists():
+            if os.path.lexists(target):
                 os.replace(target, earlier)
             os.replace(saving, target)
             remove(earlier)

@@ -89,6 +89,8 @@ def _read(path: Path, reader: ForwardReader, names: Sequence[str]) -> dict[str, 
         count, place = 0, -1
         while (member := tar.next()) is not None:
             tar.members = []  # which would grow
+            if sum(map(len, (*tar.pax_headers, *tar.pax_headers.values()))) > _MAX_HEADER_BYTES:
+                raise _refused(path, "attributes for all its members that grow without end")
             count += 1
             if count > _MAX_MEMBERS:
                 raise _refused(path, f"more than {_MAX_MEMBERS:,} members")

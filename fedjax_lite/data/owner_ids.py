@@ -206,7 +206,7 @@ def _is_missing(one: Any) -> bool:
         return True
     try:
         return bool(one != one)  # NaN of any kind, NaT
-    except TypeError:  # pandas.NA has no truth
+    except (TypeError, ArithmeticError):  # pandas.NA has no truth, Decimal("sNaN") no equality
         return True
     except ValueError:  # an array, which is no id
         return False

@@ -59,7 +59,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Run]:
         return [Run(path.stem, rows, directory=path)]
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     notes: list[str] = []
     table = _best(_table(document), document, path, notes)

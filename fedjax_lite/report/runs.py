@@ -188,7 +188,7 @@ def _read_json(path: Path, notes: list[str]) -> Mapping[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, Mapping):
             raise ValueError(f"expected an object, got {type(value).__name__}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         notes.append(f"{path} could not be read and is left out: {error}")
         return {}
     return value

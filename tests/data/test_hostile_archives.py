@@ -96,6 +96,22 @@ def test_headers_of_all_members_together_are_no_load(tmp_path):
     assert peak < 4 * MEBI
 
 
+def test_attributes_of_all_members_do_not_add_up(tmp_path):
+    """Unlike those of one member they are kept: 300 of 50 kB would be 15 MB."""
+    parts = [
+        pax(record(f"key{k}", "x" * 50_000), kind=tarfile.XGLTYPE) + member(f"d/{k:03}")
+        for k in range(300)
+    ]
+    path = tmp_path / "a.tar.gz"
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    path.write_bytes(b"".join(map(packer.compress, [*parts, END])) + packer.flush())
+    message, peak = peak_of(path)
+    assert "attributes for all its members" in message
+    assert peak < 4 * MEBI
+    path.write_bytes(parts[0] + member("d/a", content=b"a") + END)  # as git archive writes one
+    assert read_members(path, ["d/a"]) == {"d/a": b"a"}
+
+
 BOMBS = {
     "gzip": lambda: gzip.compress(member(size=80 * MEBI)) + zipped_zeros(80),
     "gzip behind the end": lambda: gzip.compress(member() + END) + zipped_zeros(80),

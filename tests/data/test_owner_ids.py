@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from decimal import Decimal
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -102,6 +103,8 @@ MISSING = {
     "bytes": (np.array([b"nan", b"a"]), 0),
     "empty": (["a", "", "b"], 1),
     "None": (["a", "b", None], 2),
+    "a number without value": ([Decimal(1), Decimal("NaN")], 1),
+    "a number that refuses comparison": ([Decimal(1), Decimal("sNaN")], 1),
     "None among integers": ([None, 1, 2], 0),
     "NaT": (np.array(["2020-01-01", "NaT"], "datetime64[D]"), 1),
     "NaT in a list": ([np.datetime64("NaT"), np.datetime64("2020-01-01")], 0),

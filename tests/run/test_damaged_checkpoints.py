@@ -135,10 +135,14 @@ def test_files_of_two_steps_are_not_mixed(two_steps):
 def test_what_is_no_folder_of_a_step_is_no_step(two_steps):
     (two_steps / "00000009").write_text("a file")
     (two_steps / "00000008.saving").write_text("a file")
+    shutil.copytree(two_steps / "00000004", two_steps / "000000005")  # no name of step 5
+    (two_steps / "00000010").symlink_to(two_steps / "nowhere")
     assert checkpoint.steps(two_steps) == [3, 4]
     checkpoint.save(two_steps, state(9), step=9)
     assert checkpoint.steps(two_steps) == [4, 9]
-    assert sorted(path.name for path in two_steps.iterdir()) == ["00000004", "00000009"]
+    checkpoint.save(two_steps, state(10), step=10)
+    names = sorted(path.name for path in two_steps.iterdir())
+    assert names == ["000000005", "00000009", "00000010"]
 
 
 def without_digests(folder):

@@ -161,7 +161,16 @@ def test_checkpoints_without_rows_take_them_from_the_file_if_none_is_lacking(fol
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", b"\xff\xfe", '{"config": [1], "key": [0, 5], "versions": {}}', "{}", ""]
+    "content",
+    [
+        "{",
+        "[]",
+        b"\xff\xfe",
+        '{"config": [1], "key": [0, 5], "versions": {}}',
+        "{}",
+        "",
+        "[" * 10**5,
+    ],
 )
 def test_a_damaged_config_is_named_and_can_be_deleted(content, folder, whole):
     path = folder / "config.json"
@@ -184,6 +193,16 @@ def test_another_key_is_refused_with_and_without_a_config(folder):
     go(path, 2, config={"key": "mine"})
     with pytest.raises(ValueError, match="key: was 'mine', is 'other'"):
         go(path, 4, config={"key": "other"}, resume=True)
+
+
+def test_checkpoints_of_another_run_are_refused(folder, tmp_path):
+    go(tmp_path / "other", 4, config=CONFIG | {"alpha": 0.1})
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", folder / "checkpoints")
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"alpha: was 0\.1, is 0\.3"):
+        go(folder, 8, resume=True)
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "config.json", "checkpoints"])
@@ -223,6 +242,20 @@ def test_figures_that_no_file_can_keep_are_refused_before_a_round(result, error,
             output_dir=tmp_path, progress=False,
         )  # fmt: skip
     assert not counter
+
+
+@pytest.mark.parametrize("result", [{"train_loss": 0.5}, {"seconds": 0.5}, {"acc": "high"}])
+def test_what_is_refused_before_a_round_costs_no_file(result, folder, tmp_path):
+    def held(path):
+        return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+    before = held(folder)
+    with pytest.raises((ValueError, TypeError)):
+        go(folder, 8, overwrite=True, evaluate=lambda state: result)
+    assert held(folder) == before
+    with pytest.raises((ValueError, TypeError)):
+        go(tmp_path / "new", 2, evaluate=lambda state: result)
+    go(tmp_path / "new", 2)  # needs no overwrite
 
 
 def test_a_metric_with_a_name_of_the_run_is_refused():
