@@ -16,6 +16,7 @@ import pytest
 
 # Unknown flags end the process, and newer backends have only the new emitters.
 QUICK_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+ONE_THREAD = "--xla_cpu_parallel_codegen_split_count=1"  # the other cores have workers of their own
 KNOW_THEM = ((0, 8), (0, 11))
 
 
@@ -35,7 +36,8 @@ if not os.environ.get("FEDJAX_LITE_OPTIMISED"):
     jaxlib = tuple(map(int, version("jaxlib").split(".")[:2]))
     flags = os.environ.get("XLA_FLAGS", "")
     if KNOW_THEM[0] <= jaxlib < KNOW_THEM[1] and QUICK_EMITTERS.split("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {QUICK_EMITTERS}".strip()  # read by the first backend
+        flags = f"{flags} {QUICK_EMITTERS} {ONE_THREAD}".strip()
+        os.environ["XLA_FLAGS"] = flags  # read by the first backend
 
 
 # Workers, and the processes that tests start, compile many of the same programs: one of them does.

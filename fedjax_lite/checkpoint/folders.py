@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,17 @@ def delete(folder: Path) -> None:
         remove(doomed)
         os.replace(folder, doomed)
         remove(doomed)
+
+
+def discard(path: Path) -> None:
+    """Deletes what a failed save left, as far as it goes: the failure itself is what is told.
+
+    Threads of a writer that failed may still make files there; the next save removes what stays.
+    """
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            return remove(path)
+        time.sleep(0.05)
 
 
 def remove(path: Path) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from fedjax_lite import distributed
 from fedjax_lite.checkpoint.arrays import disk_errors, write_arrays
-from fedjax_lite.checkpoint.folders import as_directory, clear_leftovers, delete, remove, steps
+from fedjax_lite.checkpoint.folders import (
+    as_directory,
+    clear_leftovers,
+    delete,
+    discard,
+    remove,
+    steps,
+)
 from fedjax_lite.checkpoint.leaves import describe, named_leaves, named_tables, shared, words_of
 from fedjax_lite.checkpoint.manifest import write_manifest
 from fedjax_lite.checks import check_count
@@ -72,7 +79,7 @@ def save(
             stack.enter_context(FolderLock(directory, wait=600.0))
             clear_leftovers(directory)
             saving.mkdir()
-            stack.callback(remove, saving)  # of a save that failed; else it has another name
+            stack.callback(discard, saving)  # of a save that failed; else it has another name
         stack.enter_context(disk_errors(target))
         distributed.barrier(f"checkpoint {step} has a folder")
         arrays = {name: shared(words_of(leaf)) for name, leaf in leaves.items() if leaf.size}

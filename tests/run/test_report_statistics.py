@@ -311,9 +311,11 @@ def test_clients_read_back(tmp_path):
         saved = json.loads((folder / "clients.json").read_text())
         assert [key for key in saved if key.endswith("accuracy")] == [name or "accuracy"]
         assert saved[name or "accuracy"]["num_clients"] == 1
-    for bad in ("", "a\nb", 3):
+    for bad in ("", "a\nb"):
         with pytest.raises(ValueError, match="split must say"):
             report.save_clients(folder, scores, dataset="digits", split=bad)
+    with pytest.raises(TypeError, match="split must be a string"):
+        report.save_clients(folder, scores, dataset="digits", split=3)
     found = report.read_run(folder).clients
     np.testing.assert_array_equal(found["accuracy"], scores["accuracy"])
     assert found["label_counts"].tolist() == [[3, 1], [0, 0]]
