@@ -130,7 +130,8 @@ def run(
     Raises:
       TypeError, ValueError: if an argument cannot be right, before anything is compiled; if what
         the state has spent exceeds the budget or cannot be composed with this mechanism.
-      FileExistsError: if `output_dir` holds a run and neither `resume` nor `overwrite` is given.
+      FileExistsError: if `output_dir` holds a run and neither `resume` nor `overwrite` is given, or
+        `resume` and its checkpoints are lost.
       FolderInUse: (an OSError) if another run writes into `output_dir`; the message names its
         process. The lock ends with the process that holds it, however that ends.
       OSError: if `output_dir` cannot be written.
@@ -230,7 +231,10 @@ def _run(
     writes = distributed.is_coordinator()
     num_clients = getattr(data, "num_clients", None)
     if directory is not None:
-        saved = check_directory(directory, settings, resume, overwrite, config_may_change, notices)
+        first_saved = every * max(-(-checkpoint_every // every), int(state.round) // every + 1)
+        saved = check_directory(
+            directory, settings, resume, overwrite, config_may_change, notices, first_saved
+        )
         # Also a barrier: process 0 changes the folder from here on.
         if distributed.agree(saved) != saved or -distributed.agree(-saved) != saved:
             raise ValueError(

@@ -59,8 +59,13 @@ def check_directory(
     overwrite: bool,
     may_change: Sequence[str],
     notices: list[str],
+    first_saved: int,
 ) -> bool:
-    """Checks the folder before anything is compiled; True where there is a state to resume."""
+    """Checks the folder before anything is compiled; True where there is a state to resume.
+
+    Rows of rounds after `first_saved`, where this run would have its first checkpoint, are of a run
+    whose checkpoints were lost: it is not replaced by one that starts anew.
+    """
     _make(directory)
     for names, is_right, kind in ((FILES, Path.is_file, "file"), (FOLDERS, Path.is_dir, "folder")):
         for name in names:
@@ -87,6 +92,7 @@ def check_directory(
     if settings["config"] is not None and path.exists():  # also where it starts anew in its files
         notices += check_settings(read_settings(path), settings, may_change=may_change)
     if not checkpoint.steps(directory / "checkpoints"):
+        _check_replaceable(directory / "metrics.jsonl", first_saved)
         notices.append(f"nothing to resume in {directory}: starting anew")
         return False
     return True
@@ -150,6 +156,24 @@ def resume_from(
             aside = checkpoint.set_aside(directory / "checkpoints", step)
             notices.append(f"the damaged checkpoint of step {step} is kept as {aside.name}")
     return loaded.state, rows
+
+
+def _check_replaceable(path: Path, first_saved: int) -> None:
+    """Raises where the rows are of a run that had checkpoints; a killed one may have had none."""
+    try:
+        rows = read_rows(path)
+    except ValueError as error:
+        what = str(error)
+    else:
+        last = max((row["round"] for row in rows), default=0)
+        if last <= first_saved:
+            return
+        what = f"{path} holds rows up to round {last}"
+    raise FileExistsError(
+        f"{what}, and no checkpoint is in {path.parent / 'checkpoints'}, so that there is nothing "
+        "to go on from: put the checkpoints back, or give overwrite=True in place of resume, "
+        "which replaces the run, or another output_dir"
+    )
 
 
 def _earlier_rows(path: Path, done: int) -> list[Row]:

@@ -7,6 +7,8 @@ been rounded on its way here, is refused with its row.
 
 from __future__ import annotations
 
+import math
+from numbers import Number
 from typing import Any
 
 import jax.numpy as jnp
@@ -192,9 +194,12 @@ def _check_objects(array: np.ndarray, name: str) -> None:
         one = values[int(np.argmax(rows))]
         raise _missing(name, repr(one), rows, _CALLED if isinstance(one, str | bytes) else "")
     for one in distinct:
-        if isinstance(one, float | np.floating) and not abs(one) < _exact_below(type(one)):
+        limit = _exact_below(type(one)) if _is_inexact(one) else math.inf
+        parts = (one.real, one.imag) if isinstance(one, complex | np.complexfloating) else (one,)
+        wrong = next((part for part in parts if limit < math.inf and not abs(part) < limit), None)
+        if wrong is not None:
             row = next(row for row, other in enumerate(values) if other == one)
-            raise _inexact(name, one, type(one).__name__, _exact_below(type(one)), row)
+            raise _inexact(name, wrong, type(one).__name__, limit, row)
 
 
 def _is_missing(one: Any) -> bool:
@@ -202,19 +207,28 @@ def _is_missing(one: Any) -> bool:
         return True
     if isinstance(one, str | bytes):
         return (one.decode("latin-1") if isinstance(one, bytes) else one).strip() in _SPELT
-    if isinstance(one, float | np.floating) and np.isinf(one):
-        return True
     try:
-        return bool(one != one)  # NaN of any kind, NaT
+        if _is_inexact(one) or isinstance(one, Number):
+            return bool(one != one or abs(one) == math.inf)  # type: ignore[arg-type]
+        return bool(one != one)  # NaT, and what holds NaN
     except (TypeError, ArithmeticError):  # pandas.NA has no truth, Decimal("sNaN") no equality
         return True
     except ValueError:  # an array, which is no id
         return False
 
 
+def _is_inexact(one: Any) -> bool:
+    """Floats and complex numbers of Python, of numpy and beside it (bfloat16)."""
+    if isinstance(one, float | complex):
+        return True
+    return isinstance(one, np.generic) and jnp.issubdtype(one.dtype, jnp.inexact)
+
+
 def _exact_below(kind: Any) -> float:
     """From here on neighbouring integers are one float: 2^53 for float64."""
-    return 2.0 ** (jnp.finfo(np.float64 if kind is float else kind).nmant + 1)
+    if issubclass(getattr(kind, "type", kind), float | complex):  # subclasses, too
+        kind = np.float64
+    return 2.0 ** (jnp.finfo(kind).nmant + 1)
 
 
 def _check_exact(array: np.ndarray, name: str) -> None:
@@ -223,6 +237,8 @@ def _check_exact(array: np.ndarray, name: str) -> None:
         missing = np.isnat(array)
         if missing.any():
             raise _missing(name, "NaT", missing)
+    for field in array.dtype.names or ():
+        _check_exact(array[field], name)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     if array.dtype.kind == "c":

@@ -32,6 +32,10 @@ class Unknown:
         raise TypeError("boolean value of NA is ambiguous")
 
 
+class Metres(float):
+    """A float that is none of numpy's types."""
+
+
 def numbered(ids):
     """Owners by brute force: the place of each value among the sorted distinct ones."""
     names = sorted({one for one in ids})
@@ -104,6 +108,10 @@ MISSING = {
     "empty": (["a", "", "b"], 1),
     "None": (["a", "b", None], 2),
     "a number without value": ([Decimal(1), Decimal("NaN")], 1),
+    "an endless number": ([Decimal(1), Decimal("-Infinity")], 1),
+    "a field of a pair": (np.array([(1, 2.0), (1, NAN)], "i4,f4"), 1),
+    "a small float in a list": ([ml_dtypes.bfloat16(1), ml_dtypes.bfloat16(NAN)], 1),
+    "complex in a list": ([1j, complex(0, NAN)], 1),
     "a number that refuses comparison": ([Decimal(1), Decimal("sNaN")], 1),
     "None among integers": ([None, 1, 2], 0),
     "NaT": (np.array(["2020-01-01", "NaT"], "datetime64[D]"), 1),
@@ -138,6 +146,10 @@ ROUNDED = {
     "float16": (np.array([2048, 1], np.float16), 0),
     "bfloat16": (np.array([1, 256], ml_dtypes.bfloat16), 1),
     "among integers": ([2**60, 2.0**60 + 4096], 1),
+    "complex in a list": ([1j, complex(0, 2**60 + 1), complex(0, 2**60)], 1),
+    "bfloat16 in a list": ([ml_dtypes.bfloat16(1), ml_dtypes.bfloat16(257)], 1),
+    "a float by another name": ([Metres(1), Metres(2**60)], 1),
+    "a field of a pair": (np.array([(1, 2.0), (1, 2.0**24)], "i4,f4"), 1),
     "scalars": ([np.float32(2**25), np.float32(1)], 0),
 }
 

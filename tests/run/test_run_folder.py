@@ -205,6 +205,20 @@ def test_checkpoints_of_another_run_are_refused(folder, tmp_path):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("garbled", [False, True])
+def test_a_run_that_lost_its_checkpoints_is_not_replaced(garbled, folder, whole):
+    shutil.rmtree(folder / "checkpoints")
+    path, lines = folder / "metrics.jsonl", lines_of(folder)
+    if garbled:
+        path.write_bytes(bytes(8) + b"\n" + path.read_bytes())
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"no checkpoint.*put the checkpoints back"):
+        go(folder, 8, resume=True)
+    assert path.read_bytes() == before
+    path.write_bytes(b"".join(lines[:3]))  # as one killed before its first save
+    assert is_like(whole, folder, *go(folder, 8, resume=True))
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv", "config.json", "checkpoints"])
 def test_a_folder_for_a_file_is_named(name, folder):
     path = folder / name
