@@ -28,7 +28,7 @@ def check_cohort(cohort: Any, data: ClientData, rows: Any = ()) -> None:
         has leaves the ids are looked at, which waits for them if they are being computed.
 
     Raises:
-      TypeError: if it is no `Cohort`, or ids or mask have another type.
+      TypeError: if it is no `Cohort`, or ids, mask or late have another type.
       ValueError: if the shapes differ, the cohort is empty, or a client with a row is there
         twice.
 
@@ -43,19 +43,27 @@ def check_cohort(cohort: Any, data: ClientData, rows: Any = ()) -> None:
       cohort must name each client once, got id 5 in 2 slots: it
     """
     check_slot(cohort, "cohort", Cohort)
-    for name, kinds, due in (("ids", "iu", "integers"), ("mask", "b", "bool")):
+    parts = [("ids", "iu", "integers"), ("mask", "b", "bool"), ("late", "b", "bool")]
+    for name, kinds, due in parts if cohort.late is not None else parts[:2]:
         value = getattr(cohort, name)
         if not isinstance(value, np.ndarray | jax.Array):
             raise TypeError(
                 f"cohort.{name} must be an array of {due} [C], got {shown(value)}; jnp.array(...)"
             )
         if np.dtype(value.dtype).kind not in kinds:
-            remedy = "mask > 0 makes one" if name == "mask" else "they number the population's rows"
+            remedy = (
+                "they number the population's rows" if name == "ids" else f"{name} > 0 makes one"
+            )
             raise TypeError(f"cohort.{name} must be {due} [C], got {value.dtype}; {remedy}")
     if cohort.ids.ndim != 1 or cohort.ids.shape != cohort.mask.shape or not cohort.ids.size:
         raise ValueError(
             f"cohort must be ids [C] and mask [C] of one slot at least, got "
             f"{list(cohort.ids.shape)} and {list(cohort.mask.shape)}; an empty slot has mask False"
+        )
+    if cohort.late is not None and cohort.late.shape != cohort.ids.shape:
+        raise ValueError(
+            f"cohort.late must be [C], one for each of the {cohort.ids.size} ids, got "
+            f"{list(cohort.late.shape)}; False for who is not late, or None where nobody is"
         )
     if isinstance(data, CohortDataset) or not jax.tree.leaves(rows):
         return

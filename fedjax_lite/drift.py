@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_lite import trees
 from fedjax_lite.checked import check_calls
+from fedjax_lite.counting import counted
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.local import LossFn, check_loss, mean_loss
 from fedjax_lite.types import (
@@ -97,7 +98,7 @@ def with_client_losses(
         silent = batch._replace(key=None)
         before = mean_loss(loss, shared(broadcast), silent)
         after = mean_loss(loss, local(inner), silent)
-        count = batch.mask.sum()
+        count = counted(loss, batch.examples, batch.mask).sum()  # as mean_loss divides
         return Measured(inner, *(x.astype(jnp.float32) for x in (before, after, count)))
 
     def finish(broadcast: PyTree, carry: Measured) -> tuple[PyTree, Message, dict[str, Any]]:

@@ -96,6 +96,7 @@ def test_success_rate_counts_other_classes_only():
     x = np.zeros((8, 6, 6, 1), np.uint8)
     y = np.array([0, 0, 0, 1, 1, 2, 2, 3])
     x[:, 0, 0, 0] = y
+    x, y = np.concatenate([x, x[:2]]), np.append(y, [-1, -1])  # whose class nobody knows
     rate = backdoor_success_rate(model, {"x": x, "y": y}, trigger=patch_trigger(2), target=2)
     for limit, expected in ((-1, 0.0), (0, 3 / 6), (1, 5 / 6), (3, 1.0)):
         assert rate(limit)["backdoor_success_rate"] == pytest.approx(expected)

@@ -216,6 +216,20 @@ def test_a_cohort_of_the_wrong_type(ready, cohort):
         algo.round(KEY, state, data, cohort)
 
 
+@pytest.mark.parametrize(
+    ("late", "error", "message"),
+    [
+        ([False, True], TypeError, r"cohort.late must be an array of bool \[C\], got"),
+        (np.array([0, 2]), TypeError, r"cohort.late must be bool \[C\], got int64; late > 0"),
+        (np.array(True), ValueError, r"cohort.late must be \[C\], one for each of the 2 ids, got"),
+    ],
+)
+def test_late_clients_are_told_like_those_that_take_part(ready, late, error, message):
+    algo, state, data = ready
+    with pytest.raises(error, match=message):
+        algo.round(KEY, state, data, fl.Cohort(jnp.arange(2), jnp.array([True, False]), late))
+
+
 @pytest.mark.parametrize("stranger", [2, -1, 2**31 - 1])
 def test_a_stranger_is_an_empty_slot_not_somebody_else(ready, stranger):
     """Ids outside the population must not train a client of it in their place."""

@@ -280,3 +280,20 @@ def test_errors_of_optima():
         drift.quadratic_optima(fl.data.from_arrays({"x": np.ones(2)}, [0, 1]))
     with pytest.raises(ValueError, match="client 1 has no data"):
         drift.quadratic_optima(fl.data.from_arrays({"b": np.ones(2)}, [0, 2], num_clients=3))
+
+
+def test_losses_of_batches_weigh_what_the_loss_counts():
+    """The client counts all rows, the loss those that are not 99: 1 of one client, 2 of another."""
+
+    def square(w, e, key):
+        return (w - e["b"]) ** 2
+
+    loss = fl.models.with_counts(square, lambda e: e["b"] != 99)
+    client = drift.with_client_losses(fl.local_sgd(square, optax.sgd(0.0)), loss)
+    info, sums = fl.ClientInfo(*map(jnp.int32, (0, 3, 1, 0))), fl.Mean(0.0, 0.0)
+    for rows in ([1.0, 99, 99], [2.0, 3.0, 99]):
+        carry = client.start(jax.random.key(0), (), jnp.array(0.0), info)
+        batch = fl.Batch({"b": jnp.array(rows)}, jnp.ones(3, bool), jax.random.key(0))
+        metrics = client.finish(0.0, client.step(jnp.array(0.0), carry, batch))[2]
+        sums = sums + metrics["client_loss_before"]
+    assert float(sums.total / sums.count) == pytest.approx((1 + 4 + 9) / 3)

@@ -162,3 +162,9 @@ def test_bad_input_is_named(gradient):
     for clients in ([], [1], [0, 0]):
         with pytest.raises(ValueError, match="clients"):
             leakage.observe(algo, state, data=data, clients=clients, key=key)
+
+
+def test_a_simulated_client_averages_what_counts():
+    loss = fl.models.with_counts(lambda w, e, key: w * e["x"], lambda e: e["x"] > 0)
+    update = leakage.gradient_of(loss)(1.0, {"x": jnp.array([2.0, 4.0, -9.0, -9.0])})
+    assert float(update) == (2 + 4) / 2

@@ -176,3 +176,17 @@ def test_bad_input_is_named(problem):
         membership.offline_lira(np.ones(3), np.ones((1, 3)))
     with pytest.raises(ValueError, match="epsilon"):
         membership.advantage_bound(-1.0)
+
+
+def test_examples_that_do_not_count_are_no_members():
+    """Their loss is the 0 of nothing, which would be the surest member of all."""
+
+    def square(w, e, key):
+        return jnp.where(e["x"] == 99, 0.0, (w - e["x"]) ** 2)
+
+    loss = fl.models.with_counts(square, lambda e: e["x"] != 99)
+    inside, outside = {"x": jnp.array([3.0, 99, 0.5, 99])}, {"x": jnp.array([1.0, 2.0, 99, 4.0])}
+    report = membership.membership_inference(loss, 0.0, members=inside, non_members=outside)
+    pairs = [(a, b) for a in (9.0, 0.25) for b in (1.0, 4.0, 16.0)]
+    assert report.auc == pytest.approx(np.mean([a < b for a, b in pairs]))
+    assert (report.num_members, report.num_non_members) == (2, 3)

@@ -218,7 +218,8 @@ def backdoor_success_rate(
     Reference: Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning",
     2020, arXiv:1807.00459.
     """
-    others = np.flatnonzero(np.asarray(labels_of(examples, label)) != target)
+    labels = np.asarray(labels_of(examples, label))
+    others = np.flatnonzero((labels != target) & (labels >= 0))  # of no label: perhaps the target's
     if not len(others):
         raise ValueError(f"examples must hold other classes than the target, got only {target}")
     kept = {name: jnp.asarray(leaf)[others] for name, leaf in examples.items()}

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_lite.checked import check_calls
 from fedjax_lite.checks import check_count, check_fraction, check_non_negative
+from fedjax_lite.counting import counted
 from fedjax_lite.local import LossFn, check_loss
 from fedjax_lite.types import Params, PyTree
 
@@ -109,6 +110,7 @@ def membership_inference(
 ) -> MembershipReport:
     """Attacks a trained model: members have a smaller loss than others.
 
+    Examples that do not count in the loss (`fedjax_lite.models.with_counts`) are left out.
     Without references the score is minus the loss (Yeom et al.). With models that were trained on
     *other* data it is calibrated per example: how unlikely so high a confidence is among them
     (LiRA, offline), which tells an easy example from a memorised one.
@@ -152,7 +154,8 @@ def membership_inference(
             batch(model, jax.tree.map(lambda leaf: leaf[i : i + batch_size], examples))  # noqa: B023
             for i in range(0, total, batch_size)
         ]
-        return np.concatenate([np.asarray(part, np.float64) for part in parts])
+        kept = np.asarray(counted(loss, examples))  # the 0 of a row without a label is no loss
+        return np.concatenate([np.asarray(part, np.float64) for part in parts])[kept]
 
     def scores(examples: PyTree) -> np.ndarray:
         if references is None:

@@ -10,8 +10,17 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count, check_key
-from fedjax_lite.local import LossFn, check_loss
-from fedjax_lite.types import Array, Cohort, FederatedAlgorithm, Key, Params, PyTree, RoundState
+from fedjax_lite.local import LossFn, check_loss, mean_loss
+from fedjax_lite.types import (
+    Array,
+    Batch,
+    Cohort,
+    FederatedAlgorithm,
+    Key,
+    Params,
+    PyTree,
+    RoundState,
+)
 
 Simulation = Callable[[Params, PyTree], PyTree]
 """``(params, examples) -> update``: a client's training as a differentiable function."""
@@ -34,7 +43,12 @@ def gradient_of(loss: LossFn) -> Simulation:
     Reference: Zhu, Liu, Han, "Deep Leakage from Gradients", 2019, arXiv:1906.08935.
     """
     check_loss(loss)
-    return jax.grad(lambda params, examples: jnp.mean(loss(params, examples, None)))  # type: ignore[arg-type]
+
+    def mean(params: Params, examples: PyTree) -> Array:  # over what counts, as a client does
+        everything = jnp.ones(jax.tree.leaves(examples)[0].shape[0], bool)
+        return mean_loss(loss, params, Batch(examples, everything, None))  # type: ignore[arg-type]
+
+    return jax.grad(mean)
 
 
 def local_steps(loss: LossFn, learning_rate: float | Array, *, num_steps: int) -> Simulation:
