@@ -15,6 +15,8 @@ _MAX_MEMBERS = 10_000
 _MAX_NAME = 512
 _MAX_HEADER_BYTES = 1 << 16
 """Of one member: its header, and longer names and attributes before it."""
+_MAX_SHARED_BYTES = 1 << 10
+"""Of attributes of all members, which tarfile keeps, and copies for each: git writes 52."""
 _PIECE = 1 << 18
 
 
@@ -25,7 +27,7 @@ def read_members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     (absolute names, ``..``, links, devices) is refused as a whole all the same. So is one that is
     larger than any data set: everything is counted while it is read, so that the memory is that of
     the wanted members and 20 MB at most. An archive has at most 10,000 members, names of 512
-    characters, headers of 64 KiB and 512 MiB of content.
+    characters, headers of 64 KiB, attributes of all members of 1 KiB, and 512 MiB of content.
 
     Args:
       path: the archive, plain or compressed by gzip, bzip2 or xz.
@@ -89,7 +91,7 @@ def _read(path: Path, reader: ForwardReader, names: Sequence[str]) -> dict[str, 
         count, place = 0, -1
         while (member := tar.next()) is not None:
             tar.members = []  # which would grow
-            if sum(map(len, (*tar.pax_headers, *tar.pax_headers.values()))) > _MAX_HEADER_BYTES:
+            if sum(map(len, (*tar.pax_headers, *tar.pax_headers.values()))) > _MAX_SHARED_BYTES:
                 raise _refused(path, "attributes for all its members that grow without end")
             count += 1
             if count > _MAX_MEMBERS:
