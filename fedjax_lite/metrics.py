@@ -24,13 +24,17 @@ def round_metrics(metrics: dict[str, Any], work: Work) -> dict[str, Array]:
     counted = work.mask & (metrics[CLIENT_COUNTED] > 0)
     num_clients = counted.sum()
 
+    def total_of(part: Array, mask: Array) -> Array:
+        wide = jnp.promote_types(part.dtype, jnp.float32)  # a sum of integers would wrap around
+        return jnp.where(mask, part.astype(wide), 0).sum()
+
     def merge(name: str, metric: Any) -> Array:
         if name.endswith("_bits"):
-            return jnp.where(work.mask, metric, 0).sum()
+            return total_of(metric, work.mask)
         if isinstance(metric, Mean):
-            total, count = (jnp.where(counted, part, 0).sum() for part in metric)
+            total, count = (total_of(part, counted) for part in metric)
             return total / count
-        return jnp.where(counted, metric, 0).sum() / num_clients
+        return total_of(metric, counted) / num_clients
 
     own = (CLIENT_COUNTED, CLIENT_STEPS, *COSTS)
     steps = jnp.where(work.mask, metrics[CLIENT_STEPS], 0).astype(jnp.int32)

@@ -218,3 +218,26 @@ def test_the_two_sums_of_the_guide_are_q_fedavg():
         dw = (0.0 - y) / eta
         top, bottom = top + at_x**q * dw, bottom + q * at_x ** (q - 1) * dw**2 + at_x**q / eta
     assert one_round(algo)[0] == pytest.approx(-top / bottom, rel=1e-5)
+
+
+def test_sums_of_integers_do_not_wrap_around():
+    """Three clients of a billion each: 3e9 is beyond int32."""
+    data = fl.data.from_arrays({"b": np.zeros(3, np.float32)}, np.arange(3))
+    inner = fl.local_sgd(lambda w, e, key: (w - e["b"]) ** 2, optax.sgd(0.1))
+
+    def finish(broadcast, carry):
+        row, message, _ = inner.finish(broadcast, carry)
+        billion = jnp.int32(10**9)
+        return row, message, {"own_bits": billion, "each": billion, "ratio": fl.Mean(billion, 1)}
+
+    algo = fl.federated_algorithm(
+        inner._replace(finish=finish),
+        plan=fl.Plan(batch_size=1),
+        sampler=fl.everyone(),
+        server=fl.optimizer_server(optax.sgd(1.0)),
+        strategy=fl.vmapped(),
+    )
+    key = jax.random.key(0)
+    metrics = algo.round(key, algo.init(key, jnp.float32(0), data), data)[1]
+    assert float(metrics["own_bits"]) == pytest.approx(3e9)
+    assert float(metrics["each"]) == float(metrics["ratio"]) == pytest.approx(1e9)
