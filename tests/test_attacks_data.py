@@ -104,6 +104,7 @@ def test_success_rate_counts_other_classes_only():
 
 def test_bad_arguments_are_named(data):
     trigger = patch_trigger(2)
+    model = Model(lambda key: None, lambda params, e, key: e["y"], lambda params, e: e["y"])
     for make, text in (
         (lambda: label_flip(data, [4], num_classes=10), "clients"),
         (lambda: label_flip(data, [0], num_classes=10, source=3), "both source and target"),
@@ -113,7 +114,10 @@ def test_bad_arguments_are_named(data):
         (lambda: backdoor(data, [0], trigger=lambda x: x[:1], target=1), "keep shape"),
         (
             lambda: backdoor_success_rate(
-                None, {"x": np.zeros((2, 6, 6, 1)), "y": np.ones(2, int)}, trigger=trigger, target=1
+                model,
+                {"x": np.zeros((2, 6, 6, 1)), "y": np.ones(2, int)},
+                trigger=trigger,
+                target=1,
             ),
             "other classes",
         ),
