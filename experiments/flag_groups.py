@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
+from flag_values import check_value, check_words
 
 from fedjax_lite.checks import as_path
 
@@ -53,9 +55,11 @@ def parse(flags: type[Flags], description: str | None, args: Sequence[str] | Non
 
     Raises:
       SystemExit: for ``--help`` and for flags that do not parse.
+      ValueError: for what no flag can mean (`flag_values`).
     """
     summary, _, rest = inspect.cleandoc(description or "").partition("\n\n")
     grouped, nested = _grouped(flags)
+    check_words(sys.argv[1:] if args is None else args)
     try:
         given = tyro.cli(grouped, description=summary, args=args)
     except SystemExit as stop:
@@ -78,22 +82,27 @@ def parse(flags: type[Flags], description: str | None, args: Sequence[str] | Non
     return at_home(flags(**values))
 
 
-def at_home(flags: Flags) -> Flags:
-    """The flags with ``~`` at the beginning of paths expanded, which a shell leaves in quotes.
+def at_home(flags: Flags, group: str = "") -> Flags:
+    """The flags, looked at, with ``~`` at the beginning of paths expanded (shells leave it quoted).
 
     Args:
       flags: a dataclass of flags, or of groups of flags.
+      group: what stands before the flags' names on the command line, "" for nothing.
 
     Raises:
-      ValueError: if a path cannot be one; the message names the flag.
+      ValueError: if a path cannot be one, or a number or word can mean nothing (`check_value`);
+        the message names the flag.
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(cast(Any, flags)):
-        value = getattr(flags, field.name)
+        value, made = getattr(flags, field.name), field.default_factory
+        if not dataclasses.is_dataclass(value):
+            default = field.default if made is dataclasses.MISSING else made()
+            check_value(f"{group}{field.name}", value, default)
         if isinstance(value, Path):
-            changed[field.name] = as_path(value, f"--{field.name.replace('_', '-')}")
+            changed[field.name] = as_path(value, f"--{group}{field.name.replace('_', '-')}")
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            changed[field.name] = at_home(value)
+            changed[field.name] = at_home(value, _prefix(type(flags), field.name))
     return cast(Flags, dataclasses.replace(cast(Any, flags), **changed)) if changed else flags
 
 
@@ -131,6 +140,13 @@ def groups_of(flags: type) -> dict[str, type]:
         for name, kind in kinds.items()
         if isinstance(kind, type) and dataclasses.is_dataclass(kind)
     }
+
+
+def _prefix(flags: type, group: str) -> str:
+    """What stands before the names of a group's flags."""
+    hint = get_type_hints(flags, include_extras=True)[group]
+    omits = get_args(tyro.conf.OmitArgPrefixes[int])[1:]
+    return "" if any(extra in omits for extra in get_args(hint)[1:]) else f"{group}."
 
 
 def _grouped(flags: type) -> tuple[type, dict[str, type]]:

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-from flag_groups import at_home
+from flag_groups import parse
 
 import fedjax_lite as fl
 from fedjax_lite.engine.scanned import differentiable
@@ -284,6 +283,6 @@ def plot(path: list, grid: list, results: dict[str, Any], file: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(at_home(tyro.cli(Flags, description=__doc__)))
+        main(parse(Flags, __doc__))
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -22,15 +22,26 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from fedjax_lite.checks import check_key, shown
 from fedjax_lite.kinds import check_kind, is_told_by_function, may_be_fine
 
 UNCHECKED = "_unchecked"
 PACKAGE = str(Path(__file__).parent)
-LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (jax, np, optax)) + ("<",)
+SITE = Path(jax.__file__).parent.parent
+NAMES = ("jax", "jaxlib", "numpy", "optax", "flax", "dp_accounting", "jax_privacy", "scipy")
+LIBRARIES = (*(str(SITE / name) for name in NAMES), str(Path(np.__file__).parent), "numpy/", "<")
 """Where an error from below may come from; "<" begins the names of generated code."""
+BELOW = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+"""What may come from below when an argument is of another kind than was thought of."""
 
 
 def check_calls(namespace: dict[str, Any]) -> None:
@@ -87,7 +98,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in given.items():
             hint = hints.get(name, Any)
             if hint is check_key:
-                check_key(value, name)
+                if value is not None or signature.parameters[name].annotation == "Key":
+                    check_key(value, name)
             elif hint is not Any:
                 try:
                     check_kind(value, name, hint)
@@ -98,7 +110,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         if complaint is None:
             try:
                 return function(*args, **kwargs)
-            except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+            except BELOW as error:
                 told = _told(error, function, given)
                 if told is None or told is error:
                     raise
@@ -136,8 +148,8 @@ def _told(
     )
     names = [n for n in given if n != "self"]
     named = [n for n in names if re.search(rf"\b{n}\b", str(error))]
-    if own_words or named:
-        return _completed(error, function, {n: given[n] for n in named})
+    if own_words:
+        return _completed(error, function, {n: given[n] for n in named}, given)
     values = ", ".join(f"{n}={_short(given[n])}" for n in names)
     kind = ValueError if isinstance(error, ValueError) else TypeError
     return kind(
@@ -147,19 +159,62 @@ def _told(
 
 
 def _completed(
-    error: Exception, function: Callable[..., Any], named: dict[str, Any]
+    error: Exception,
+    function: Callable[..., Any],
+    named: dict[str, Any],
+    given: dict[str, Any] | None = None,
 ) -> Exception | None:
-    """A refusal in the package's own words, with the value and a remedy where it lacks them."""
-    if not named or type(error) not in (TypeError, ValueError) or len(error.args) != 1:
+    """A refusal in the package's own words, with names, values and a remedy where it lacks them.
+
+    Args:
+      error: the refusal.
+      function: what was called.
+      named: the arguments that it speaks of.
+      given: all arguments; where it speaks of none of them (but, say, of an inner function's), the
+        plain ones are added.
+    """
+    if type(error) not in (TypeError, ValueError) or len(error.args) != 1:
         return None
     text = str(error)
+    if not named:
+        plain = {n: v for n, v in (given or {}).items() if n != "self" and _is_plain(v)}
+        if not plain or "; called as " in text:
+            return None
+        values = ", ".join(f"{n}={_short(v)}" for n, v in plain.items())
+        error.args = (f"{text}; called as {function.__name__}({values})",)
+        return error
     name, value = next(iter(named.items()))
     if "got" not in text and "given" not in text:
         text += f", got {name}={_short(value)}"
+    unseen = [f"{n}={_short(v)}" for n, v in named.items() if _is_plain(v) and not _seen(v, text)]
+    unseen += [  # a word that the message shows, of an argument that it does not name
+        f"{n}={v!r}"
+        for n, v in (given or {}).items()
+        if isinstance(v, str) and n not in named and repr(v) in text
+    ]
+    if unseen:
+        text += f" ({', '.join(unseen)} was given)"
     if not re.search(r"[;:] ", text):
         text += f"; help({function.__name__}) says what {name} may be"
     error.args = (text,)
     return error
+
+
+def _is_plain(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple) and len(value) < 9
+    return isinstance(value, str | int | float | complex | np.generic) or is_list
+
+
+def _seen(value: Any, text: str) -> bool:
+    """Whether a message shows a value, however it writes it; sequences are shown by their size."""
+    if isinstance(value, list | tuple | bool):
+        return True
+    written = {str(value), repr(value), f"{value!r:.80}"}
+    if isinstance(value, int | float | np.number) and not isinstance(
+        value, complex | np.complexfloating
+    ):
+        written |= {f"{value:g}", f"{float(value):g}", f"{float(value)}"}
+    return any(word in text for word in written if word)
 
 
 def _short(value: Any) -> str:
@@ -191,7 +246,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.annotation == "Key":
+        if parameter.annotation in ("Key", "Key | None"):
             hints[name] = check_key
         elif name in found:
             hints[name] = found[name]

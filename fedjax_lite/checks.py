@@ -81,6 +81,61 @@ def check_finite(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be finite, got {value}; give a number such as 1.0")
 
 
+def check_tree(tree: Any, name: str) -> None:
+    """Raises TypeError where a tree is None or has leaves that are no arrays and no numbers.
+
+    Example:
+      >>> check_tree({"w": jnp.zeros(2)}, "params")
+      >>> check_tree({"w": "no"}, "params")
+      Traceback (most recent call last):
+      ...
+      TypeError: params must be a tree of arrays, got 'no'; give a model's parameters, or the like
+    """
+    wrong = [leaf for leaf in jax.tree.leaves(tree) if not _is_leaf(leaf)]
+    if tree is None or wrong:
+        raise TypeError(
+            f"{name} must be a tree of arrays, got {shown(wrong[0]) if wrong else None}; give a "
+            "model's parameters, or the like"
+        )
+
+
+def check_whole(value: Any, name: str) -> None:
+    """Raises TypeError where `value` is not an array of integers, or one; traced ones pass.
+
+    Example:
+      >>> check_whole([1, 2], "total")
+      >>> check_whole([1.5], "total")
+      Traceback (most recent call last):
+      ...
+      TypeError: total must hold integers, got float64[1]; encode floats first, or round them
+    """
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if is_key or array.dtype.kind not in "iu":
+        found = f"{array.dtype}{list(array.shape)}" if array.ndim else shown(value)
+        raise TypeError(
+            f"{name} must hold integers, got {found}; encode floats first, or round them"
+        )
+
+
+def check_mask(mask: Any, name: str, *, size: int) -> None:
+    """Raises where `mask` is not `[size]` of bools, or of zeros and ones.
+
+    Example:
+      >>> check_mask([True, False], "mask", size=2)
+      >>> check_mask(0.5, "mask", size=2)
+      Traceback (most recent call last):
+      ...
+      ValueError: mask must be bools [2], got 0.5; give True or False for each
+    """
+    array = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    fits = array.shape == (size,) and array.dtype.kind in "biuf"
+    concrete = fits and not isinstance(array, jax.core.Tracer)
+    if not fits or (concrete and not np.isin(np.asarray(array), (0, 1)).all()):
+        found = f"{array.dtype}{list(array.shape)}" if array.ndim else shown(mask)
+        raise ValueError(f"{name} must be bools [{size}], got {found}; give True or False for each")
+
+
 def check_key(key: Any, name: str = "key") -> None:
     """Raises TypeError where `key` is not one typed key."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -227,6 +282,12 @@ def _count_remedy(value: Any, name: str) -> str:
             f"size, or round({value:g} * num_clients) for a fixed one"
         )
     return f"; give {int(value)}" if float(value).is_integer() else "; round it"
+
+
+def _is_leaf(leaf: Any) -> bool:
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind not in "USO"
+    return hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
 
 
 def _factory_call(name: str, kind: type) -> str:

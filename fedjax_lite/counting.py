@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite.checks import shown
 from fedjax_lite.types import Array, PyTree
 
 Counts = Callable[[PyTree], Array]
@@ -112,6 +113,8 @@ def counted(loss: Any, examples: PyTree, mask: Array | None = None) -> Array:
       >>> counted(lambda w, e, key: w * e["x"], {"x": jnp.zeros(2)}).tolist()
       [True, True]
     """
+    if not callable(loss):
+        raise TypeError(f"loss must be a function, got {shown(loss)}; give model.loss")
     return apply_counts(counts_of(loss), examples, mask)
 
 

@@ -133,7 +133,10 @@ def may_be_fine(value: Any, hint: Any) -> bool:
       >>> may_be_fine([1.0], jax.Array), may_be_fine("a", jax.Array)
       (True, False)
     """
-    return jax.Array in _options(hint) and _is_array(value)
+    options = _options(hint)
+    if float in options and not isinstance(value, jax.core.Tracer):
+        return False  # one number, which `check_kind` has looked at
+    return jax.Array in options and _is_array(value)
 
 
 def is_told_by_function(value: Any, hint: Any) -> bool:
@@ -199,8 +202,8 @@ def _is_of(value: Any, option: Any) -> bool:
         return isinstance(value, str | int) and value in typing.get_args(option)
     if kind in (Sequence, Iterable, tuple, list):
         return _is_sequence(value, kind, typing.get_args(option))
-    if kind is Callable:
-        return callable(value)
+    if kind is Callable:  # int and the like take what they are given and make nothing of it
+        return callable(value) and getattr(value, "__module__", "") != "builtins"
     if kind is os.PathLike:
         return isinstance(value, os.PathLike)
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
@@ -241,8 +244,8 @@ def _is_sequence(value: Any, kind: Any, args: tuple[Any, ...]) -> bool:
     if isinstance(value, jax.Array | np.ndarray):
         if value.ndim == 0 or isinstance(value, jax.core.Tracer):
             return False
-        if args and args[0] in (int, float):
-            wanted = "iu" if args[0] is int else "iuf"
+        if args and args[0] in (int, float, str, bool):
+            wanted = {int: "iu", float: "iuf", str: "U", bool: "b"}[args[0]]
             return value.ndim == 1 and (value.dtype.kind in wanted or not value.size)
         return True
     if not isinstance(value, Iterable if kind is Iterable else Sequence | range):
@@ -262,6 +265,8 @@ def _check_number(value: Any, name: str) -> None:
     if isinstance(value, jax.core.Tracer) or not _is_number(value):
         return
     if isinstance(value, int | np.integer):
+        if value < 0 and name.endswith("seed"):
+            raise ValueError(f"{name} must not be negative, got {value}; give 0 or more")
         if abs(int(value)) > LARGE and name not in UNBOUNDED:
             raise ValueError(
                 f"{name} must be at most 2**32, got {value}; it has 32 bits on the device"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.checks import check_non_negative
+from fedjax_lite.checks import check_finite, check_non_negative
 from fedjax_lite.optimizer_arguments import loss_arguments, step_optimizer, takes_anything
 from fedjax_lite.types import Array, Params, PyTree
 
@@ -46,6 +46,7 @@ def proximal(mu: float | Array) -> optax.GradientTransformationExtraArgs:
     Heterogeneous Networks", 2020, arXiv:1812.06127.
     """
     check_non_negative(mu, "mu")
+    check_finite(mu, "mu")
 
     def update(
         updates: PyTree,

@@ -246,4 +246,7 @@ def main(flags: Flags) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(parse(Flags, __doc__))
+    try:
+        main(parse(Flags, __doc__))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import check_count, check_mask
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
 
@@ -224,7 +224,9 @@ def run_stack(
         raise ValueError("values have no leaves: give weights or a mask, [C], to count the clients")
     size = jnp.shape(sized[0])[0]
     check_count(size, "the number of clients", minimum=1)
-    mask = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
+    if mask is not None:
+        check_mask(mask, "mask", size=size)
+    mask = jnp.ones(size, bool) if mask is None else jnp.asarray(mask, bool)
     weights = jnp.ones(size) if weights is None else jnp.asarray(weights)
     slots = jnp.arange(size, dtype=jnp.int32)
     cohort = Cohort(slots, mask) if cohort is None else cohort

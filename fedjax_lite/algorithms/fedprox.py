@@ -9,7 +9,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.checks import check_count, check_non_negative
+from fedjax_lite.checks import check_count, check_finite, check_non_negative
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
@@ -91,6 +91,7 @@ def fedprox(
     Heterogeneous Networks", 2020, arXiv:1812.06127.
     """
     check_non_negative(mu, "mu")
+    check_finite(mu, "mu")
     server = optimizer_server(optax.sgd(1.0) if server_optimizer is None else server_optimizer)
     if adaptive:
         client = adaptive_client(loss, client_optimizer, weighting=weighting)
@@ -182,6 +183,7 @@ def adaptive_mu(
     if not isinstance(server, ServerUpdate):
         raise TypeError(f"server must be a ServerUpdate, got {server!r}; optimizer_server(tx)")
     check_non_negative(mu, "mu")
+    check_finite(mu, "mu")
     check_non_negative(increment, "increment")
     check_count(patience, "patience", minimum=1)
 

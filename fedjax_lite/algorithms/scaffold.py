@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_lite import trees
@@ -209,8 +210,13 @@ def scaffold_client(
             f"option must be 1 (gradient at the server's model) or 2 (from the update), "
             f"got {option!r}"
         )
-    if table_dtype is not None and not jnp.issubdtype(jnp.dtype(table_dtype), jnp.floating):
-        raise TypeError(f"table_dtype must be a floating dtype, got {table_dtype!r}")
+    is_value = isinstance(table_dtype, np.generic | np.ndarray | jax.Array)
+    if table_dtype is not None and (
+        is_value or not jnp.issubdtype(jnp.dtype(table_dtype), jnp.floating)
+    ):
+        raise TypeError(
+            f"table_dtype must be a floating dtype, got {table_dtype!r:.60}; give jnp.bfloat16"
+        )
 
     def init(params: Params) -> Params:
         check_no_statistics(params, "scaffold")

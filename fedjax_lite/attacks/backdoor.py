@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.attacks.labels import check_fits, labels_of, owned_by
-from fedjax_lite.checks import check_count, check_fraction
+from fedjax_lite.checks import check_count, check_fraction, check_mask
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.evaluate import evaluator
 from fedjax_lite.models.model import Model
@@ -155,10 +155,12 @@ def poison(
       >>> poison(examples, [False, True], trigger=patch_trigger(), target=7)["y"].tolist()
       [1, 7]
     """
+    check_count(target, "target", minimum=0)
     labels = labels_of(examples, label)
     check_fits(target, labels, "target")
     if image not in examples:
         raise TypeError(f"examples must hold images {image!r}, got {sorted(examples)}")
+    check_mask(mask, "mask", size=len(labels))
     mask, images = jnp.asarray(mask), jnp.asarray(examples[image])
     stamped = trigger(images)
     if stamped.shape != images.shape or stamped.dtype != images.dtype:

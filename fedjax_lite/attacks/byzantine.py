@@ -111,6 +111,8 @@ def byzantine(
         raise TypeError(f"attack must be an Attack, got {attack!r}; was a factory not called?")
     inner = mean() if inner is None else inner
     check_aggregator_slot(inner)
+    if num_clients is not None:
+        check_count(num_clients, "num_clients", minimum=1)
     is_member = membership(fraction=fraction, clients=clients, num_clients=num_clients, seed=seed)
 
     check_here = population_check(clients, num_clients)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import check_count, check_whole
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.types import Array
 
@@ -94,6 +94,7 @@ def flip_labels(
     for name, value in (("source", source), ("target", target)):
         if value is not None and not 0 <= value < num_classes:
             raise ValueError(f"{name} must lie in [0, {num_classes}), got {value}")
+    check_whole(labels, "labels")
     labels = jnp.asarray(labels)
     if source is None or target is None:
         check_fits(num_classes - 1, labels, "the largest class")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import check_count, check_whole
 from fedjax_lite.crypto.field import VECTOR_PRIME, random_elements
 from fedjax_lite.crypto.fixed_point import check_ring, decode_mean, encode
 from fedjax_lite.crypto.shamir import combine_array, elements, split_array
@@ -41,6 +41,7 @@ def share(
       ((3, 2), [12, 34])
     """
     check_count(num_shares, "num_shares", minimum=2)
+    check_count(modulus, "modulus", minimum=2)
     if modulus > RING:
         raise ValueError(f"modulus must be at most 2**32, so that products fit, got {modulus}")
     values = elements(values, modulus=modulus)
@@ -57,6 +58,10 @@ def reveal(shares: Any, *, modulus: int = RING) -> np.ndarray:
       >>> reveal([[90], [10]], modulus=97).tolist()
       [3]
     """
+    check_whole(shares, "shares")
+    if np.ndim(shares) == 0:
+        raise ValueError(f"shares must be [num_shares, ...], got {shares}; give one a holder")
+    check_count(modulus, "modulus", minimum=2)
     return np.asarray(shares, np.uint64).sum(0, dtype=np.uint64) % np.uint64(modulus)
 
 

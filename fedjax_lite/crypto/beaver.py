@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks import check_count
 from fedjax_lite.crypto.additive import reveal, share
 from fedjax_lite.crypto.field import random_elements
 from fedjax_lite.crypto.shamir import elements
@@ -62,6 +63,7 @@ def deal_triple(
       >>> deal_triple((2,), num_parties=3, modulus=97).used
       False
     """
+    check_count(num_parties, "num_parties", minimum=2)
     if values is None:
         a, b = (random_elements(shape, modulus=modulus, rng=rng) for _ in range(2))
     else:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+MOST = 2**32
+"""Elements that are drawn at a time; more is a slip, and beyond memory."""
 
 SECRET_PRIME = 2**256 + 297
 """The smallest prime above 2**256: every secret of 32 bytes is an element; 33 bytes a share."""
@@ -31,6 +35,8 @@ def lagrange_weights(points: Sequence[int], *, prime: int, at: int = 0) -> list[
       >>> lagrange_weights([1, 2, 3], prime=97), lagrange_weights([1, 3, 5], prime=97)
       ([3, 94, 1], [14, 23, 61])
     """
+    if prime < 2:
+        raise ValueError(f"prime must be at least 2, got {prime}; give a prime number")
     points = [int(point) % prime for point in points]
     if len(set(points)) != len(points):
         raise ValueError(f"points must differ modulo {prime}, got {points}")
@@ -52,6 +58,8 @@ def polynomial(coefficients: Sequence[int], x: int, *, prime: int) -> int:
       >>> [polynomial([42, 7, 13], x, prime=97) for x in range(1, 6)]
       [62, 11, 83, 84, 14]
     """
+    if prime < 2:
+        raise ValueError(f"prime must be at least 2, got {prime}; give a prime number")
     value = 0
     for coefficient in reversed(coefficients):
         value = (value * x + coefficient) % prime
@@ -76,6 +84,7 @@ def random_elements(shape: Any, *, modulus: int, rng: np.random.Generator | None
     """
     if not 2 <= modulus <= 2**63:
         raise ValueError(f"modulus must lie between 2 and 2**63, got {modulus}")
+    _check_shape(shape)
     if rng is not None:
         return rng.integers(0, modulus, shape, dtype=np.uint64)
     size = int(np.prod(shape, dtype=np.int64))
@@ -86,3 +95,15 @@ def random_elements(shape: Any, *, modulus: int, rng: np.random.Generator | None
         raw = np.frombuffer(secrets.token_bytes(8 * (size - found.size)), np.uint64)
         found = np.concatenate([found, raw[raw <= np.uint64(limit - 1)]])
     return (found % np.uint64(modulus)).reshape(shape)
+
+
+def _check_shape(shape: Any) -> None:
+    """Raises where a shape is none, or one of more elements than memory has."""
+    sizes = [shape] if isinstance(shape, int | np.integer) else shape
+    is_whole = isinstance(sizes, list | tuple) and all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in sizes
+    )
+    if not is_whole:
+        raise TypeError(f"shape must be integers, 0 or more, got {shape!r:.60}; give (3, 2)")
+    if math.prod(int(n) for n in sizes) > MOST:
+        raise ValueError(f"shape must have at most 2**32 elements, got {shape!r:.60}; give fewer")

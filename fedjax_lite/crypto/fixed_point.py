@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_bool, check_count, check_positive
+from fedjax_lite.checks import check_bool, check_count, check_positive, check_whole, shown
 
 RING_BITS = 32
 """Sums are taken modulo 2**32, which is what uint32 addition does by itself."""
@@ -45,6 +45,10 @@ def encode(values: Any, *, clip: Any, bits: int, exact_zero: bool = False) -> An
       [0, 1, 3, 3]
     """
     check_grid(clip, bits, exact_zero)
+    found = values if isinstance(values, jax.Array) else np.asarray(values)
+    is_key = isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
+    if is_key or found.dtype.kind not in "biufV":
+        raise TypeError(f"values must be numbers, got {shown(values)}; give an array of floats")
     on_device = isinstance(values, jax.Array) or isinstance(clip, jax.Array)
     xp: Any = jnp if on_device else np
     top = np.float32(2**bits - 1 - exact_zero)
@@ -84,6 +88,8 @@ def decode_mean(total: Any, count: Any, *, clip: Any, bits: int, exact_zero: boo
     on_device = any(isinstance(x, jax.Array) for x in (total, count, clip))
     xp: Any = jnp if on_device else np
     dtype: Any = jnp.result_type(float).type if on_device else np.float64
+    check_whole(total, "total")
+    check_whole(count, "count")
     total, count = xp.asarray(total, np.uint32), xp.asarray(count, np.uint32)
     whole = xp.maximum(count, np.uint32(1))
     quotient, rest = total // whole, total % whole
@@ -96,6 +102,8 @@ def decode_mean(total: Any, count: Any, *, clip: Any, bits: int, exact_zero: boo
 
 def check_grid(clip: Any, bits: int, exact_zero: bool = False) -> None:
     """Raises where `clip` or `bits` give no grid."""
+    if not isinstance(clip, jax.core.Tracer) and np.ndim(clip):
+        raise ValueError(f"clip must be one number, got shape {np.shape(clip)}; give 1.0")
     check_bool(exact_zero, "exact_zero")
     check_positive(clip, "clip")
     if not isinstance(clip, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(clip))):

@@ -81,8 +81,10 @@ def is_connected(graph: Mapping[int, Iterable[int]], clients: Iterable[int]) -> 
       False
     """
     rest = set(clients)
+    if lost := [client for client in rest if client not in graph]:
+        raise ValueError(f"clients must be nodes of graph, got {lost[0]!r}; give those it joins")
     front = {next(iter(rest))} if rest else set()
     while front:
         rest -= front
-        front = {v for u in front for v in graph[u]} & rest
+        front = {v for u in front for v in graph.get(u, ())} & rest
     return not rest

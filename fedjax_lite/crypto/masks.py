@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from fedjax_lite.checks import check_whole
+
 
 def add_masks(
     vector: np.ndarray, *, client: int, own: np.ndarray, pairs: Mapping[int, np.ndarray]
@@ -29,6 +31,8 @@ def add_masks(
       >>> add_masks(word(9), client=2, own=word(2), pairs=pairs).tolist()
       [15]
     """
+    check_whole(vector, "vector")
+    check_whole(own, "own")
     masked = vector + own
     for peer, stream in pairs.items():
         masked = masked + stream if peer > client else masked - stream
@@ -57,7 +61,9 @@ def remove_masks(
       ...              pairs={(1, 3): word(3), (2, 3): word(11)}).tolist()
       [14]
     """
+    check_whole(total, "total")
     for stream in own:
+        check_whole(stream, "own")
         total = total - stream
     for (survivor, dropped), stream in pairs.items():
         total = total - stream if dropped > survivor else total + stream

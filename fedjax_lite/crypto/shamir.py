@@ -58,7 +58,9 @@ def split(
     Reference: Shamir, "How to Share a Secret", Communications of the ACM 22(11), 1979.
     """
     if not 0 <= secret < prime:
-        raise ValueError(f"secret must lie in [0, prime), got one of {secret.bit_length()} bits")
+        raise ValueError(
+            f"secret must lie in [0, prime), got one of {int(secret).bit_length()} bits"
+        )
     _check_points(points, threshold, prime)
     if coefficients is None:
         coefficients = [secrets.randbelow(prime) for _ in range(threshold - 1)]

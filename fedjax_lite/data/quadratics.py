@@ -137,6 +137,8 @@ def _repeat(arrays: dict[str, np.ndarray], n: Any) -> dict[str, np.ndarray]:
     sizes = np.asarray(n)
     if sizes.dtype.kind not in "iu" or sizes.shape not in ((), (num_clients,)):
         raise ValueError(f"n must be an integer or [{num_clients}] integers, got {n!r}")
+    if sizes.max() > 2**31:
+        raise ValueError(f"n must be at most 2**31 for every client, got {sizes.max()}; give fewer")
     if sizes.min() < 1:
         raise ValueError(f"n must be at least 1 for every client, got {sizes.min()}")
     owners = np.repeat(np.arange(num_clients, dtype=np.int32), sizes)

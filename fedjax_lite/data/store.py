@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from fedjax_lite.checks import shown
 from fedjax_lite.data.dataset import check_examples
 from fedjax_lite.data.owner_ids import check_unmasked
 
@@ -198,6 +199,19 @@ def chunks(
       >>> [(sizes.tolist(), part["x"].tolist()) for sizes, part in chunks(store, max_bytes=8)]
       [([1], [0.0]), ([2], [1.0, 2.0])]
     """
+    if any(not hasattr(store, name) for name in ("sizes", "leaves", "read")):
+        raise TypeError(
+            f"store must hold sizes, leaves and read(), got {shown(store)}; make it with "
+            "fl.data.ArrayStore(examples, sizes) or fl.data.open_streamed(folder)"
+        )
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}; give 2**26")
+    return _chunks(store, max_bytes)
+
+
+def _chunks(
+    store: ExampleStore, max_bytes: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     offsets, per_example = offsets_of(store.sizes), max(example_bytes(store.leaves), 1)
     num_clients, low = len(store.sizes), 0
     while low < num_clients:

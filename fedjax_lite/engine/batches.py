@@ -128,16 +128,21 @@ def take_batch(
 
 
 def _check_amount(amount: Amount | None, name: str) -> None:
-    if amount is None or callable(amount) or isinstance(amount, jax.core.Tracer):
+    made_in = getattr(amount, "__module__", "")
+    is_function = callable(amount) and made_in != "builtins"  # int is none
+    if amount is None or is_function or isinstance(amount, jax.core.Tracer):
         return
-    values = np.asarray(amount)
+    is_key = isinstance(amount, jax.Array) and jnp.issubdtype(amount.dtype, jax.dtypes.prng_key)
+    values = np.empty(0) if is_key else np.asarray(amount)
     if values.ndim > 1 or values.dtype.kind not in "iu":
         raise TypeError(
             f"{name} must be an int, an integer array [N] or a function (key, client) -> int, "
-            f"got {amount!r}"
+            f"got {amount!r:.80}; give {name}=1"
         )
     if values.size and values.min() < 0:
-        raise ValueError(f"{name} must not be negative, got {values.min()}")
+        raise ValueError(f"{name} must not be negative, got {values.min()}; give {name}=1")
+    if values.size and values.max() >= 2**31:
+        raise ValueError(f"{name} must be below 2**31, got {values.max()}; give {name}=1")
     if values.size and values.max() == 0:
         whom = "nobody" if values.ndim == 0 else f"none of the {values.size} clients"
         raise ValueError(

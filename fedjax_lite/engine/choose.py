@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_lite.checks import check_count, check_tree
 from fedjax_lite.data.dataset import ClientData, FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import chunked, vmapped
 from fedjax_lite.engine.program import Program, Strategy, Table
 from fedjax_lite.types import PyTree
 
+PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 LARGE_MODEL_BYTES = 4 * 2**20
 """Above this a CPU's caches hold one client's weights, not several."""
 
@@ -71,6 +73,10 @@ def choose(
       >>> choose({"w": np.zeros((784, 10), np.float32)}, data, 10, platform="cpu").num_lanes
       5
     """
+    check_tree(params, "params")
+    check_count(cohort_size, "cohort_size", minimum=1)
+    if platform is not None and platform not in PLATFORMS:
+        raise ValueError(f"platform must be one of {list(PLATFORMS)}, got {platform!r}; or None")
     platform = platform or jax.default_backend()
     leaves = jax.tree.leaves(params)
     num_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
@@ -132,6 +138,7 @@ def explain(
         raise ValueError(
             f"cohort_size must lie in [1, {data.num_clients}], the population, got {cohort_size}"
         )
+    check_count(num_trials, "num_trials", minimum=1)
     choice = choose(params, data, cohort_size, platform=platform)
     sizes = np.asarray(data.sizes)
     steps = planned_steps(plan, sizes)

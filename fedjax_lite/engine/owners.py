@@ -134,6 +134,7 @@ def imbalance(
       >>> imbalance(data, plan=Plan(batch_size=1), cohort_size=8, num_devices=4)
       1.0
     """
+    check_count(num_trials, "num_trials", minimum=1)
     if num_devices is None:
         if not isinstance(data, ShardedDataset):
             raise ValueError("num_devices must be given with data that are not split")

@@ -25,11 +25,20 @@ def client_mesh(devices: Any = None) -> Mesh:
     Returns:
       A ``jax.sharding.Mesh``.
 
+    Raises:
+      TypeError: if `devices` are no devices, or none.
+
     Example:
       >>> client_mesh(jax.devices()[:1]).shape["clients"]
       1
     """
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+    found = np.asarray(jax.devices() if devices is None else devices)
+    if found.ndim != 1 or not found.size or not all(isinstance(d, jax.Device) for d in found):
+        raise TypeError(
+            f"devices must be a list of one JAX device or more, got {devices!r:.80}; give "
+            "jax.devices()[:2], or leave it out for all"
+        )
+    return Mesh(found, (AXIS,))
 
 
 def check_mesh(mesh: Any) -> None:

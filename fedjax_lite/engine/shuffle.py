@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite.checks import check_whole
 from fedjax_lite.types import Array, Key
 
 NUM_ROUNDS = 28
@@ -36,6 +37,8 @@ def shuffle_index(key: Key, index: Array, size: Array | int) -> Array:
     Reference: Hoang, Morris, Rogaway, "An Enciphering Scheme Based on a Card Shuffle", 2012,
     arXiv:1208.1176.
     """
+    check_whole(index, "index")
+    check_whole(size, "size")
     return permute(jax.random.bits(key, (2,), jnp.uint32), 0, index, size)
 
 

@@ -103,6 +103,8 @@ def random_images(
       >>> int(random_images(jax.random.key(0), x, crop=0).sum())
       15
     """
+    if pad_mode not in ("constant", "reflect"):
+        raise ValueError(f"pad_mode must be 'constant' or 'reflect', got {pad_mode!r}")
     height, width = _check_images(x, size, crop)
     out = (size or height, size or width)
     key_flip, key_top, key_left = jax.random.split(key, 3)

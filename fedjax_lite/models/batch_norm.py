@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.checks import check_count, check_fraction, check_positive
+from fedjax_lite.checks import check_count, check_fraction, check_positive, check_tree
 from fedjax_lite.optimizer_arguments import hidden_arguments
 from fedjax_lite.types import Array, Params, PyTree
 
@@ -251,7 +251,7 @@ def with_statistics(optimizer: Any) -> Any:
     """
     if isinstance(optimizer, optax.GradientTransformation):
         return _apart(optimizer, SCALE)
-    if not callable(optimizer):
+    if not callable(optimizer) or getattr(optimizer, "__module__", "") == "builtins":
         raise TypeError(
             f"optimizer must be an optax optimizer or a function (round) -> optimizer, "
             f"got {optimizer!r}; optax.sgd(0.1), not 0.1"
@@ -338,6 +338,7 @@ def statistics_mask(params: Params) -> PyTree:
       >>> mask["scale"], mask["local_stats"]["mean"]
       (False, True)
     """
+    check_tree(params, "params")
     return jax.tree_util.tree_map_with_path(lambda path, _: _place(path) is not None, params)
 
 
@@ -354,6 +355,7 @@ def batch_norm_mask(params: Params) -> PyTree:
       >>> batch_norm_mask({"norm": init_batch_norm(2, statistics="local"), "w": 1.0})["w"]
       False
     """
+    check_tree(params, "params")
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     layers = {path[:place] for path in paths if (place := _place(path)) is not None}
     return jax.tree_util.tree_map_with_path(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
+from fedjax_lite.checks import check_count
 from fedjax_lite.models.conv import Form
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.inputs import as_shape, check_input_shape
@@ -75,6 +76,9 @@ def cnn(
     if len(shape) != 3:
         raise ValueError(f"input_shape must be (height, width, channels), got {input_shape!r}")
     check_init(init)
+    check_count(num_classes, "num_classes", minimum=1)
+    check_count(num_groups, "num_groups", minimum=1)
+    check_count(stem_size, "stem_size", minimum=1)
     if not widths or any(n < 1 or n % num_groups for n in widths):
         raise ValueError(
             f"widths must be positive multiples of num_groups={num_groups}, got {tuple(widths)}"

@@ -58,6 +58,8 @@ def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) 
       ValueError: if one is not finite or a standard deviation is not positive.
     """
     for name, value in (("mean", mean), ("std", std)):
+        if value is not None and not np.size(value):
+            raise ValueError(f"{name} must be [channels], got {value!r}; leave it out for none")
         if value is not None and not np.isfinite(np.asarray(value, float)).all():
             raise ValueError(f"{name} must be finite, got {value}")
     if std is not None and not (np.asarray(std, float) > 0).all():

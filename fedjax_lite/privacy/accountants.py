@@ -13,6 +13,7 @@ from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.accounting import COARSE, Method
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
 from fedjax_lite.privacy.arguments import (
+    check_budget,
     check_delta,
     check_epsilon,
     check_noise_multiplier,
@@ -338,6 +339,7 @@ def calibrated_noise(
         )
     check_count(num_rounds, "num_rounds", minimum=1)
     check_delta(delta)
+    check_budget(epsilon)
     if math.isinf(epsilon):
         return 0.0
     rest = delta - (1 + math.exp(min(epsilon, 700.0))) * num_rounds * overflow

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_fraction, check_non_negative, check_positive
+from fedjax_lite.checks import check_count, check_fraction, check_non_negative, check_positive
 from fedjax_lite.privacy.accountants import calibrated_noise, poisson_accountant, stated_noise
 from fedjax_lite.privacy.accounting import Method
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced
@@ -113,6 +113,8 @@ def adaptive_clipping(
     Reference: Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive
     Clipping", 2021, arXiv:1905.03871.
     """
+    if num_rounds is not None:
+        check_count(num_rounds, "num_rounds", minimum=1)
     check_delta(delta, num_clients=num_clients)
     cohorts = stated_cohorts(num_clients, expected_cohort_size, sampling_rate, capacity)
     rate = declared_rate(num_clients, expected_cohort_size, sampling_rate)
@@ -175,6 +177,7 @@ def update_noise(noise_multiplier: Any, count_noise_multiplier: float) -> Any:
       1.0050378153
     """
     check_non_negative(count_noise_multiplier, "count_noise_multiplier")
+    check_non_negative(noise_multiplier, "noise_multiplier")
     if is_traced(noise_multiplier):
         share = noise_multiplier / (2 * jnp.asarray(count_noise_multiplier))
         return noise_multiplier / jnp.sqrt(1 - share**2)  # the same, and 0 for 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fedjax_lite.checks import check_non_negative
 from fedjax_lite.privacy.arguments import check_delta, check_epsilon
 
 
@@ -136,6 +137,7 @@ def gaussian_stddev(epsilon: float, delta: float, *, sensitivity: float = 1.0) -
     Reference: Balle, Wang, "Improving the Gaussian Mechanism for Differential Privacy: Analytical
     Calibration and Optimal Denoising", 2018, arXiv:1805.06530.
     """
+    check_non_negative(sensitivity, "sensitivity")
     return sensitivity / gdp_mu(epsilon, delta)
 
 

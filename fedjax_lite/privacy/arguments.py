@@ -10,6 +10,19 @@ import jax
 
 from fedjax_lite.checks import check_count
 
+MOST_EPSILON = 1e4
+"""A finite budget above this is a slip; its noise is too small for the accountants' grids."""
+
+
+def check_budget(epsilon: Any) -> None:
+    """Raises where no noise can be calibrated for `epsilon`: it is negative, or finite and huge."""
+    check_epsilon(epsilon)
+    if MOST_EPSILON < epsilon < float("inf"):
+        raise ValueError(
+            f"epsilon must be at most {MOST_EPSILON:g}, got {epsilon}, which protects nobody; give "
+            "a smaller one, or infinity for no noise"
+        )
+
 
 def check_epsilon(epsilon: Any) -> None:
     """Raises where `epsilon` is not a number of at least 0 (infinity: no bound)."""

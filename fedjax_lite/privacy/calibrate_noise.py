@@ -10,7 +10,7 @@ from fedjax_lite.checks import check_count, check_fraction
 from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.accounting import COARSE, Method
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
-from fedjax_lite.privacy.arguments import check_delta, check_epsilon
+from fedjax_lite.privacy.arguments import check_budget, check_delta
 
 TOLERANCE = 1e-6
 MOST_ROUNDS = 10**6
@@ -39,7 +39,7 @@ def noise_multiplier(
       >>> round(z, 4)
       5.0
     """
-    check_epsilon(epsilon)
+    check_budget(epsilon)
     check_delta(delta)
     check_fraction(sampling_rate, "sampling_rate")
     check_count(num_rounds, "num_rounds", minimum=1)

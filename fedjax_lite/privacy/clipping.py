@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.checks import check_positive
 from fedjax_lite.transforms.clip import clip_by_global_norm
 from fedjax_lite.types import Array, PyTree
 
@@ -37,6 +38,7 @@ def clip_clients(values: PyTree, clip: float | Array, *, per_layer: bool = False
       >>> [[round(x, 4) for x in whole[name].ravel().tolist()] for name in "ab"]
       [[0.6, 0.0], [0.8, 0.0]]
     """
+    check_positive(clip, "clip")
     values = widened(values)
     values = trees.where(finite_clients(values), values, jax.tree.map(jnp.zeros_like, values))
     if not per_layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from fedjax_lite.types import (
 
 def dp_sgd(
     loss: LossFn,
-    learning_rate: float | Array | Any,
+    learning_rate: float | Array | Callable[[Array], Any],
     *,
     clip: float | Array,
     noise_multiplier: float | Array,
@@ -194,6 +195,8 @@ def dp_sgd_epsilon(
       ...                      batch_size=10), 6)  # 2 epochs a round, 4 in all: mu = 1
       4.377178
     """
+    if batch_size is not None:
+        check_count(batch_size, "batch_size", minimum=1)
     check_delta(delta)
     check_noise_multiplier(noise_multiplier)
     check_count(steps, "steps", minimum=0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_non_negative, check_positive
+from fedjax_lite.checks import check_count, check_non_negative, check_positive
 from fedjax_lite.privacy.accountants import calibrated_noise, poisson_accountant, stated_noise
 from fedjax_lite.privacy.accounting import Method
 from fedjax_lite.privacy.arguments import check_clip, check_delta, check_population, is_traced
@@ -89,6 +89,8 @@ def central_gaussian(
     Reference: McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language
     Models", 2018, arXiv:1710.06963.
     """
+    if num_rounds is not None:
+        check_count(num_rounds, "num_rounds", minimum=1)
     check_delta(delta, num_clients=num_clients)
     cohorts = stated_cohorts(num_clients, expected_cohort_size, sampling_rate, capacity)
     rate = declared_rate(num_clients, expected_cohort_size, sampling_rate)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_non_negative, check_positive
+from fedjax_lite.checks import check_count, check_finite, check_non_negative, check_positive
 from fedjax_lite.ledger import MATRIX
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
@@ -282,6 +282,7 @@ def matrix_sum(
       >>> agg.init_state(jnp.zeros(2)).recent.shape
       (2, 2)
     """
+    check_finite(np.asarray(coefficients), "coefficients")
     check_positive(clip, "clip")
     check_non_negative(noise_multiplier, "noise_multiplier")
     check_positive(denominator, "denominator")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks import check_count, check_fraction
 from fedjax_lite.engine.shuffle import shuffle_index
 from fedjax_lite.privacy.arguments import check_population
 from fedjax_lite.sampling import poisson, poisson_capacity
@@ -83,6 +83,9 @@ def overflow_probability(num_clients: int, sampling_rate: float, capacity: int) 
       >>> f"{overflow_probability(1000, 0.01, 20):.4e}"
       '1.4965e-03'
     """
+    check_fraction(sampling_rate, "sampling_rate")
+    check_count(num_clients, "num_clients", minimum=0)
+    check_count(capacity, "capacity", minimum=0)
     from scipy.stats import binom
 
     return float(binom.sf(capacity, num_clients, sampling_rate))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checkpoint.manifest import CheckpointDamaged
+from fedjax_lite.checks import check_tree
 from fedjax_lite.engine.memory import host_bytes
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.row_store import RowStore, new_token, token_of
@@ -47,6 +48,7 @@ class HostTable:
     """
 
     def __init__(self, row: PyTree, *, num_clients: int, folder: Path | None = None) -> None:
+        check_tree(row, "row")
         self.row = jax.tree.map(np.asarray, jax.device_get(row))
         self.layout, self.folder = RowLayout(row), folder
         self.num_clients = num_clients

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_lite.checks import check_tree
 from fedjax_lite.data.store import Leaf, example_bytes
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.types import PyTree
@@ -77,6 +78,10 @@ def streamed_bytes(
     if cohort_examples is None:
         spread = float(np.std(sizes)) * math.sqrt(cohort_size)
         cohort_examples = math.ceil(float(np.mean(sizes)) * cohort_size + 4 * spread)
+    if state not in ("device", "host", "disk"):
+        raise ValueError(f"state must be one of 'device', 'host' and 'disk', got {state!r}")
+    if row is not None:
+        check_tree(row, "row")
     rows = bucket(cohort_examples)
     buffer = rows * example_bytes(leaves) + 4 * (cohort_size + 1)
     row_bytes = 0 if row is None else RowLayout(row).num_bytes

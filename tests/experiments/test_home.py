@@ -30,7 +30,7 @@ def test_paths_at_every_depth_are_at_home(monkeypatch, tmp_path):
     assert given == Flags(Run(tmp_path / "runs" / "a"), tmp_path)
     assert given.name == "~"  # no path
     assert at_home(Flags(Run())) == Flags(Run())
-    with pytest.raises(ValueError, match="--output-dir"):
+    with pytest.raises(ValueError, match=r"--run\.output-dir"):
         at_home(Flags(Run(Path("~no-such-user/runs"))))
 
 

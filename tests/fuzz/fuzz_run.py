@@ -12,7 +12,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from fuzz_allowed import is_allowed
 from fuzz_calls import argument_names, public, valid_arguments
 from fuzz_values import VALUES, Traced
+from fuzz_verdict import Verdict
 from fuzz_world import DATA, EXAMPLES, IMAGES, KEY, PARAMS
 
 import fedjax_lite as fl
@@ -28,18 +29,10 @@ from fedjax_lite.checks import shown
 PACKAGE = str(Path(fl.__file__).parent)
 SECONDS = 20
 """No call may take longer."""
-
-
-class Verdict(NamedTuple):
-    """What came of one call."""
-
-    call: str
-    argument: str
-    value: str
-    kind: str
-    """good: refused in words; allowed: a value that can be meant; accepted: one that cannot;
-    mute: refused without name, value or remedy; deep: an error of somebody else's; hang; crash."""
-    message: str
+REMEDY = re.compile(
+    r";|: |e\.g\. |\b(one of|known are|give|use|pass|choose|make|need|lower|raise)\b"
+)
+"""What says what may be given instead, or what to do."""
 
 
 def cases(seed: int = 0, share: float = 1.0) -> Iterator[tuple[str, str, str]]:
@@ -77,35 +70,38 @@ def _judge(full: str, argument: str, kind: str) -> Verdict:
         return Verdict(full, argument, kind, "crash", repr(error)[:300])
     except Exception as error:
         return Verdict(full, argument, kind, *_refusal(error, argument, value))
-    allowed = is_allowed(full, argument, kind, _annotation(function, argument))
-    return Verdict(full, argument, kind, "allowed" if allowed else "accepted", "")
+    why = is_allowed(full, argument, kind, _annotation(function, argument))
+    return Verdict(full, argument, kind, "allowed" if why else "accepted", why)
 
 
 def _annotation(function: Callable[..., Any], argument: str) -> str:
     parameters = inspect.signature(function).parameters
-    return str(parameters[argument].annotation) if argument in parameters else "slot"
+    if argument not in parameters:
+        return "slot"
+    left_out = " = None" * (parameters[argument].default is None)
+    return f"{parameters[argument].annotation}{left_out}"
 
 
 def _refusal(error: Exception, argument: str, value: Any) -> tuple[str, str]:
     """The verdict on a refusal, and its message."""
-    message = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if "/fuzz_" not in f.filename]
     ours = bool(own) and own[-1].filename.startswith(PACKAGE)
-    if not ours or not isinstance(
-        error, TypeError | ValueError | OSError | ImportError | IndexError
-    ):
-        return (
-            "deep",
-            f"{message[:200]} @ {frames[-1].filename[-40:]}:{frames[-1].lineno}",
-        )
+    verdict, message = verdict_of(error, argument, value, ours=ours)
+    place = f" @ {frames[-1].filename[-40:]}:{frames[-1].lineno}" * (verdict == "deep")
+    return verdict, message + place
+
+
+def verdict_of(error: Exception, argument: str, value: Any, *, ours: bool) -> tuple[str, str]:
+    """The verdict on an error, which the package raised or somebody below it."""
+    message = f"{type(error).__name__}: {error}"
+    if not ours or not isinstance(error, TypeError | ValueError | OSError | ImportError):
+        return "deep", message[:200]
     if not _names(message, argument):
         return "mute", f"no name: {message[:260]}"
     if not _shows(message, value):
         return "mute", f"no value: {message[:260]}"
-    if not re.search(
-        r";|: |\b(give|use|pass|choose|make|need|lower|raise)\b", message.split(": ", 1)[1]
-    ):
+    if not REMEDY.search(message.split(": ", 1)[1]):
         return "mute", f"no remedy: {message[:260]}"
     return "good", message[:200]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count, check_key
+from fedjax_lite.checks import check_count, check_key, check_non_negative, check_tree
 from fedjax_lite.local import LossFn, check_loss, mean_loss
 from fedjax_lite.types import (
     Array,
@@ -74,6 +74,7 @@ def local_steps(loss: LossFn, learning_rate: float | Array, *, num_steps: int) -
     Learning?", 2020, arXiv:2003.14053.
     """
     check_count(num_steps, "num_steps", minimum=1)
+    check_non_negative(learning_rate, "learning_rate")
     gradient = gradient_of(loss)
 
     def simulate(params: Params, examples: PyTree) -> PyTree:
@@ -104,6 +105,7 @@ def where_sent(simulate: Simulation, update: PyTree) -> Simulation:
       >>> sent(jnp.zeros(2), {"x": jnp.array([[1.0, 2.0]])}).tolist()
       [0.0, -2.0]
     """
+    check_tree(update, "update")
 
     def sent(params: Params, examples: PyTree) -> PyTree:
         whole = simulate(params, examples)

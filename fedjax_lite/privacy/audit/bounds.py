@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_fraction, check_non_negative
+from fedjax_lite.checks import check_count, check_finite, check_fraction, check_non_negative
 
 
 def clopper_pearson(successes: int, trials: int, *, significance: float) -> tuple[float, float]:
@@ -228,6 +228,8 @@ def epsilon_from_scores(
       >>> 2.0 < bound < 9.7  # of 9.66 for mu = 2
       True
     """
+    check_finite(np.asarray(present), "present")
+    check_finite(np.asarray(absent), "absent")
     _check_open("confidence", confidence)
     methods = {
         "gaussian_one_run": "epsilon_one_run_fdp",
@@ -267,3 +269,8 @@ def _check_counts(part: int, whole: int, part_name: str, whole_name: str) -> Non
 def _check_open(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
+def check_confidence(confidence: float) -> None:
+    """Raises where `confidence` is not above 0 and below 1."""
+    _check_open("confidence", confidence)

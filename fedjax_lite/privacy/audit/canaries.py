@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count, check_key, check_positive
+from fedjax_lite.checks import check_count, check_key, check_positive, check_whole
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.engine.shuffle import shuffle_index
 from fedjax_lite.types import Array, Key, Params, PyTree, RoundState, Transform
@@ -54,6 +54,7 @@ def direction(key: Key, index: Array | int, *, like: PyTree, kind: Kind = "gauss
     Reference: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", 2023,
     arXiv:2302.03098.
     """
+    check_whole(index, "index")
     check_kind(kind)
     leaves, treedef = jax.tree.flatten(like)
     if kind == "coordinate":

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fedjax_lite.checks import check_fraction
+from fedjax_lite.checks import check_finite, check_fraction
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
 
 NORMAL = NormalDist()
@@ -71,6 +71,8 @@ def gaussian_estimate(present: np.ndarray, absent: np.ndarray, *, delta: float) 
     Reference: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", 2023,
     arXiv:2302.03098.
     """
+    check_finite(np.asarray(present), "present")
+    check_finite(np.asarray(absent), "absent")
     return gdp_epsilon(delta, max(_effect(present, absent)[0], 0.0))
 
 
@@ -108,6 +110,8 @@ def gaussian_lower_bound(
     Reference: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", 2023,
     arXiv:2302.03098; Hedges, "Distribution Theory for Glass's Estimator of Effect Size", 1981.
     """
+    check_finite(np.asarray(present), "present")
+    check_finite(np.asarray(absent), "absent")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     mu, deviation = _effect(present, absent)

@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count, check_fraction, check_key, check_non_negative
 from fedjax_lite.data.dataset import FederatedDataset
-from fedjax_lite.privacy.audit.bounds import epsilon_from_scores, one_run_epsilon
+from fedjax_lite.privacy.audit.bounds import check_confidence, epsilon_from_scores, one_run_epsilon
 from fedjax_lite.privacy.audit.canaries import (
     Kind,
     canary_scores,
@@ -119,6 +119,7 @@ def guess(
     Reference: Steinke, Nasr, Jagielski, "Privacy Auditing with One (1) Training Run", 2023,
     arXiv:2305.08846.
     """
+    check_confidence(confidence)
     scores, present = np.asarray(scores, np.float64), np.asarray(present, bool)
     if scores.ndim != 1 or scores.shape != present.shape:
         raise ValueError(
@@ -308,6 +309,9 @@ def judge(
       >>> judge(1.0 * coins, coins, delta=0.0, accounted_epsilon=8.0).passed
       True
     """
+    check_confidence(confidence)
+    check_count(num_rounds, "num_rounds", minimum=1)
+    check_non_negative(accounted_epsilon, "accounted_epsilon")
     check_bound(bound, delta)
     found = guess(scores, present, delta=delta, confidence=confidence)
     sides, sure = (scores[present], scores[~present]), {"delta": delta, "confidence": confidence}
