@@ -168,15 +168,14 @@ def test_a_round_by_hand_keeps_to_the_budget():
 
 
 def test_the_budget_counts_what_others_spent():
-    budget, past = 6.0, with_past((central(1.0), 8))
-    lasts = 0
-    while by_hand((1.0, 0.5, 8), (2.0, 0.5, lasts + 1)) <= budget:
-        lasts += 1
-    assert lasts > 1
-    mechanism = central(2.0, epsilon=budget)
-    assert mechanism.accountant.last_round(past) == 8 + lasts
-    assert central(2.0, epsilon=budget, num_rounds=9).accountant.last_round(past) == 9
-    assert central(2.0, epsilon=4.0).accountant.last_round(past) < 8  # spent already
+    past = with_past((central(1.0), 8))
+    two, three = (by_hand((1.0, 0.5, 8), (2.0, 0.5, more)) for more in (2, 3))
+    assert two < three
+    mechanism = central(2.0, epsilon=(two + three) / 2)
+    assert mechanism.accountant.last_round(past) == 8 + 2
+    assert central(2.0, epsilon=two / 2).accountant.last_round(past) < 8  # spent already
+    one_more = central(2.0, epsilon=50.0, num_rounds=9, accountant="rdp")
+    assert one_more.accountant.last_round(past) == 9
 
 
 MADE = {
