@@ -68,3 +68,23 @@ def check_words(words: Sequence[str]) -> None:
             flag = word.rstrip("=") or (before if before[:2] == "--" else f"what follows {before}")
             remedy = "leave the flag out for its default"
             raise ValueError(f"{flag} must not be empty, got ''; {remedy}")
+
+
+def check_choices(name: str, given: Sequence[str], choices: Sequence[str]) -> None:
+    """Raises ValueError for a word that a script's table lacks.
+
+    Args:
+      name: of the field.
+      given: the words.
+      choices: the table's.
+
+    Example:
+      >>> check_choices("programs", ["abc"], ["mlp", "cnn"])
+      Traceback (most recent call last):
+      ...
+      ValueError: --programs must be among cnn, mlp, got 'abc'
+    """
+    for word in given:
+        if word not in choices:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} must be among {', '.join(sorted(choices))}, got {word!r}")

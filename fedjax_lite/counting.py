@@ -113,7 +113,7 @@ def counted(loss: Any, examples: PyTree, mask: Array | None = None) -> Array:
       >>> counted(lambda w, e, key: w * e["x"], {"x": jnp.zeros(2)}).tolist()
       [True, True]
     """
-    if not callable(loss):
+    if not callable(loss) or isinstance(loss, type):
         raise TypeError(f"loss must be a function, got {shown(loss)}; give model.loss")
     return apply_counts(counts_of(loss), examples, mask)
 

@@ -203,7 +203,7 @@ def _is_of(value: Any, option: Any) -> bool:
     if kind in (Sequence, Iterable, tuple, list):
         return _is_sequence(value, kind, typing.get_args(option))
     if kind is Callable:  # int and the like take what they are given and make nothing of it
-        return callable(value) and getattr(value, "__module__", "") != "builtins"
+        return callable(value) and not (isinstance(value, type) and value.__module__ == "builtins")
     if kind is os.PathLike:
         return isinstance(value, os.PathLike)
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):

@@ -19,6 +19,7 @@ from fedjax_lite.history import versions
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # it lies with the experiments
 from flag_groups import parse as parse
+from flag_values import check_choices as check_choices
 
 
 class Cold(NamedTuple):

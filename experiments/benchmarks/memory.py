@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from measure import check_output, machine, parse
+from measure import check_choices, check_output, machine, parse
 from smoke import shrunk
 
 import fedjax_lite as fl
@@ -115,6 +115,11 @@ def resident(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
+def check(flags: Flags) -> None:
+    """Raises for programs that are not there."""
+    check_choices("programs", flags.programs, list(PROGRAMS))
+
+
 def main(flags: Flags) -> None:
     """Measures each program in a child and prints the table."""
     if flags.child:
@@ -123,6 +128,7 @@ def main(flags: Flags) -> None:
         return
     if flags.smoke:
         flags = shrunk(flags, programs=("mlp",), lanes=(1,), algorithms=("fedavg",))
+    check(flags)
     check_output(flags.output, flags.overwrite)
     rows = []
     for program in flags.programs:

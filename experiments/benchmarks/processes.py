@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from measure import check_output, machine, parse, spread
+from measure import check_choices, check_output, machine, parse, spread
 from workloads import WORKLOADS
 
 import fedjax_lite as fl
@@ -98,8 +98,15 @@ def command(way: str, name: str, flags: Flags) -> tuple[list[str], dict[str, str
     return [sys.executable, *arguments], environment
 
 
+def check(flags: Flags) -> None:
+    """Raises for workloads that are not there."""
+    check_choices("workloads", flags.workloads, list(ROUNDS))
+    check_choices("child", [flags.child] if flags.child else [], list(ROUNDS))
+
+
 def main(flags: Flags) -> None:
     """Runs all ways in turns and prints ratios to one device."""
+    check(flags)
     if flags.child:
         child(flags.child, flags)
         return

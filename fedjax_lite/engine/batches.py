@@ -128,8 +128,7 @@ def take_batch(
 
 
 def _check_amount(amount: Amount | None, name: str) -> None:
-    made_in = getattr(amount, "__module__", "")
-    is_function = callable(amount) and made_in != "builtins"  # int is none
+    is_function = callable(amount) and not isinstance(amount, type)  # int and the like are none
     if amount is None or is_function or isinstance(amount, jax.core.Tracer):
         return
     is_key = isinstance(amount, jax.Array) and jnp.issubdtype(amount.dtype, jax.dtypes.prng_key)

@@ -251,7 +251,7 @@ def with_statistics(optimizer: Any) -> Any:
     """
     if isinstance(optimizer, optax.GradientTransformation):
         return _apart(optimizer, SCALE)
-    if not callable(optimizer) or getattr(optimizer, "__module__", "") == "builtins":
+    if not callable(optimizer) or isinstance(optimizer, type):
         raise TypeError(
             f"optimizer must be an optax optimizer or a function (round) -> optimizer, "
             f"got {optimizer!r}; optax.sgd(0.1), not 0.1"

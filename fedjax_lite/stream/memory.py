@@ -82,6 +82,8 @@ def streamed_bytes(
         raise ValueError(f"state must be one of 'device', 'host' and 'disk', got {state!r}")
     if row is not None:
         check_tree(row, "row")
+    if cohort_examples < 0:
+        raise ValueError(f"cohort_examples must be 0 or more, got {cohort_examples}; or None")
     rows = bucket(cohort_examples)
     buffer = rows * example_bytes(leaves) + 4 * (cohort_size + 1)
     row_bytes = 0 if row is None else RowLayout(row).num_bytes

@@ -27,6 +27,23 @@ SCRIPTS = sorted(
 )
 WORDS = {"negative": "-1", "nan": "nan", "word": "abc", "empty": "", "huge": "99999999999999"}
 """By kind; what a flag is given."""
+LOOKED_UP = {
+    "algorithms",
+    "cells",
+    "child",
+    "devices",
+    "programs",
+    "splits",
+    "strategies",
+    "strategy",
+    "uplinks",
+    "workloads",
+    "attacks",
+    "rules",
+    "methods",
+    "datasets",
+}
+"""Words that `main` looks up in its tables, once it has them; it is not called here."""
 CHECKS = ("check", "choose", "horizon")
 """A script's own look at its flags, before anything is loaded or compiled."""
 
@@ -94,7 +111,9 @@ def _heard(message: str, flag: str, word: str) -> tuple[str, str]:
 def _is_meant(name: str, hint: Any, word: str) -> bool:
     """Words where words are asked (paths), large numbers where one is, any number as a seed."""
     text = str(hint)
-    if "Path" in text:
+    if name == "hidden" and word == "-1":
+        return True  # its default
+    if "Path" in text or name in LOOKED_UP:
         return bool(word)
     return word == WORDS["huge"] and ("float" in text or "seed" in name)
 

@@ -116,6 +116,41 @@ def test_the_judge_is_strict():
         (lambda: fl.models.linear(3, "4"), TypeError, "input_shape must be a sequence of integers"),
         (lambda: fl.attacks.ipm(np.nan), ValueError, "scale .*nan"),
         (lambda: fl.worker_momentum(1j), TypeError, "decay must be a number"),
+        (lambda: fl.gaussian_noise(np.inf), ValueError, "stddev must be finite, got inf"),
+        (lambda: fl.proximal(np.inf), ValueError, "mu must be finite, got inf"),
+        (lambda: fl.sign_flip(np.zeros((0, 3))), TypeError, "scale must be .*one number"),
+        (lambda: fl.data.iid(3, seed=-1), ValueError, "seed must not be negative, got -1"),
+        (lambda: fl.mean_grad(int), TypeError, "loss must be .*the class int"),
+        (lambda: fl.client_mesh([]), TypeError, r"devices must be a list .*got \[\]; give jax"),
+        (lambda: fl.data.chunks("no"), TypeError, "store must hold .*'no'; make it with"),
+        (lambda: fl.models.statistics_mask("no"), TypeError, "params must be a tree .*'no'"),
+        (
+            lambda: fl.byzantine(fl.attacks.sign_flip(), clients=[1], num_clients=-1),
+            ValueError,
+            "num_clients must be at least 1, got -1",
+        ),
+        (
+            lambda: fl.aggregation.aggregate_stack(fl.mean(), np.ones((2, 3)), mask=np.nan),
+            ValueError,
+            r"mask must be bools \[2\], got nan",
+        ),
+        (
+            lambda: fl.privacy.noise_multiplier(
+                epsilon=1e300, delta=1e-5, sampling_rate=0.5, num_rounds=2
+            ),
+            ValueError,
+            "epsilon must be at most 10000, got 1e",
+        ),
+        (
+            lambda: fl.crypto.random_elements(2**40, modulus=97),
+            ValueError,
+            "shape must have at most .*1099511627776; give fewer",
+        ),
+        (
+            lambda: fl.crypto.deal_triple((2,), num_parties=0, modulus=97),
+            ValueError,
+            "num_parties must be at least 2, got 0",
+        ),
     ],
 )
 def test_kinds_that_were_accepted(call, error, message):

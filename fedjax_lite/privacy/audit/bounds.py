@@ -228,6 +228,7 @@ def epsilon_from_scores(
       >>> 2.0 < bound < 9.7  # of 9.66 for mu = 2
       True
     """
+    _check_open("delta", delta)
     check_finite(np.asarray(present), "present")
     check_finite(np.asarray(absent), "absent")
     _check_open("confidence", confidence)
@@ -268,7 +269,7 @@ def _check_counts(part: int, whole: int, part_name: str, whole_name: str) -> Non
 
 def _check_open(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+        raise ValueError(f"{name} must lie between 0 and 1, got {value}; give one such as 0.05")
 
 
 def check_confidence(confidence: float) -> None:
