@@ -28,9 +28,14 @@ from fedjax_lite.kinds import check_kind, is_told_by_function, may_be_fine
 
 UNCHECKED = "_unchecked"
 PACKAGE = str(Path(__file__).parent)
-SITE = Path(jax.__file__).parent.parent
+SITE = Path(jax.__file__ or "").parent.parent
 NAMES = ("jax", "jaxlib", "numpy", "optax", "flax", "dp_accounting", "jax_privacy", "scipy")
-LIBRARIES = (*(str(SITE / name) for name in NAMES), str(Path(np.__file__).parent), "numpy/", "<")
+LIBRARIES = (
+    *(str(SITE / name) for name in NAMES),
+    str(Path(np.__file__ or "").parent),
+    "numpy/",
+    "<",
+)
 """Where an error from below may come from; "<" begins the names of generated code."""
 BELOW = (
     ArithmeticError,
