@@ -54,8 +54,8 @@ def local_steps(plan: Plan, data: Any) -> Iterator[None]:
     steps: np.ndarray | None = None
     sizes: Any = getattr(data, "sizes", None)
     amount = plan.epochs if plan.steps is None else plan.steps
-    known = sizes is not None and not callable(amount) and not _traced((sizes, amount))
-    if known and getattr(sizes, "is_fully_addressable", True):
+    known = not callable(amount) and not _traced((sizes, amount))
+    if sizes is not None and known and getattr(sizes, "is_fully_addressable", True):
         steps = np.broadcast_to(planned_steps(plan, np.asarray(sizes)), np.shape(sizes))
     token = _STEPS.set(steps)
     try:

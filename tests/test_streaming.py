@@ -496,7 +496,8 @@ def test_a_round_sees_the_cohort_as_it_was_drawn():
         inner = fl.mean()
 
         def finish(key, state, acc, cohort):
-            jax.debug.callback(lambda *c: seen.append([np.asarray(x).tolist() for x in c]), *cohort[:2])
+            note = lambda *c: seen.append([np.asarray(x).tolist() for x in c])  # noqa: E731
+            jax.debug.callback(note, *cohort[:2])
             return inner.finish(key, state, acc, cohort)
 
         return inner._replace(finish=finish)

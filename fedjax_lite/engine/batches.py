@@ -131,7 +131,8 @@ def _check_amount(amount: Amount | None, name: str) -> None:
     is_function = callable(amount) and not isinstance(amount, type)  # int and the like are none
     if amount is None or is_function or isinstance(amount, jax.core.Tracer):
         return
-    is_key = isinstance(amount, jax.Array) and jnp.issubdtype(amount.dtype, jax.dtypes.prng_key)
+    dtype = getattr(amount, "dtype", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     values = np.empty(0) if is_key else np.asarray(amount)
     if values.ndim > 1 or values.dtype.kind not in "iu":
         raise TypeError(
