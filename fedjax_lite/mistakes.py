@@ -110,6 +110,7 @@ def check_not_donated(state: Any, name: str = "state") -> None:
     Looks at one array, without waiting for it.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> check_not_donated({"w": jnp.ones(2)})
     """
     leaf: Any = next(iter(jax.tree.leaves(state)), None)
@@ -129,6 +130,7 @@ def check_not_captured(state: Any, data: Any) -> None:
       data: of the round: large concrete arrays then become constants of it.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> check_not_captured({"w": jnp.ones(2)}, {"x": jnp.ones(3)})
     """
     leaf = next(iter(jax.tree.leaves(state)), None)

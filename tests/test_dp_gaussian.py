@@ -127,7 +127,7 @@ def test_narrow_rows_are_clipped_in_float32():
 
 # -- laws -----------------------------------------------------------------------------------
 
-LAWS = [law for law in testing.AGGREGATOR_LAWS if law != "nothing_aggregates_to_zero"]
+LAWS = testing.LAWS_OF_NOISE
 """The aggregate of nobody is noise, by design: whether anybody took part must not show."""
 
 

@@ -81,7 +81,8 @@ def byzantine(
       attack: e.g. ``sign_flip()``.
       inner: what aggregates honest and hostile messages; default `mean()`.
       fraction: share of hostile clients in [0, 1]; may be traced where `num_clients` is not given.
-      clients: ids of hostile clients; may be traced (ids of no client, such as -1, are padding).
+      clients: ids of hostile clients; an array of JAX may be traced, and -1 is padding in it, so
+        that one program serves any number of them.
       num_clients: the population's size `N`, for an exact number of hostile clients.
       seed: of the draw; none of the run's keys has to do with it.
 
@@ -189,10 +190,11 @@ def check_ids(clients: Any) -> None:
 
     Raises:
       TypeError: if they are not integers.
-      ValueError: if they are not `[K]`, negative or repeated.
+      ValueError: if they are not `[K]`, negative or repeated; in arrays of JAX -1 is padding.
 
     Example:
       >>> check_ids([3, 7])
+      >>> check_ids(jnp.array([3, -1, -1]))
       >>> try:
       ...     check_ids([3, 3])
       ... except ValueError as error:
@@ -206,6 +208,8 @@ def check_ids(clients: Any) -> None:
         raise TypeError(
             f"clients must be integer ids [K], got {ids.dtype} {list(ids.shape)}; e.g. [3, 7]"
         )
+    if isinstance(clients, jax.Array):  # of a member of a sweep: elsewhere it would be traced
+        ids = ids[ids != -1]
     if ids.size and (ids.min() < 0 or ids.max() >= 2**31):
         raise ValueError(
             f"clients must be ids from 0 on, got {int(ids.min())} to {int(ids.max())}; they number "

@@ -14,6 +14,7 @@ from fedjax_lite.testing.problem import init_params, loss, population
 from fedjax_lite.testing.registry import AGGREGATORS, ALGORITHMS, SAMPLERS, TRANSFORMS
 from fedjax_lite.testing.slot_laws import (
     AGGREGATOR_LAWS,
+    LAWS_OF_NOISE,
     SAMPLER_LAWS,
     TRANSFORM_LAWS,
     check_aggregator,
@@ -26,6 +27,7 @@ __all__ = [
     "AGGREGATOR_LAWS",
     "ALGORITHMS",
     "ALGORITHM_LAWS",
+    "LAWS_OF_NOISE",
     "SAMPLERS",
     "SAMPLER_LAWS",
     "TRANSFORMS",

@@ -162,6 +162,13 @@ AGGREGATOR_LAWS: dict[str, Callable[[Aggregator], None]] = {
     )
 }
 
+LAWS_OF_NOISE = tuple(
+    name
+    for name, law in AGGREGATOR_LAWS.items()
+    if law not in (nothing_aggregates_to_zero, equal_messages_aggregate_to_themselves)
+)
+"""Those that hold for an aggregator that adds noise: the others ask for exact values."""
+
 
 def check_aggregator(aggregator: Aggregator, *, laws: Iterable[str] | None = None) -> None:
     """Runs the laws of aggregators on one of one's own.
