@@ -14,7 +14,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import verify
-from fedjax_lite.verify import command, own, records, table, testbeds
+from fedjax_lite.verify import command, limits, records, table, testbeds
 from fedjax_lite.verify.techniques import (
     fedavg,
     feddyn,
@@ -292,10 +292,10 @@ def test_errors_of_check():
 
 
 def test_known_points():
-    points = own.known_points((20, 2))
+    points = limits.known_points((20, 2))
     assert abs(points["FedNova's fixed point"] - 0.9549131032) < 6e-11
     assert abs(points["mean of the local optima"] + 0.25) < 1e-12
-    assert "FedNova's fixed point" not in own.known_points((5, 5))
+    assert "FedNova's fixed point" not in limits.known_points((5, 5))
     assert not jax.config.jax_enable_x64, "float64 stays inside"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -11,30 +11,23 @@ import numpy as np
 
 from fedjax_lite.algorithms.baselines import pooled
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.sampling import everyone
 from fedjax_lite.types import FederatedAlgorithm
+from fedjax_lite.verify.limits import CLOSE, by_epochs, limits
 from fedjax_lite.verify.records import FAIL, NOTE, PASS, Record, shown
 from fedjax_lite.verify.testbeds import (
     ETA,
     OPTIMUM,
     UNIFORM,
-    UNIFORM_OPTIMUM,
+    A,
     B,
-    P,
     averaging,
-    fixed,
     q2,
-    quadratic,
-    shrink,
-    trajectory,
     whole,
 )
-
-Factory = Callable[..., FederatedAlgorithm]
-"""``(loss, learning_rate, *, plan, sampler, strategy=...) -> FederatedAlgorithm``."""
+from fedjax_lite.verify.watched import Factory, Path, leaves, watch
 
 NUM_ROUNDS = 400
-CLOSE = 1e-6
+UNEQUAL = (20, 2)
 
 
 def check(
@@ -48,7 +41,13 @@ def check(
     * **Fixed points** on Q2 (two clients with curvatures 1 and 4 and optima -1 and 2), after
       equal (5, 5) and unequal (20, 2) local work: the limit reached, beside the optimum of the
       mean, FedAvg's and FedNova's fixed points and the mean of the local optima, and which of
-      them it is. Where nothing settles, that is said.
+      them it is. Where nothing settles, that is said. A model that never leaves its start FAILs.
+    * **Models of the clients' own** (``algo.models(state)``), where they are not the server's: the
+      same for each client's, beside its own optimum, descent on its own data, and the `lam` of
+      Ditto with which it would be pulled to the server's model. Parameters are a scalar; where
+      the algorithm cannot divide that, ``{"w": .., "b": ..}`` as in the laws, with a Q2 a leaf.
+    * **Epochs**: work (20, 2) as epochs with short last batches, whose padding is overwritten:
+      FAIL where a model notices, which is what a client does that ignores ``batch.mask``.
 
     Args:
       factory: ``(loss, learning_rate, *, plan, sampler, strategy=None) -> FederatedAlgorithm``; the
@@ -84,9 +83,11 @@ def check(
         raise ValueError(f"laws must be among {sorted(testing.ALGORITHM_LAWS)}, got {unknown}")
     records = [_law(factory, name, law) for law in chosen]
     with jax.enable_x64(True):
-        records += _reductions(factory, name)
-        for steps in ((5, 5), (20, 2)):
-            records += _fixed_point(factory, name, steps)
+        for leaf in leaves(factory):
+            found = _on_q2(factory, name, leaf)
+            if leaf is not None:
+                found = [one._replace(check=f"leaf {leaf}: {one.check}") for one in found]
+            records += found
     return records
 
 
@@ -104,96 +105,85 @@ def _law(factory: Factory, name: str, law: str) -> Record:
     return Record(name, f"law: {law}", "holds", "holds", 0.0, PASS)
 
 
-def _models(factory: Factory, steps: Any, num_rounds: int, *, union: bool = False) -> np.ndarray:
-    algo = factory(quadratic, ETA, plan=whole(steps), sampler=everyone())
-    return trajectory(algo, num_rounds, data=pooled(q2()) if union else None)
+def _on_q2(factory: Factory, name: str, leaf: str | None) -> list[Record]:
+    measured = _Measured(factory, leaf)
+    records = _reductions(measured, name)
+    for steps in ((5, 5), UNEQUAL):
+        records += _limits(measured, name, steps)
+    by_steps = measured.path(UNEQUAL, NUM_ROUNDS)
+    return records + by_epochs(
+        name, factory, by_steps if isinstance(by_steps, Path) else None, leaf
+    )
 
 
-def _reductions(factory: Factory, name: str) -> list[Record]:
-    """What the algorithm equals, on Q2."""
-    measured: dict[Any, Any] = {}
+class _Measured:
+    """Paths on Q2, each compiled once; what raises is kept in its place."""
 
-    def models(steps: int, union: bool = False) -> Any:
-        if (steps, union) not in measured:
+    def __init__(self, factory: Factory, leaf: str | None) -> None:
+        self.factory, self.leaf = factory, leaf
+        self.paths: dict[Any, Path | Exception] = {}
+
+    def path(self, steps: Any, num_rounds: int = 3, *, union: bool = False) -> Path | Exception:
+        """With gradient steps on whole data sets; `union`: of one client that holds all."""
+        asked = steps, num_rounds, union
+        if asked not in self.paths:
             try:
-                measured[steps, union] = _models(factory, steps, 3, union=union)
+                data = pooled(q2()) if union else q2()
+                plan = whole(steps)
+                run = jax.jit(
+                    lambda data: watch(self.factory, num_rounds, data, self.leaf, plan=plan)
+                )
+                self.paths[asked] = jax.tree.map(np.asarray, run(data))
             except Exception as error:
-                measured[steps, union] = error
-        return measured[steps, union]
+                self.paths[asked] = error
+        return self.paths[asked]
 
-    descent = OPTIMUM * (1 - (1 - ETA * 1.75) ** np.array([5, 10, 15]))
+
+def _reductions(measured: _Measured, name: str) -> list[Record]:
+    """What the algorithm equals, on Q2: the server's model, and those of clients' own."""
+    rounds = np.array([5, 10, 15])
+    descent = OPTIMUM * (1 - (1 - ETA * 1.75) ** rounds)
+    alone = B * (1 - (1 - ETA * A) ** rounds[:, None])
     plain, uniform = averaging(3), averaging(3, weights=UNIFORM)
     rows = [
-        ("round 1 = FedAvg, example weights", plain[:1], 5, False),
-        ("round 1 = FedAvg, uniform weights", uniform[:1], 5, False),
-        ("= FedAvg, example weights", plain, 5, False),
-        ("= FedAvg, uniform weights", uniform, 5, False),
-        ("K=1 = FedSGD, example weights", averaging(3, steps=1), 1, False),
-        ("K=1 = FedSGD, uniform weights", averaging(3, steps=1, weights=UNIFORM), 1, False),
-        ("one client = gradient descent", descent, 5, True),
+        ("round 1 = FedAvg, example weights", plain[:1], 5, False, None),
+        ("round 1 = FedAvg, uniform weights", uniform[:1], 5, False, None),
+        ("= FedAvg, example weights", plain, 5, False, None),
+        ("= FedAvg, uniform weights", uniform, 5, False, None),
+        ("K=1 = FedSGD, example weights", averaging(3, steps=1), 1, False, None),
+        ("K=1 = FedSGD, uniform weights", averaging(3, steps=1, weights=UNIFORM), 1, False, None),
+        ("one client = gradient descent", descent, 5, True, None),
     ]
+    first = measured.path(5)
+    if isinstance(first, Path) and not first.shared:
+        rows = [("one client = gradient descent", descent, 5, True, 0)]
+    if isinstance(first, Path) and first.personal:
+        rows += [
+            (f"client {i + 1}'s model = descent on its own data", alone[:, i], 5, False, i)
+            for i in range(2)
+        ]
     records = []
-    for what, expected, steps, union in rows:
-        got = models(steps, union)
-        if isinstance(got, Exception):
-            text = f"{type(got).__name__}: {got}"
-            records.append(Record(name, what, shown(expected), text, math.inf, FAIL))
+    for what, expected, steps, union, client in rows:
+        path = measured.path(steps, union=union)
+        if isinstance(path, Exception):
+            records.append(_raised(name, what, shown(expected), path))
             continue
+        got = path.server if client is None else path.models[:, client]
         error = float(np.max(np.abs(got[: len(expected)] - np.array(expected))))
         verdict = "holds" if error < CLOSE else "does not hold"
         records.append(Record(name, what, "holds?", verdict, error, NOTE))
     return records
 
 
-def known_points(steps: Any) -> dict[str, float]:
-    """Named points on Q2 after local work `steps`, which methods converge to.
-
-    Example:
-      >>> {name: round(x, 4) for name, x in known_points((5, 5)).items()}["optimum"]
-      0.7143
-    """
-    steps = np.asarray(steps)
-    points = {
-        "optimum": OPTIMUM,
-        "optimum, uniform": UNIFORM_OPTIMUM,
-        "FedAvg's fixed point": fixed(shrink(steps)),
-        "FedAvg's fixed point, uniform": fixed(shrink(steps), UNIFORM),
-        "FedNova's fixed point": fixed(shrink(steps) / steps),
-        "FedNova's fixed point, uniform": fixed(shrink(steps) / steps, UNIFORM),
-        "mean of the local optima": float(P @ B),
-        "mean of the local optima, uniform": float(UNIFORM @ B),
-    }
-    if len(set(steps.tolist())) == 1:  # equal work: FedNova is FedAvg
-        points = {name: x for name, x in points.items() if "FedNova" not in name}
-    return points
+def _limits(measured: _Measured, name: str, steps: tuple[int, int]) -> list[Record]:
+    """Where the models go, beside the points that are known."""
+    equal = steps[0] == steps[1]
+    label = f"K={steps[0]}" if equal else f"K=({steps[0]},{steps[1]})"
+    path = measured.path(steps[0] if equal else steps, NUM_ROUNDS)
+    if isinstance(path, Exception):
+        return [_raised(name, f"{label}: limit", "a limit", path)]
+    return limits(name, label, path, steps)
 
 
-def _fixed_point(factory: Factory, name: str, steps: tuple[int, int]) -> list[Record]:
-    """Where the model goes, beside the points that are known."""
-    label = f"K={steps[0]}" if steps[0] == steps[1] else f"K=({steps[0]},{steps[1]})"
-    work = steps[0] if steps[0] == steps[1] else steps
-    try:
-        models = _models(factory, work, NUM_ROUNDS)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        return [Record(name, f"{label}: limit", "a limit", text, math.inf, FAIL)]
-    last, spread = float(models[-1]), float(np.ptp(models[-10:]))
-    points = known_points(steps)
-    if not math.isfinite(last) or spread > CLOSE * max(1.0, abs(last)):
-        text = f"{last:.10g}, still moving by {spread:.2g} in ten rounds"
-        return [
-            Record(name, f"{label}: limit", "a limit", text, spread, NOTE),
-        ]
-    nearest = min(points, key=lambda point: abs(points[point] - last))
-    distance = abs(points[nearest] - last)
-    found = nearest if distance < CLOSE else f"none (closest: {nearest})"
-    return [
-        Record(name, f"{label}: limit", f"optimum {OPTIMUM:.10g}", shown(last),
-               abs(last - OPTIMUM), NOTE),
-        Record(name, f"{label}: nearest known point", "", found, distance, NOTE),
-        *(
-            Record(name, f"{label}: distance to {point}", shown(x), shown(last),
-                   abs(x - last), NOTE)
-            for point, x in points.items()
-        ),
-    ]  # fmt: skip
+def _raised(name: str, what: str, expected: str, error: Exception) -> Record:
+    return Record(name, what, expected, f"{type(error).__name__}: {error}", math.inf, FAIL)
