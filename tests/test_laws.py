@@ -100,6 +100,24 @@ def test_laws_catch_planted_algorithms(defect, law):
         testing.check_algorithm(planted(defect), laws=[law])
 
 
+def test_laws_catch_a_server_that_moves_for_clients_without_steps():
+    def make(rate, sampler, strategy):
+        algo = planted("none")(rate, sampler, strategy)
+
+        def round(key, state, data, cohort):
+            state, metrics = algo.round(key, state, data, cohort)
+            came = (cohort.mask & (data.sizes[cohort.ids] > 0)).any()  # with data, if without steps
+            decayed = {k: v * jnp.where(came, 0.9, 1.0) for k, v in state.server.params.items()}
+            return state._replace(server=state.server._replace(params=decayed)), metrics
+
+        return algo._replace(round=round)
+
+    law = "empty_cohort_changes_nothing"
+    testing.check_algorithm(planted("none"), laws=[law])
+    with pytest.raises(AssertionError, match=law):
+        testing.check_algorithm(make, laws=[law])
+
+
 def test_laws_catch_a_sloppy_mask():
     with pytest.raises(AssertionError, match="masked_messages_leave_no_trace"):
         testing.check_aggregator(sloppy_mean())
