@@ -12,6 +12,7 @@ from fedjax_lite import trees
 from fedjax_lite.checks import check_count
 from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.batches import Amount, Plan
+from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS
 from fedjax_lite.engine.program import (
     Finished,
     Program,
@@ -195,7 +196,10 @@ def _train(
 
     def finish(work: Work, row: Table, carry: PyTree, key_uplink: Key) -> Finished:
         out = finish_client(program, broadcast, work, row, carry, key_uplink)
-        return jax.tree.map(lambda leaf: _spoil(leaf, work.num_steps > length), out)
+        spoilt = jax.tree.map(lambda leaf: _spoil(leaf, work.num_steps > length), out)
+        # Who counted stays: a client that did not is left out of the round's means, NaN and all.
+        known = {name: out.metrics[name] for name in (CLIENT_COUNTED, CLIENT_STEPS)}
+        return spoilt._replace(metrics={**spoilt.metrics, **known})
 
     return trees.map_lanes(finish, num_lanes)(work, rows, carry, keys_uplink)
 
