@@ -142,8 +142,10 @@ class RowStore:
     def pinned(self, token: str, found: Path) -> bool:
         """Whether the rows of a checkpoint, found at `found`, are still here; notes that place."""
         assert self.folder is not None
-        if not (self.folder / "pins" / f"{token}.json").exists():
+        pin = self.folder / "pins" / f"{token}.json"
+        if not pin.exists():
             return False
+        _places(pin)  # a damaged note is not written over: it may name other checkpoints
         index = read_index(found / "index.npy", limit=2**31)
         self._check_length(index)
         self.pin(index, token, found)
