@@ -128,10 +128,8 @@ class RowStore:
         assert isinstance(self.slots, FileSlots)
         self.slots.sync()
         path = self.folder / "pins" / f"{token}.json"
-        found: list[Path] = []
-        if path.exists():
-            with contextlib.suppress(ValueError):  # a damaged note is written anew
-                found = _places(path)
+        # A damaged note is not written over: it may name other copies of the checkpoint.
+        found = _places(path) if path.exists() else []
         temporary = path.with_suffix(".tmp")
         places = sorted({str(place) for place in [*found, final]})
         with naming(path):
@@ -142,10 +140,8 @@ class RowStore:
     def pinned(self, token: str, found: Path) -> bool:
         """Whether the rows of a checkpoint, found at `found`, are still here; notes that place."""
         assert self.folder is not None
-        pin = self.folder / "pins" / f"{token}.json"
-        if not pin.exists():
+        if not (self.folder / "pins" / f"{token}.json").exists():
             return False
-        _places(pin)  # a damaged note is not written over: it may name other checkpoints
         index = read_index(found / "index.npy", limit=2**31)
         self._check_length(index)
         self.pin(index, token, found)
