@@ -101,6 +101,7 @@ from fedjax_lite.engine import (
 from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
 from fedjax_lite.loop import RunDiverged, RunInterrupted, run
+from fedjax_lite.made import made
 from fedjax_lite.meta import unroll
 from fedjax_lite.proximal import proximal
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
@@ -131,12 +132,14 @@ from fedjax_lite.types import (
     ClientUpdate,
     Cohort,
     FederatedAlgorithm,
+    Made,
     Mean,
     Mechanism,
     Message,
     RoundState,
     Sampler,
     ServerUpdate,
+    Slots,
     Transform,
     Wire,
 )
@@ -155,6 +158,7 @@ __all__ = [
     "Downlink",
     "FederatedAlgorithm",
     "HostTable",
+    "Made",
     "Mean",
     "Mechanism",
     "Message",
@@ -164,6 +168,7 @@ __all__ = [
     "RunInterrupted",
     "Sampler",
     "ServerUpdate",
+    "Slots",
     "StreamedDataset",
     "Sweep",
     "Transform",
@@ -226,6 +231,7 @@ __all__ = [
     "local_leaves",
     "local_only",
     "local_sgd",
+    "made",
     "mean",
     "mean_grad",
     "mean_loss",

@@ -244,7 +244,8 @@ def _makes_itself(value: Any) -> bool:
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """What is to be checked, by name: the type, or `check_key` for keys, which are arrays too."""
-    arguments = types.FunctionType((lambda: None).__code__, function.__globals__)
+    plain = inspect.unwrap(function)  # decorated factories are read in their own module
+    arguments = types.FunctionType((lambda: None).__code__, plain.__globals__)
     arguments.__annotations__ = {k: v for k, v in function.__annotations__.items() if k != "return"}
     found = typing.get_type_hints(arguments)
     hints: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from fedjax_lite.engine.prologue import preface_shape, prologue_program
 from fedjax_lite.evaluate.own_models import models_of
 from fedjax_lite.label_checks import outputs_of, watching
 from fedjax_lite.ledger import empty
+from fedjax_lite.made import made
 from fedjax_lite.metrics import COSTS, round_metrics
 from fedjax_lite.mistakes import check_not_captured, check_not_donated
 from fedjax_lite.optimizer_rounds import local_steps
@@ -47,12 +48,14 @@ from fedjax_lite.types import (
     RoundState,
     Sampler,
     ServerUpdate,
+    Slots,
     Transform,
 )
 
 ROUND_STREAM = 0x726F756E
 
 
+@made
 def federated_algorithm(
     client: ClientUpdate,
     *,
@@ -113,7 +116,7 @@ def federated_algorithm(
       >>> float(state.server.params)
       0.5
     """
-    given = (sampler, aggregator, uplink, server)
+    own_uplink, own_server = uplink, server
     if privacy is not None:
         sampler, aggregator, uplink = private_slots(privacy, sampler, aggregator, uplink, prologue)
         privacy = prepared(privacy)
@@ -280,23 +283,25 @@ def federated_algorithm(
         return sampler.sample(round_keys(key, round)[0], state, sizes)
 
     def with_strategy(other: Strategy) -> FederatedAlgorithm:
-        return federated_algorithm(
-            client,
-            plan=plan,
-            sampler=given[0],
-            server=given[3],
-            aggregator=given[1],
-            uplink=given[2],
-            downlink=downlink,
-            privacy=privacy,
-            strategy=other,
-            prologue=prologue,
-        )
+        return federated_algorithm(**{**slots._asdict(), "strategy": other})
 
+    slots = Slots(
+        client=client,
+        plan=plan,
+        sampler=sampler,
+        server=own_server,
+        aggregator=aggregator,
+        uplink=uplink if privacy is None else own_uplink,
+        downlink=Downlink(downlink) if isinstance(downlink, Transform) else downlink,
+        privacy=privacy,
+        strategy=strategy,
+        prologue=prologue,
+    )
     accountant = None if privacy is None else privacy.accountant
-    return FederatedAlgorithm(init, round, sample, with_strategy, accountant, models_of)
+    return FederatedAlgorithm(init, round, sample, with_strategy, accountant, models_of, slots)
 
 
+@made
 def with_init(
     algo: FederatedAlgorithm, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> FederatedAlgorithm:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.aggregation.population import Population
 from fedjax_lite.checks import shown
+from fedjax_lite.made import made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate, Transform, Wire
 
@@ -46,6 +47,7 @@ class Downlinked(NamedTuple):
         return self.inner.params
 
 
+@made
 def downlinked(server: ServerUpdate, downlink: Downlink | Transform) -> ServerUpdate:
     r"""Compresses what the server broadcasts.
 

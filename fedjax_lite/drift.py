@@ -17,6 +17,7 @@ from fedjax_lite.checked import check_calls
 from fedjax_lite.counting import counted
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.local import LossFn, check_loss, mean_loss
+from fedjax_lite.made import made
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -39,6 +40,7 @@ class Measured(NamedTuple):
     count: Array
 
 
+@made
 def with_client_losses(
     client: ClientUpdate,
     loss: LossFn,

@@ -15,6 +15,7 @@ from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.checks import shown
 from fedjax_lite.counting import counted, counts_of
 from fedjax_lite.first_look import check_signature, losses_of
+from fedjax_lite.made import made
 from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.statistics_checks import check_takes_statistics
 from fedjax_lite.optimizer_arguments import Extra, as_transformation, loss_arguments, step_optimizer
@@ -86,6 +87,7 @@ class LocalCarry(NamedTuple):
     info: ClientInfo
 
 
+@made
 def local_sgd(
     loss: LossFn, client_optimizer: ClientOptimizer, *, weighting: Weighting = "examples"
 ) -> ClientUpdate:

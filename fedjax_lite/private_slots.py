@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from fedjax_lite.checks import shown
+from fedjax_lite.made import made
 from fedjax_lite.transforms.chain import chain
 from fedjax_lite.types import (
     Aggregator,
@@ -71,6 +72,7 @@ def private_slots(
     return privacy.sampler, privacy.aggregator, uplink
 
 
+@made
 def blindfolded(server: ServerUpdate) -> ServerUpdate:
     """The same server, shown nothing but the private aggregate.
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite.checks import check_finite, check_non_negative
+from fedjax_lite.made import made
 from fedjax_lite.optimizer_arguments import loss_arguments, step_optimizer, takes_anything
 from fedjax_lite.types import Array, Params, PyTree
 
 
+@made
 def proximal(mu: float | Array) -> optax.GradientTransformationExtraArgs:
     r"""Adds the exact gradient of a quadratic penalty on the distance to an anchor.
 

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 from fedjax_lite.checks import check_count, check_fraction
 from fedjax_lite.engine.shuffle import shuffle_index
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Cohort, Key, PyTree, Sampler
 
 
+@made
 def everyone() -> Sampler:
     """Every client in every round.
 
@@ -28,6 +30,7 @@ def everyone() -> Sampler:
     return Sampler(lambda num_clients: (), sample)
 
 
+@made
 def uniform(cohort_size: int) -> Sampler:
     """A uniform sample of `cohort_size` clients without replacement.
 
@@ -53,6 +56,7 @@ def uniform(cohort_size: int) -> Sampler:
     return Sampler(_check_population(cohort_size), sample)
 
 
+@made
 def weighted(cohort_size: int) -> Sampler:
     """`cohort_size` clients without replacement, drawn one by one in proportion to their sizes.
 
@@ -88,6 +92,7 @@ class PoissonState(NamedTuple):
     overflow: Array
 
 
+@made
 def poisson(rate: float | Array, *, capacity: int | None = None) -> Sampler:
     """Every client takes part with probability `rate`, independently of the others.
 
@@ -162,6 +167,7 @@ def poisson_capacity(num_clients: int, rate: float, *, tail: float = 1e-9) -> in
     return low
 
 
+@made
 def dropout(sampler: Sampler, rate: float | Array) -> Sampler:
     """Clients of a cohort that drop out: each is masked with probability `rate`.
 

@@ -11,6 +11,7 @@ import optax
 from fedjax_lite import trees
 from fedjax_lite.checked import check_calls
 from fedjax_lite.checks import check_fraction, check_non_negative, check_positive, shown
+from fedjax_lite.made import made
 from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.batch_norm import check_no_local_statistics
 from fedjax_lite.optimizer_arguments import Extra, as_transformation, asks_for, step_optimizer
@@ -26,6 +27,7 @@ class ServerState(NamedTuple):
     opt_state: PyTree
 
 
+@made
 def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     r"""Steps an optax optimizer on the pseudo-gradient, ``server minus client``.
 
@@ -91,6 +93,7 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     return ServerUpdate(init, lambda server: server.params, update)
 
 
+@made
 def standing_still(server: ServerUpdate) -> ServerUpdate:
     """The same server, which a round in which nobody counts leaves exactly as it was.
 
@@ -135,6 +138,7 @@ class AdaptiveState(NamedTuple):
     second_moment: PyTree
 
 
+@made
 def adagrad(
     learning_rate: Rate,
     *,
@@ -166,6 +170,7 @@ def adagrad(
     return _adaptive(lambda v, square: v + square, learning_rate, b1, tau, initial_accumulator)
 
 
+@made
 def adam(
     learning_rate: Rate,
     *,
@@ -208,6 +213,7 @@ def adam(
     )
 
 
+@made
 def yogi(
     learning_rate: Rate,
     *,

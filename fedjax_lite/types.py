@@ -23,6 +23,55 @@ Key: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any
 
+# -- who made what --------------------------------------------------------------------------
+
+
+class Made:
+    """Which factory made a part, and with what; the last field of every part, as ``made``.
+
+    Descriptions read this, never a closure. It is compared by identity, for arguments may be
+    arrays. The decorator `fedjax_lite.made` writes it.
+    """
+
+    __slots__ = ("arguments", "before", "factory", "fields")
+
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        arguments: dict[str, Any],
+        fields: dict[str, Any] | None = None,
+        before: Made | None = None,
+    ) -> None:
+        """A note: the public function that was called, its arguments, what it put into the part.
+
+        Arguments are by name, as bound, with defaults; inner parts are among them. `before` is what
+        the part said when the factory got it: of another factory, inside this one.
+        """
+        self.factory = factory
+        self.arguments = arguments
+        self.fields = fields or {}
+        self.before = before
+
+    @property
+    def name(self) -> str:
+        """The factory's."""
+        return self.factory.__name__
+
+    @property
+    def module(self) -> str:
+        """Where the factory is defined."""
+        return self.factory.__module__
+
+    def replaced(self, part: Any) -> list[str]:
+        """Fields of a part in which there is now something else than the factory put there."""
+        return [name for name, value in self.fields.items() if getattr(part, name) is not value]
+
+    def __repr__(self) -> str:
+        """The call, with those of its arguments that are plain."""
+        plain = {k: v for k, v in self.arguments.items() if isinstance(v, bool | int | float | str)}
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
+
+
 # -- what travels ---------------------------------------------------------------------------
 
 
@@ -127,6 +176,8 @@ class ClientUpdate(NamedTuple):
     """``(examples) ->`` bool `[B]`: which of its examples count, as its loss says
     (`fedjax_lite.models.with_counts`); the others are masked in every batch and absent from
     ``info.size``. None: all of them."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class Wire(NamedTuple):
@@ -152,6 +203,8 @@ class Transform(NamedTuple):
     kinds: tuple[str, ...] = ()
     """What it does, in order: "clip", "noise", "compress", "feedback", "momentum"; `chain` refuses
     orders that make no sense."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class Aggregator(NamedTuple):
@@ -168,6 +221,8 @@ class Aggregator(NamedTuple):
     at: Callable[[PyTree], Aggregator] | None = None
     """``(state) ->`` this round's aggregator, for rules that need their state while they fold (a
     clipping norm that adapts); its `finish` is given the same state."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class ServerUpdate(NamedTuple):
@@ -179,6 +234,8 @@ class ServerUpdate(NamedTuple):
     """``(server) ->`` what clients download."""
     update: Callable[[Key, PyTree, PyTree, Cohort, dict[str, Any]], PyTree]
     """``(key, server, value, cohort, metrics) -> server``; leaves of metrics are `[C]`."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class Sampler(NamedTuple):
@@ -188,6 +245,8 @@ class Sampler(NamedTuple):
     """``(num_clients) -> state``; raises ValueError where the population is too small."""
     sample: Callable[[Key, PyTree, Array], tuple[PyTree, Cohort]]
     """``(key, state, sizes [N]) -> (state, cohort)``."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class Entry(NamedTuple):
@@ -232,6 +291,8 @@ class Accountant(NamedTuple):
     check: Callable[[RoundState, Any], None] | None = None
     """``(state, data)``: raises ValueError where the population or what the state keeps is not this
     mechanism's; of an algorithm that `federated_algorithm` made."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class Mechanism(NamedTuple):
@@ -248,6 +309,8 @@ class Mechanism(NamedTuple):
     accountant: Accountant
     uplink: Transform | None = None
     """Applied after the caller's own uplink: what the clients do themselves (local noise)."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -278,6 +341,38 @@ class RoundState(NamedTuple):
     ``()`` where there was none. Rounds that it does not hold were not private."""
 
 
+class Slots(NamedTuple):
+    """The parts that a round is wired from: ``federated_algorithm(**slots._asdict())`` wires it.
+
+    Defaults stand in for what was not given. Slots are compared by identity: they hold arrays.
+    """
+
+    client: ClientUpdate
+    plan: Any
+    """A `Plan`."""
+    sampler: Sampler
+    """With `privacy` the mechanism's."""
+    server: ServerUpdate
+    """As it was given: before `downlink` and `privacy` are put around it."""
+    aggregator: Aggregator
+    """With `privacy` the mechanism's."""
+    uplink: Transform | None
+    """As it was given; that of `privacy` comes after it. None: nothing before that."""
+    downlink: Any = None
+    """A `Downlink`, or None."""
+    privacy: Mechanism | None = None
+    strategy: Any = None
+    """A `Strategy`."""
+    prologue: Any = None
+    """A `Prologue`, or None."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        """Whether these are the same slots."""
+        return self is other
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm: two pure functions that know nothing of the slots.
 
@@ -299,3 +394,7 @@ class FederatedAlgorithm(NamedTuple):
     models: Callable[..., Params] | None = None
     """``(state, ids=None) ->`` the model that each client would use, leaves `[n, ...]`; ids `[n]`,
     None: all clients."""
+    slots: Slots | None = None
+    """What the round is wired from, as data; None where there is no such thing."""
+    made: Made | None = None
+    """Which factory made it, ``fl.scaffold(...)``; None: your own."""

@@ -22,6 +22,7 @@ LAYERS = {
     "label_checks": 1,
     "label_words": 0,
     "kinds": 0,
+    "made": 1,
     "checked": 0,
     "mistakes": 1,
     "optimizer_arguments": 1,

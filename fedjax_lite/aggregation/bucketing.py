@@ -14,9 +14,11 @@ from fedjax_lite.aggregation.stacked import (
     stacked,
 )
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, PyTree
 
 
+@made
 def bucketing(bucket_size: int, *, inner: Aggregator) -> Aggregator:
     r"""Averages random buckets of clients, then applies a rule to the averages.
 

@@ -12,9 +12,11 @@ from fedjax_lite.aggregation.distances import pairwise_squares
 from fedjax_lite.aggregation.krum import krum_scores
 from fedjax_lite.aggregation.stacked import Stack, need_clients, stacked, void_below
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 
+@made
 def bulyan(num_byzantine: int) -> Aggregator:
     r"""Krum over and over on who is left, then per coordinate the mean around the median.
 

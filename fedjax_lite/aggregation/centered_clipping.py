@@ -10,9 +10,11 @@ from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.distances import squares_to
 from fedjax_lite.aggregation.stacked import Stack, check_like_model, stacked
 from fedjax_lite.checks import check_count, check_positive
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Params, PyTree
 
 
+@made
 def centered_clipping(max_distance: float | Array, *, iterations: int = 1) -> Aggregator:
     r"""Clips how far each client may pull the previous aggregate.
 

@@ -10,9 +10,11 @@ from fedjax_lite.aggregation.blocks import BLOCK, map_blocks
 from fedjax_lite.aggregation.sorting import sort_rows
 from fedjax_lite.aggregation.stacked import Stack, stacked
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 
+@made
 def median(*, block_size: int = BLOCK) -> Aggregator:
     r"""The median of each coordinate over the clients that take part.
 
@@ -53,6 +55,7 @@ def median(*, block_size: int = BLOCK) -> Aggregator:
     return stacked(rule)
 
 
+@made
 def trimmed_mean(fraction: float | Array, *, block_size: int = BLOCK) -> Aggregator:
     r"""The mean of each coordinate without its smallest and its largest values.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
 FIGURES = (
@@ -40,6 +41,7 @@ class Stacked(NamedTuple):
     """`[C]`, 0 for who does not count."""
 
 
+@made
 def diagnosed(
     inner: Aggregator,
     *,

@@ -18,9 +18,11 @@ from fedjax_lite.aggregation.stacked import (
     stacked,
 )
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, PyTree
 
 
+@made
 def hierarchical(
     edges: Any,
     *,

@@ -11,9 +11,11 @@ import numpy as np
 
 from fedjax_lite.aggregation.conditions import need_one_a_client
 from fedjax_lite.checks import check_bool, check_non_negative, check_positive, shown
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, ClientInfo
 
 
+@made
 def inverse_variance(
     variances: Any, *, floor: float | Array, per_example: bool = False
 ) -> Callable[[ClientInfo], Array]:

@@ -9,9 +9,11 @@ from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.distances import pairwise_squares
 from fedjax_lite.aggregation.stacked import Stack, need_clients, stacked, void_below
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 
+@made
 def krum(num_byzantine: int) -> Aggregator:
     r"""The one message that is closest to its neighbours.
 
@@ -49,6 +51,7 @@ def krum(num_byzantine: int) -> Aggregator:
     return _lowest(num_byzantine, 1, "krum")
 
 
+@made
 def multi_krum(num_byzantine: int, *, num_selected: int | None = None) -> Aggregator:
     r"""The mean of the `m` messages with the lowest Krum scores.
 

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, PyTree
 
 
+@made
 def majority_vote() -> Aggregator:
     r"""The sign of the sum of the clients' signs, coordinate by coordinate.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import trees
+from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, ClientInfo, Cohort, Key, Message, PyTree
 
 
@@ -20,6 +21,7 @@ class MeanSums(NamedTuple):
     weights: PyTree
 
 
+@made
 def mean() -> Aggregator:
     r"""The weighted mean over the clients that count.
 

@@ -16,6 +16,7 @@ from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.evaluate.own_models import kept, models_of
 from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
+from fedjax_lite.made import made
 from fedjax_lite.sampling import everyone
 from fedjax_lite.server import ServerState
 from fedjax_lite.types import (
@@ -57,6 +58,7 @@ def pooled(data: FederatedDataset) -> FederatedDataset:
     return dataclasses.replace(data, offsets=ends, max_client_size=data.num_examples)
 
 
+@made
 def centralised(
     loss: LossFn,
     optimizer: ClientOptimizer,
@@ -164,6 +166,7 @@ class InitialModel(NamedTuple):
     """Nobody trains it: evaluators refuse to score it as the run's result."""
 
 
+@made
 def local_only(
     loss: LossFn,
     optimizer: ClientOptimizer,

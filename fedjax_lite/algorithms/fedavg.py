@@ -10,10 +10,12 @@ from fedjax_lite.downlink import Downlink
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
+from fedjax_lite.made import made
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.types import Aggregator, FederatedAlgorithm, Mechanism, Sampler, Transform
 
 
+@made
 def fedavg(
     loss: LossFn,
     client_optimizer: ClientOptimizer,

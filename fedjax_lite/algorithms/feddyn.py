@@ -25,6 +25,7 @@ from fedjax_lite.local import (
     mean_loss,
     resolve_optimizer,
 )
+from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.optimizer_arguments import loss_arguments
 from fedjax_lite.optimizer_rounds import watch
@@ -45,6 +46,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def feddyn(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -136,6 +138,7 @@ class FedDynCarry(NamedTuple):
     info: ClientInfo
 
 
+@made
 def feddyn_client(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -228,6 +231,7 @@ class FedDynState(NamedTuple):
     population: Population
 
 
+@made
 def feddyn_server(alpha: float | Array) -> ServerUpdate:
     """The server's side of `feddyn`.
 

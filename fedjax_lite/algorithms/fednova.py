@@ -16,6 +16,7 @@ from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LocalCarry, LossFn, local_sgd
+from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.proximal import proximal
 from fedjax_lite.server import Rate, ServerState, optimizer_server
@@ -39,6 +40,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def fednova(
     loss: LossFn,
     learning_rate: Rate,
@@ -133,6 +135,7 @@ class NovaValue(NamedTuple):
     """Its part of the effective number of steps."""
 
 
+@made
 def of_direction(uplink: Transform) -> Transform:
     """Applies a transform to a value's direction; `tau` is sent as it is.
 
@@ -222,6 +225,7 @@ class NovaCarry(NamedTuple):
     tau: Coefficients
 
 
+@made
 def nova_client(
     loss: LossFn,
     learning_rate: Rate,
@@ -286,6 +290,7 @@ def nova_client(
     return ClientUpdate(refuse_statistics("fednova"), start, step, finish, counts_of(loss))
 
 
+@made
 def nova_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     """Steps an optimizer on ``tau_eff * direction``, both of them means over the cohort.
 

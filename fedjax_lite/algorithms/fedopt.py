@@ -10,9 +10,11 @@ from fedjax_lite import server
 from fedjax_lite.algorithms.fedavg import fedavg
 from fedjax_lite.checks import check_non_negative
 from fedjax_lite.local import ClientOptimizer, LossFn
+from fedjax_lite.made import made
 from fedjax_lite.types import FederatedAlgorithm
 
 
+@made
 def fedavgm(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -57,6 +59,7 @@ def fedavgm(
     return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)
 
 
+@made
 def fedadagrad(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -90,6 +93,7 @@ def fedadagrad(
     return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)
 
 
+@made
 def fedadam(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -125,6 +129,7 @@ def fedadam(
     return fedavg(loss, client_optimizer, server_optimizer=optimizer, **slots)
 
 
+@made
 def fedyogi(
     loss: LossFn,
     client_optimizer: ClientOptimizer,

@@ -14,6 +14,7 @@ from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
+from fedjax_lite.made import made
 from fedjax_lite.proximal import penalised, proximal
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.types import (
@@ -33,6 +34,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def fedprox(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -101,6 +103,7 @@ def fedprox(
     return federated_algorithm(client, plan=plan, sampler=sampler, server=server, **slots)
 
 
+@made
 def _pulled(client_optimizer: ClientOptimizer, mu: float | Array) -> ClientOptimizer:
     """The proximal term before a client optimizer."""
     resolve = resolve_optimizer(client_optimizer)
@@ -133,6 +136,7 @@ class AdaptiveMuState(NamedTuple):
         return self.inner.params
 
 
+@made
 def adaptive_mu(
     server: ServerUpdate,
     *,
@@ -239,6 +243,7 @@ class AdaptiveCarry(NamedTuple):
     anchor_loss: Array
 
 
+@made
 def adaptive_client(
     loss: LossFn, client_optimizer: ClientOptimizer, *, weighting: Weighting = "examples"
 ) -> ClientUpdate:

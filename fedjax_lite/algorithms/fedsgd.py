@@ -13,6 +13,7 @@ from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.made import made
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.types import (
     Batch,
@@ -28,6 +29,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def fedsgd(
     loss: LossFn,
     server_optimizer: optax.GradientTransformation,
@@ -80,6 +82,7 @@ class GradientCarry(NamedTuple):
     info: ClientInfo
 
 
+@made
 def local_gradient(loss: LossFn, *, weighting: Weighting = "examples") -> ClientUpdate:
     """A client that sends its gradient as it is.
 

@@ -17,6 +17,7 @@ from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
+from fedjax_lite.made import made
 from fedjax_lite.types import (
     Aggregator,
     Array,
@@ -70,6 +71,7 @@ class EdgeResults(NamedTuple):
     """bool scalar: whether the cloud averages the edges now."""
 
 
+@made
 def hierfavg(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -155,6 +157,7 @@ def hierfavg(
     )
 
 
+@made
 def at_edges(client: ClientUpdate, edges: Any) -> ClientUpdate:
     """Local training that starts from the model of the client's edge.
 
@@ -192,6 +195,7 @@ def at_edges(client: ClientUpdate, edges: Any) -> ClientUpdate:
     return client._replace(start=start, step=step, finish=finish)
 
 
+@made
 def edge_server(num_edges: int) -> ServerUpdate:
     """Edges that move by their own mean, and meet where the aggregate says so.
 
@@ -228,6 +232,7 @@ def edge_server(num_edges: int) -> ServerUpdate:
     return ServerUpdate(init, lambda server: server.edges, update)
 
 
+@made
 def edge_averages(edges: Any, *, num_edges: int, edge_rounds: int) -> Aggregator:
     """Means over the clients of each edge, and a count of the rounds until edges meet.
 

@@ -18,6 +18,7 @@ from fedjax_lite.engine.batches import Plan
 from fedjax_lite.evaluate.clients import evaluate_personal as evaluate_personal
 from fedjax_lite.evaluate.own_models import keeps_own, kept, models_of
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
+from fedjax_lite.made import made
 from fedjax_lite.models.batch_norm import (
     batch_norm_mask,
     check_no_local_statistics,
@@ -39,6 +40,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def fedbn(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
@@ -134,6 +136,7 @@ class LocalRow(NamedTuple):
         return _merge(server_model, self.leaves)
 
 
+@made
 def local_leaves(
     client: ClientUpdate,
     *,

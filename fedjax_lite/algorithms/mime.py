@@ -17,6 +17,7 @@ from fedjax_lite.compose import Prefaced, Prologue, federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.server import Rate
 from fedjax_lite.types import (
@@ -36,6 +37,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def mime(
     loss: LossFn,
     learning_rate: Rate,
@@ -95,6 +97,7 @@ def mime(
     return _assemble(client, loss, plan, sampler, momentum, server_learning_rate, weighting, slots)
 
 
+@made
 def mimelite(
     loss: LossFn,
     learning_rate: Rate,
@@ -197,6 +200,7 @@ class FullGradientCarry(NamedTuple):
     info: ClientInfo
 
 
+@made
 def full_gradient(loss: LossFn, *, weighting: Weighting = "uniform") -> ClientUpdate:
     """A client that sends the gradient of its whole data at the server's model.
 
@@ -250,6 +254,7 @@ class MimeCarry(NamedTuple):
     info: ClientInfo
 
 
+@made
 def mime_client(
     loss: LossFn,
     learning_rate: Rate,
@@ -315,6 +320,7 @@ class MimeState(NamedTuple):
     opt_state: PyTree
 
 
+@made
 def mime_server(server_learning_rate: Rate = 1.0, *, momentum: float | Array = 0.9) -> ServerUpdate:
     """The server's side of `mime`: gets ``Prefaced(mean of x - y_i, c)``.
 

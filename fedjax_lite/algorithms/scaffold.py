@@ -20,6 +20,7 @@ from fedjax_lite.data.dataset import SizedPopulation
 from fedjax_lite.downlink import Downlinked
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.server import Rate
 from fedjax_lite.types import (
@@ -40,6 +41,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def scaffold(
     loss: LossFn,
     learning_rate: Rate,
@@ -177,6 +179,7 @@ class ScaffoldCarry(NamedTuple):
     info: ClientInfo
 
 
+@made
 def scaffold_client(
     loss: LossFn,
     learning_rate: Rate,
@@ -314,6 +317,7 @@ class ScaffoldState(NamedTuple):
     population: Population
 
 
+@made
 def scaffold_server(server_learning_rate: Rate = 1.0) -> ServerUpdate:
     """The server's side of `scaffold`: ``c`` moves by the share of the population that took part.
 

@@ -224,6 +224,7 @@ def factory_of(module: str, name: str) -> FunctionType | None:
       'dropout'
     """
     function = getattr(sys.modules.get(module), name, None) if name else None
+    function = inspect.unwrap(function) if callable(function) else None
     return function if isinstance(function, FunctionType) else None
 
 

@@ -20,7 +20,8 @@ from fedjax_lite.aggregation.stacked import (
     stacked,
 )
 from fedjax_lite.checks import check_count, check_fraction
-from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
+from fedjax_lite.made import made
+from fedjax_lite.types import Aggregator, Array, Cohort, Key, Made, Message, Params, PyTree
 
 
 class Scene(NamedTuple):
@@ -46,6 +47,8 @@ class Attack(NamedTuple):
     make: Callable[[Key, PyTree, Scene], tuple[PyTree, PyTree]]
     """``(key, state, scene) -> (state, rows)``; leaves of rows `[C, ...]`, or `[1, ...]` where all
     attackers send the same. Only the rows of hostile clients are used."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class Attacked(NamedTuple):
@@ -57,6 +60,7 @@ class Attacked(NamedTuple):
     """``num_byzantine``, the hostile clients that took part, and the metrics of `inner`."""
 
 
+@made
 def byzantine(
     attack: Attack,
     *,

@@ -16,6 +16,7 @@ from fedjax_lite.aggregation.stacked import check_like_model
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.moments import honest_mean
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 
@@ -31,6 +32,7 @@ class Mimicry(NamedTuple):
     """int32: whom they repeat; -1 while they learn."""
 
 
+@made
 def mimic(client: int | None = None, *, warmup: int = 10) -> Attack:
     r"""All attackers send what one honest client sends.
 

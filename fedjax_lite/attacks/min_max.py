@@ -14,12 +14,14 @@ from fedjax_lite.aggregation.distances import pairwise_squares, squares_to
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.moments import honest_mean, honest_std
 from fedjax_lite.attacks.updates import stateless
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, PyTree
 
 Direction = Literal["unit", "sign", "std"]
 Bound = Literal["max", "min"]
 
 
+@made
 def min_max(direction: Direction = "unit") -> Attack:
     r"""All attackers leave the mean until one honest client would be too far away.
 
@@ -61,6 +63,7 @@ def min_max(direction: Direction = "unit") -> Attack:
     return _attack(direction, reach)
 
 
+@made
 def min_sum(direction: Direction = "unit", *, bound: Bound = "max") -> Attack:
     r"""All attackers leave the mean until the sum of squared distances would be too large.
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.updates import stateless
 from fedjax_lite.checks import check_positive
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 
+@made
 def model_replacement(
     boost: float | Array | None = None,
     *,

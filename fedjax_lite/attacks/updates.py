@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.moments import honest_mean, honest_std
 from fedjax_lite.checks import check_finite, check_non_negative
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, PyTree
 
 
+@made
 def sign_flip(scale: float | Array = 1.0) -> Attack:
     r"""Each attacker sends its own update, turned round.
 
@@ -40,6 +42,7 @@ def sign_flip(scale: float | Array = 1.0) -> Attack:
     return stateless(rows)
 
 
+@made
 def gaussian(stddev: float | Array) -> Attack:
     r"""Each attacker sends noise, :math:`\Delta_m \sim N(0, \sigma^2 I)`, drawn by its id.
 
@@ -88,6 +91,7 @@ def gaussian(stddev: float | Array) -> Attack:
     return stateless(rows)
 
 
+@made
 def alie(z: float | Array | None = None) -> Attack:
     r"""ALIE, "a little is enough": all attackers leave the mean by a few standard deviations.
 
@@ -151,6 +155,7 @@ def alie_reach(num_honest: Array | int, num_byzantine: Array | int) -> Array:
     return jax.scipy.special.ndtri(jnp.maximum(share, 0.5))
 
 
+@made
 def ipm(scale: float | Array = 0.1) -> Attack:
     r"""Inner product manipulation: all attackers send the honest mean, turned round.
 

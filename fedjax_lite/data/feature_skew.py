@@ -16,6 +16,7 @@ import numpy as np
 from fedjax_lite.data.image_rotation import rotate
 from fedjax_lite.data.partition import FeatureSkew
 from fedjax_lite.data.partition_checks import check_real, check_seed
+from fedjax_lite.made import made
 
 _CHUNK = 4096  # examples at a time: 50 MB of float32 for 32 x 32 x 3
 
@@ -23,6 +24,7 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 """``(rng, num_clients) -> values``, float64 `[N]`."""
 
 
+@made
 def rotation(
     angles: Sequence[float] | None = None,
     *,
@@ -79,6 +81,7 @@ def rotation(
     return FeatureSkew(apply, f"rotation({what}, seed={seed})")
 
 
+@made
 def noise(*, level: float, seed: int = 0, feature: str = "x") -> FeatureSkew:
     """Adds Gaussian noise whose standard deviation grows with the client's number.
 
@@ -125,6 +128,7 @@ def noise(*, level: float, seed: int = 0, feature: str = "x") -> FeatureSkew:
     return FeatureSkew(apply, f"noise(level={level:g}, seed={seed})")
 
 
+@made
 def brightness(
     deltas: Sequence[float] | None = None,
     *,
@@ -172,6 +176,7 @@ def brightness(
     return FeatureSkew(apply, f"brightness({what}, seed={seed})")
 
 
+@made
 def contrast(
     factors: Sequence[float] | None = None,
     *,

@@ -32,8 +32,10 @@ from fedjax_lite.data.partition_checks import (
     class_index,
 )
 from fedjax_lite.data.quantity_skew import check_sizes, lognormal_sizes
+from fedjax_lite.made import made
 
 
+@made
 def dirichlet(
     *,
     alpha: float,
@@ -110,6 +112,7 @@ def dirichlet(
     return Partitioner(assign, num_clients, name)
 
 
+@made
 def dirichlet_mixture(
     *,
     alpha: float,
@@ -173,6 +176,7 @@ def dirichlet_mixture(
     return Partitioner(assign, num_clients, name)
 
 
+@made
 def dirichlet_quantity(
     *,
     alpha: float,

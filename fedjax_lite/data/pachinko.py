@@ -16,8 +16,10 @@ from fedjax_lite.data.partition_checks import (
     check_seed,
     class_index,
 )
+from fedjax_lite.made import made
 
 
+@made
 def pachinko(
     num_clients: int,
     *,

@@ -18,7 +18,8 @@ from fedjax_lite.data.apportion import even_sizes
 from fedjax_lite.data.dataset import FederatedDataset, check_examples, from_owners
 from fedjax_lite.data.owner_ids import as_ids, check_unmasked, number_ids
 from fedjax_lite.data.partition_checks import check_capacity, check_count, check_seed, column
-from fedjax_lite.types import PyTree
+from fedjax_lite.made import made
+from fedjax_lite.types import Made, PyTree
 
 
 class Partitioner(NamedTuple):
@@ -32,6 +33,8 @@ class Partitioner(NamedTuple):
     """For reports, e.g. ``"dirichlet(alpha=0.3, num_clients=100, seed=0)"``."""
     drops: tuple[str, ...] = ()
     """Keys that identify clients and do not stay among the examples."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 class FeatureSkew(NamedTuple):
@@ -40,6 +43,8 @@ class FeatureSkew(NamedTuple):
     apply: Callable[[Mapping[str, Any], np.ndarray, int], Mapping[str, Any]]
     """``(examples, owners [E], num_clients) -> examples``; its input is left as it is."""
     name: str
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 def partition(
@@ -140,6 +145,7 @@ def label_counts(
     return counts.reshape(data.num_clients, num_classes)
 
 
+@made
 def iid(num_clients: int, *, seed: int = 0) -> Partitioner:
     """Shuffles, then cuts into sizes equal to within one (the larger first).
 
@@ -176,6 +182,7 @@ def iid(num_clients: int, *, seed: int = 0) -> Partitioner:
     return Partitioner(assign, num_clients, f"iid(num_clients={num_clients}, seed={seed})")
 
 
+@made
 def by_key(key: str, *, keep: bool = False) -> Partitioner:
     """Natural clients: one per distinct value of an array, such as the writer or the hospital.
 

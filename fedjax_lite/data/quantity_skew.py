@@ -27,6 +27,7 @@ from fedjax_lite.data.partition_checks import (
     check_real,
     check_seed,
 )
+from fedjax_lite.made import made
 
 SizeDraw = Callable[[np.random.Generator, int, int, int], np.ndarray]
 """``(rng, num_examples, num_clients, min_size) -> sizes``, int64 `[N]` with sum `E`."""
@@ -34,6 +35,7 @@ LogWeights = Callable[[np.random.Generator, int], np.ndarray]
 """``(rng, num_clients) -> log w``, float64 `[N]`. In logs, no exponent overflows."""
 
 
+@made
 def lognormal(*, sigma: float, num_clients: int, seed: int = 0, min_size: int = 0) -> Partitioner:
     """Log-normal sizes: ``w_i = exp(sigma z_i)``, ``z_i ~ N(0, 1)``.
 
@@ -59,6 +61,7 @@ def lognormal(*, sigma: float, num_clients: int, seed: int = 0, min_size: int = 
     return _by_sizes(f"lognormal(sigma={sigma:g}", draw, num_clients, seed, min_size)
 
 
+@made
 def power_law(
     *, exponent: float, num_clients: int, seed: int = 0, min_size: int = 0
 ) -> Partitioner:
@@ -95,6 +98,7 @@ def power_law(
     return _by_sizes(f"power_law(exponent={exponent:g}", draw, num_clients, seed, min_size)
 
 
+@made
 def zipf(*, exponent: float, num_clients: int, seed: int = 0, min_size: int = 0) -> Partitioner:
     """Zipf's law: the client of rank `r` has weight ``r^-s``; ranks are dealt at random.
 
@@ -127,6 +131,7 @@ def zipf(*, exponent: float, num_clients: int, seed: int = 0, min_size: int = 0)
     return _by_sizes(f"zipf(exponent={exponent:g}", draw, num_clients, seed, min_size)
 
 
+@made
 def quantity_dirichlet(
     *, alpha: float, num_clients: int, seed: int = 0, min_size: int = 0
 ) -> Partitioner:

@@ -10,8 +10,10 @@ import numpy as np
 from fedjax_lite.data.apportion import even_sizes, owners_from_table
 from fedjax_lite.data.partition import Partitioner
 from fedjax_lite.data.partition_checks import check_count, check_seed, class_index
+from fedjax_lite.made import made
 
 
+@made
 def shards(
     num_clients: int, *, shards_per_client: int = 2, seed: int = 0, label: str = "y"
 ) -> Partitioner:
@@ -73,6 +75,7 @@ def shards(
     return Partitioner(assign, num_clients, name)
 
 
+@made
 def classes_per_client(
     *, num_classes: int, num_clients: int, seed: int = 0, label: str = "y"
 ) -> Partitioner:

@@ -13,6 +13,7 @@ from fedjax_lite.data.dataset import ClientData, FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import chunked, vmapped
 from fedjax_lite.engine.program import Program, Strategy, Table
+from fedjax_lite.made import made
 from fedjax_lite.types import PyTree
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -29,6 +30,7 @@ class Choice(NamedTuple):
     """Estimate of what the lanes hold: parameters, gradient and update of each."""
 
 
+@made
 def auto() -> Strategy:
     """Chooses the number of lanes by platform, model and size distribution, when it is traced.
 

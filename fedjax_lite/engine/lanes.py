@@ -18,9 +18,11 @@ from fedjax_lite.engine.program import (
     message_shape,
     train_lanes,
 )
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, PyTree
 
 
+@made
 def vmapped() -> Strategy:
     """The whole cohort in lanes: one loop to the longest client, finished lanes masked.
 
@@ -37,6 +39,7 @@ def vmapped() -> Strategy:
     return Strategy(execute, "vmapped()")
 
 
+@made
 def chunked(num_lanes: int) -> Strategy:
     """The cohort sorted by steps, in chunks of `num_lanes`, each to its own longest client.
 
@@ -62,6 +65,7 @@ def chunked(num_lanes: int) -> Strategy:
     return Strategy(execute, f"chunked({num_lanes})")
 
 
+@made
 def sequential() -> Strategy:
     """One client at a time, unbatched code inside one compiled program: ``chunked(1)``.
 

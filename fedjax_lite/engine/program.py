@@ -21,6 +21,7 @@ from fedjax_lite.types import (
     ClientInfo,
     ClientUpdate,
     Key,
+    Made,
     Message,
     PyTree,
     Transform,
@@ -71,6 +72,8 @@ class Strategy(NamedTuple):
     execute: Callable[..., tuple[Table, PyTree, dict[str, Any]]]
     """``(program, key, table, acc, broadcast, round, data, work) -> (table, acc, metrics [C])``."""
     name: str
+    made: Made | None = None
+    """Which factory made it; None: your own."""
 
 
 def train_lanes(

@@ -24,9 +24,11 @@ from fedjax_lite.engine.program import (
     finish_client,
     start_client,
 )
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, PyTree
 
 
+@made
 def differentiable(max_steps: int | None = None, *, remat: bool = True) -> Strategy:
     r"""The whole cohort in lanes, one scan of `max_steps` steps, which reverse mode can follow.
 

@@ -16,9 +16,11 @@ from fedjax_lite.engine.collective import AXIS, add_devices, spread_metrics
 from fedjax_lite.engine.owners import owners_compute
 from fedjax_lite.engine.placement import check_mesh
 from fedjax_lite.engine.program import Program, Strategy, Table, Work
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, Message, PyTree
 
 
+@made
 def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
     r"""Deals the cohort to the devices of a mesh, each an equal share of the *work*.
 

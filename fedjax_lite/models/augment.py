@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.counting import keep_counts
+from fedjax_lite.made import made
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params
 
 
+@made
 def augmented(
     model: Model,
     *,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite.checks import check_count, check_fraction, check_positive, check_tree
+from fedjax_lite.made import made
 from fedjax_lite.optimizer_arguments import hidden_arguments
 from fedjax_lite.types import Array, Params, PyTree
 
@@ -221,6 +222,7 @@ def _record_backward(kept: tuple[PyTree, PyTree], cotangent: Any) -> tuple[Any, 
 record_statistics.defvjp(_record_forward, _record_backward)
 
 
+@made
 def with_statistics(optimizer: Any) -> Any:
     r"""Lets an optimizer train the parameters, and the forward pass set the running statistics.
 
@@ -266,6 +268,7 @@ def with_statistics(optimizer: Any) -> Any:
     return at_round
 
 
+@made
 def with_averaged_statistics(
     server_optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:

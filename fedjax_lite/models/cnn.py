@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.models.conv import Form
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.inputs import as_shape, check_input_shape
@@ -24,6 +25,7 @@ from fedjax_lite.models.pooling import max_pool
 from fedjax_lite.types import Array, Key, Params
 
 
+@made
 def cnn(
     num_classes: int = 10,
     input_shape: Sequence[int] = (32, 32, 3),

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from fedjax_lite.made import made
 from fedjax_lite.models.conv import Form
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.inputs import as_shape, check_input_shape
@@ -25,6 +26,7 @@ from fedjax_lite.models.pooling import max_pool
 from fedjax_lite.types import Array, Key, Params
 
 
+@made
 def conv_net(
     features: Sequence[int] = (32, 64),
     hidden: Sequence[int] = (512,),
@@ -142,6 +144,7 @@ def conv_net(
     return from_functions(init_params, apply, mean=mean, std=std)
 
 
+@made
 def mcmahan_cnn(
     num_classes: int = 10, input_shape: Sequence[int] = (28, 28, 1), **options: Any
 ) -> Model:
@@ -167,6 +170,7 @@ def mcmahan_cnn(
     return _called("mcmahan_cnn", model)
 
 
+@made
 def cifar_cnn24(
     num_classes: int = 10, input_shape: Sequence[int] = (24, 24, 3), **options: Any
 ) -> Model:
@@ -199,6 +203,7 @@ def cifar_cnn24(
     return _called("cifar_cnn24", model)
 
 
+@made
 def pfl_cnn(
     num_classes: int = 10,
     input_shape: Sequence[int] = (32, 32, 3),
@@ -244,6 +249,7 @@ def pfl_cnn(
     return _called("pfl_cnn", model)
 
 
+@made
 def lenet(num_classes: int = 10, input_shape: Sequence[int] = (32, 32, 3), **options: Any) -> Model:
     """LeNet-5 with ReLU and max pooling, as in NIID-Bench; 62,006 parameters (44,426 on MNIST).
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
+from fedjax_lite.made import made
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.inputs import as_shape, check_input_shape
 from fedjax_lite.models.layers import Init, check_init, dense, init_affine
@@ -14,6 +15,7 @@ from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params
 
 
+@made
 def linear(
     num_classes: int = 10,
     input_shape: Sequence[int] = (28, 28, 1),
@@ -60,6 +62,7 @@ def linear(
     return from_functions(model.init, apply, mean=mean, std=std)
 
 
+@made
 def mlp(
     hidden: Sequence[int] = (200, 200),
     *,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite.made import made
 from fedjax_lite.models.batch_norm import (
     STATISTICS_NAMES,
     Policy,
@@ -27,6 +28,7 @@ from fedjax_lite.types import Array, Key, Params
 _TRAIN_ARGUMENTS = {"train": True, "training": True, "is_training": True, "deterministic": False}
 
 
+@made
 def from_linen(
     module: Any,
     example_x: Any,
@@ -143,6 +145,7 @@ def from_linen(
     return from_functions(init, apply, loss=loss, mean=mean, std=std, raw_inputs=raw_inputs)
 
 
+@made
 def from_nnx(
     factory: Callable[[Any], Any],
     *,

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from fedjax_lite.checks import check_key
 from fedjax_lite.counting import counts_of, with_counts
+from fedjax_lite.made import made
 from fedjax_lite.models.inputs import as_floats, check_statistics
 from fedjax_lite.models.losses import check_per_example, cross_entropy
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params, RoundState
 
 
+@made
 def from_functions(
     init: Callable[[Key], Params],
     apply: Callable[[Params, Array, Key | None], Array],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_lite.types import Array, Key, Params, PyTree
+from fedjax_lite.types import Array, Key, Made, Params, PyTree
 
 
 class Model(NamedTuple):
@@ -17,3 +17,5 @@ class Model(NamedTuple):
     """``(params, examples, key) -> [B]``, one loss per example; key None: no dropout."""
     predict: Callable[[Params, PyTree], Array]
     """``(params, examples) ->`` logits `[B, classes]` (or `[B, T, classes]`), without dropout."""
+    made: Made | None = None
+    """Which factory made it; None: your own."""

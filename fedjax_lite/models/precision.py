@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core import Literal as Constant
 
 from fedjax_lite.counting import keep_counts
+from fedjax_lite.made import made
 from fedjax_lite.models.model import Model
 from fedjax_lite.models.products import narrow_conv, narrow_dot
 from fedjax_lite.types import Array, Key, Params, PyTree
@@ -18,6 +19,7 @@ from fedjax_lite.types import Array, Key, Params, PyTree
 Compute = Literal["float32", "tensorfloat32", "bfloat16"]
 
 
+@made
 def with_precision(model: Model, compute: Compute = "bfloat16") -> Model:
     r"""Runs a model's matrix products and convolutions in a chosen precision.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite.made import made
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.layers import dense, init_affine
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params
 
 
+@made
 def char_lstm(
     vocab_size: int = 90,
     *,

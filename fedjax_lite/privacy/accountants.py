@@ -9,6 +9,7 @@ from typing import Any
 
 from fedjax_lite.checks import check_count
 from fedjax_lite.ledger import POISSON
+from fedjax_lite.made import made
 from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.accounting import COARSE, Method
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
@@ -76,6 +77,7 @@ def overflowing_epsilon(
     return set_aside(epsilon_at, delta, num_rounds * overflow)
 
 
+@made
 def poisson_accountant(
     *,
     noise_multiplier: Any,
@@ -174,6 +176,7 @@ def poisson_accountant(
     return with_history(accountant, method=method, budget=epsilon, planned=num_rounds)
 
 
+@made
 def unknown_accountant(*, delta: float, max_rounds: int | None, what: str) -> Accountant:
     """The accountant where the noise is traced, as in a sweep: it knows no epsilon.
 
@@ -215,6 +218,7 @@ def _last_round(holds: Callable[[int], bool], guess: int) -> int:
     return guess + largest_count(lambda more: holds(guess + more))
 
 
+@made
 def gdp_accountant(
     mu: Callable[[int], float],
     *,

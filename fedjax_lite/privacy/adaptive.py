@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.checks import check_count, check_fraction, check_non_negative, check_positive
+from fedjax_lite.made import made
 from fedjax_lite.privacy.accountants import calibrated_noise, poisson_accountant, stated_noise
 from fedjax_lite.privacy.accounting import Method
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced
@@ -44,6 +45,7 @@ class CountedSum(NamedTuple):
     """float32: sum of ``b_i - 1/2`` over the cohort."""
 
 
+@made
 def adaptive_clipping(
     *,
     num_clients: int,
@@ -192,6 +194,7 @@ def update_noise(noise_multiplier: Any, count_noise_multiplier: float) -> Any:
     return 1 / math.sqrt(noise_multiplier**-2 - (2 * count_noise_multiplier) ** -2)
 
 
+@made
 def adaptive_sum(
     *,
     noise_multiplier: float | Array,

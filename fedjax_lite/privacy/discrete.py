@@ -6,6 +6,7 @@ import math
 
 from fedjax_lite.checks import check_count
 from fedjax_lite.ledger import DISCRETE
+from fedjax_lite.made import made
 from fedjax_lite.privacy.accountants import stated_noise
 from fedjax_lite.privacy.arguments import check_delta, is_traced
 from fedjax_lite.privacy.calibrate_noise import largest_count
@@ -23,6 +24,7 @@ from fedjax_lite.sampling import uniform
 from fedjax_lite.types import Accountant, Entry, Mechanism, Sampler
 
 
+@made
 def distributed_discrete_gaussian(
     *,
     clip: float,

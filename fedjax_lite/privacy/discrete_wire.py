@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite.made import made
 from fedjax_lite.privacy.clipping import widened
 from fedjax_lite.privacy.discrete_grid import Grid
 from fedjax_lite.privacy.discrete_sampler import discrete_gaussian
@@ -50,6 +51,7 @@ class Coded:
     layout: Layout = dataclasses.field(metadata={"static": True})
 
 
+@made
 def noisy_codes(grid: Grid, *, size: int) -> Transform:
     """The client's side: clip, rotate, round, add noise, wrap.
 
@@ -106,6 +108,7 @@ class ModularSum(NamedTuple):
     count: Array
 
 
+@made
 def modular_mean(grid: Grid, *, cohort_size: int, min_clients: int) -> Aggregator:
     """The server's side: the sum modulo ``2**bits``, centred, rotated back, over a fixed number.
 

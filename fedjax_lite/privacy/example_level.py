@@ -14,6 +14,7 @@ from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.checks import check_count, check_fraction, check_non_negative, check_positive
 from fedjax_lite.counting import counts_of
 from fedjax_lite.local import LocalCarry, LossFn, check_loss
+from fedjax_lite.made import made
 from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
 from fedjax_lite.privacy.arguments import check_delta, check_noise_multiplier
@@ -34,6 +35,7 @@ from fedjax_lite.types import (
 )
 
 
+@made
 def dp_sgd(
     loss: LossFn,
     learning_rate: float | Array | Callable[[Array], Any],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
+from fedjax_lite.made import made
 from fedjax_lite.privacy.accountants import calibrated_noise, poisson_accountant, stated_noise
 from fedjax_lite.privacy.accounting import Method
 from fedjax_lite.privacy.arguments import check_clip, check_delta, check_population, is_traced
@@ -18,6 +19,7 @@ from fedjax_lite.transforms.noise import gaussian_like
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Mechanism, Message, PyTree
 
 
+@made
 def central_gaussian(
     *,
     clip: float | Array,
@@ -128,6 +130,7 @@ def central_gaussian(
     )
 
 
+@made
 def gaussian_sum(
     *,
     clip: float | Array,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_count
 from fedjax_lite.ledger import LOCAL
+from fedjax_lite.made import made
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced, shown
@@ -34,6 +35,7 @@ from fedjax_lite.types import (
 Adjacency = Literal["replace", "add_remove"]
 
 
+@made
 def local_gaussian(
     *,
     clip: float,
@@ -139,6 +141,7 @@ def local_gaussian(
     )
 
 
+@made
 def uniform_mean() -> Aggregator:
     """The mean of the cohort with weight 1 each, whatever weights the messages carry.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_lite.checks import check_count, check_finite, check_non_negative, check_positive
 from fedjax_lite.ledger import MATRIX
+from fedjax_lite.made import made
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
@@ -44,6 +45,7 @@ class MatrixState(NamedTuple):
     """The last ``bands - 1`` correlated noises, of jax-privacy's streaming matrix."""
 
 
+@made
 def matrix_noise(
     *,
     clip: float,
@@ -250,6 +252,7 @@ def matrix_sensitivity(
     return float(np.linalg.norm(moved))
 
 
+@made
 def matrix_sum(
     *,
     clip: float | Array,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_lite.checks import check_count, check_fraction
 from fedjax_lite.engine.shuffle import shuffle_index
+from fedjax_lite.made import made
 from fedjax_lite.privacy.arguments import check_population
 from fedjax_lite.sampling import poisson, poisson_capacity
 from fedjax_lite.types import Array, Cohort, Key, PyTree, Sampler
@@ -98,6 +99,7 @@ class Turns(NamedTuple):
     """int32: rounds done."""
 
 
+@made
 def once_an_epoch(num_clients: int, cohort_size: int, *, seed: int = 0) -> Sampler:
     """Every client once in each ``ceil(N / m)`` rounds, always in the same order.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
 from fedjax_lite.ledger import TREE
+from fedjax_lite.made import made
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
@@ -41,6 +42,7 @@ class TreeNodes(NamedTuple):
     """Noise of the open node of every level, leaves ``[levels, ...]``; zero where there is none."""
 
 
+@made
 def tree_noise(
     *,
     clip: float,
@@ -212,6 +214,7 @@ def tree_sensitivities(num_rounds: int, separation: int) -> np.ndarray:
     return np.sqrt(largest)
 
 
+@made
 def tree_sum(
     *,
     clip: float | Array,

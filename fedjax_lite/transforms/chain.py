@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.checks import shown
+from fedjax_lite.made import made
 from fedjax_lite.types import Key, PyTree, Transform, Wire
 
 
+@made
 def identity() -> Transform:
     """Sends the value as it is.
 
@@ -44,6 +46,7 @@ REFUSED = {
 """Pairs (earlier, later) that make no sense, and why."""
 
 
+@made
 def chain(*transforms: Transform) -> Transform:
     """Applies transforms one after the other, the first given first.
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_positive
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, PyTree, Transform
 
 
+@made
 def clip(max_norm: float | Array) -> Transform:
     r"""Scales a value whose global norm exceeds `max_norm` down to it.
 

@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 
+from fedjax_lite.made import made
 from fedjax_lite.transforms.flat import by_code, over_tree
 from fedjax_lite.transforms.hadamard import (
     block_shape,
@@ -19,6 +20,7 @@ from fedjax_lite.transforms.wire import Code, Field, Symbols, real
 from fedjax_lite.types import Array, Transform
 
 
+@made
 def drive(*, unbiased: bool = True, block_size: int = 4096, per_leaf: bool = False) -> Transform:
     r"""DRIVE: one bit a coordinate of the rotated vector, and a scale.
 

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.made import made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.transforms.error_feedback import check_compressor, wide_zeros
 from fedjax_lite.transforms.flat import magnitude
 from fedjax_lite.types import Key, PyTree, Transform, Wire
 
 
+@made
 def ef21(inner: Transform) -> Transform:
     r"""EF21: client and server keep the same estimate of the client's update, and correct it.
 

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.made import made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.transforms.flat import magnitude
 from fedjax_lite.types import Key, PyTree, Transform, Wire
 
 
+@made
 def error_feedback(inner: Transform) -> Transform:
     r"""Error feedback: the residual is kept by the client and sent later.
 

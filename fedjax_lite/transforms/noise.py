@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.checks import check_non_negative
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, PyTree, Transform
 
 
+@made
 def gaussian_noise(stddev: float | Array) -> Transform:
     r"""Adds independent noise :math:`\mathcal N(0, \sigma^2)` to every entry of a value.
 

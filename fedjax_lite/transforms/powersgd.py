@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.transforms.flat import compressor, magnitude
 from fedjax_lite.types import Array, Key, PyTree, Transform, Wire
 
@@ -25,6 +26,7 @@ class LowRank(NamedTuple):
     """`[m, r]`."""
 
 
+@made
 def powersgd(rank: int) -> Transform:
     r"""PowerSGD: one step of subspace iteration a message.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from fedjax_lite.checks import check_count
+from fedjax_lite.made import made
 from fedjax_lite.transforms.flat import by_code, over_tree
 from fedjax_lite.transforms.random_words import uniforms
 from fedjax_lite.transforms.wire import (
@@ -19,6 +20,7 @@ from fedjax_lite.transforms.wire import (
 from fedjax_lite.types import Array, Transform
 
 
+@made
 def qsgd(levels: int, *, per_leaf: bool = False) -> Transform:
     r"""Quantised SGD: unbiased, a few bits a coordinate.
 

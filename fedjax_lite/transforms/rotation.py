@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from fedjax_lite.made import made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.transforms.flat import over_tree
 from fedjax_lite.transforms.hadamard import (
@@ -17,6 +18,7 @@ from fedjax_lite.transforms.top_k import check_values
 from fedjax_lite.types import Array, Key, Transform, Wire
 
 
+@made
 def rotated(inner: Transform, *, block_size: int = 4096, per_leaf: bool = False) -> Transform:
     r"""Rotates at random, compresses, rotates back.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from fedjax_lite.made import made
 from fedjax_lite.transforms.flat import by_code, over_tree
 from fedjax_lite.transforms.random_words import uniforms
 from fedjax_lite.transforms.sign import is_negative
@@ -24,6 +25,7 @@ from fedjax_lite.transforms.wire import (
 from fedjax_lite.types import Array, Key, Transform, Wire
 
 
+@made
 def ternary(*, per_leaf: bool = False) -> Transform:
     r"""TernGrad: every coordinate becomes the largest magnitude, its negative, or zero: unbiased.
 
@@ -81,6 +83,7 @@ def ternary_code() -> Code:
     return Code(encode, decode, fields, entropy)
 
 
+@made
 def sparse_ternary(k: int | float, *, per_leaf: bool = False) -> Transform:
     r"""Sparse ternary compression: the k largest coordinates, all with their mean magnitude.
 

@@ -6,10 +6,12 @@ import jax
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_fraction
+from fedjax_lite.made import made
 from fedjax_lite.transforms.error_feedback import finite_or_zero, wide_zeros
 from fedjax_lite.types import Array, Key, PyTree, Transform
 
 
+@made
 def worker_momentum(decay: float | Array) -> Transform:
     r"""Sends a running mean of a client's updates instead of the update.
 

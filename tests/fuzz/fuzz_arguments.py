@@ -234,6 +234,7 @@ def _mechanism(epsilon: float) -> fl.Mechanism:
 OWN: dict[str, dict[str, Any]] = {
     "bucketing": {"inner": fl.mean()},
     "diagnosed": {"inner": fl.mean()},
+    "made": {"factory": fl.mean},
     "data.by_key": {"key": "y"},
     "local_leaves": {"client": fl.local_sgd(MODEL.loss, SGD)},
     "open_streamed": {"folder": streamed},

@@ -14,6 +14,7 @@ from fedjax_lite import trees
 from fedjax_lite.checks import check_count, check_key, check_positive, check_whole
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.engine.shuffle import shuffle_index
+from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, Params, PyTree, RoundState, Transform
 
 Kind = Literal["gaussian", "coordinate"]
@@ -73,6 +74,7 @@ def direction(key: Key, index: Array | int, *, like: PyTree, kind: Kind = "gauss
     return jax.tree.unflatten(treedef, parts)
 
 
+@made
 def canary_uplink(
     key: Key, *, norm: float | Array = 1e3, kind: Kind = "gaussian", like: PyTree | None = None
 ) -> Transform:
