@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fedjax_lite.checks import shown
 from fedjax_lite.types import FederatedAlgorithm, Made
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -15,28 +16,36 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 def made(factory: Factory) -> Factory:
     """The same factory, whose products know that it made them, and with which arguments.
 
-    Put it above a factory of your own, and `describe` and `citation` tell its parts by their name,
-    settings and inner parts. A factory that calls another one has the last word.
+      Put it above a factory of your own, and `describe` and `citation` tell its parts by their name,
+      settings and inner parts. A factory that calls another one has the last word.
 
-    Args:
-      factory: returns a part with a field ``made`` (an aggregator, a sampler, an algorithm ...), an
-        optax optimizer, or a new function. The latter two carry `made` as an attribute, an
-        optimizer at its ``update``, and so does the ``loss`` of a model. Anything else is returned
+      Args:
+        factory: returns a part with a field ``made`` (an aggregator, a sampler, an algorithm ...), an
+          optax optimizer, or a new function. The latter two carry `made` as an attribute, an
+          optimizer at its ``update``, and so does the ``loss`` of a model. Anything else is returned
         as it is.
 
     Returns:
       A function of the same signature.
 
-    Example:
-      >>> from fedjax_lite.types import Transform
-      >>> @made
-      ... def scaled(factor: float = 2.0) -> Transform:
-      ...     return Transform(lambda value: (), lambda key, state, value: (state, factor * value))
-      >>> scaled().made
-      scaled(factor=2.0)
-      >>> scaled().made.replaced(scaled())
-      ['init', 'update']
+    Raises:
+      TypeError: if it is no function.
+
+      Example:
+        >>> from fedjax_lite.types import Transform
+        >>> @made
+        ... def scaled(factor: float = 2.0) -> Transform:
+        ...     return Transform(lambda value: (), lambda key, state, value: (state, factor * value))
+        >>> scaled().made
+        scaled(factor=2.0)
+        >>> scaled().made.replaced(scaled())
+        ['init', 'update']
     """
+    if not inspect.isfunction(factory):
+        raise TypeError(
+            f"factory must be a function that returns a part, got {shown(factory)}; put @fl.made "
+            "above its def"
+        )
 
     @functools.wraps(factory)
     def call(*args: Any, **kwargs: Any) -> Any:

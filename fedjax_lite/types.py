@@ -12,6 +12,7 @@ Key first and consumed, state next, ``(state, output)`` out. Letters for shapes:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,6 +27,7 @@ Params: TypeAlias = Any
 # -- who made what --------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Made:
     """Which factory made a part, and with what; the last field of every part, as ``made``.
 
@@ -33,24 +35,14 @@ class Made:
     arrays. The decorator `fedjax_lite.made` writes it.
     """
 
-    __slots__ = ("arguments", "before", "factory", "fields")
-
-    def __init__(
-        self,
-        factory: Callable[..., Any],
-        arguments: dict[str, Any],
-        fields: dict[str, Any] | None = None,
-        before: Made | None = None,
-    ) -> None:
-        """A note: the public function that was called, its arguments, what it put into the part.
-
-        Arguments are by name, as bound, with defaults; inner parts are among them. `before` is what
-        the part said when the factory got it: of another factory, inside this one.
-        """
-        self.factory = factory
-        self.arguments = arguments
-        self.fields = fields or {}
-        self.before = before
+    factory: Callable[..., Any]
+    """The public function that was called."""
+    arguments: dict[str, Any]
+    """By name, as bound, with defaults; inner parts are among them, so that nesting is data."""
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the factory put into the part."""
+    before: Made | None = None
+    """What the part said when the factory got it: of another factory, inside this one."""
 
     @property
     def name(self) -> str:
