@@ -16,14 +16,13 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 def made(factory: Factory) -> Factory:
     """The same factory, whose products know that it made them, and with which arguments.
 
-      Put it above a factory of your own, and `describe` and `citation` tell its parts by their name,
-      settings and inner parts. A factory that calls another one has the last word.
+    Put it above a factory of your own, and `describe` and `citation` tell its parts by their name,
+    settings and inner parts. A factory that calls another one has the last word.
 
-      Args:
-        factory: returns a part with a field ``made`` (an aggregator, a sampler, an algorithm ...), an
-          optax optimizer, or a new function. The latter two carry `made` as an attribute, an
-          optimizer at its ``update``, and so does the ``loss`` of a model. Anything else is returned
-        as it is.
+    Args:
+      factory: returns a part with a field ``made`` (an aggregator, an algorithm ...), an optax
+        optimizer, or a new function. The latter two carry `made` as an attribute, an optimizer at
+        its ``update``, and so does the ``loss`` of a model. Anything else is returned as it is.
 
     Returns:
       A function of the same signature.
@@ -31,15 +30,15 @@ def made(factory: Factory) -> Factory:
     Raises:
       TypeError: if it is no function.
 
-      Example:
-        >>> from fedjax_lite.types import Transform
-        >>> @made
-        ... def scaled(factor: float = 2.0) -> Transform:
-        ...     return Transform(lambda value: (), lambda key, state, value: (state, factor * value))
-        >>> scaled().made
-        scaled(factor=2.0)
-        >>> scaled().made.replaced(scaled())
-        ['init', 'update']
+    Example:
+      >>> from fedjax_lite.types import Transform
+      >>> @made
+      ... def scaled(factor: float = 2.0) -> Transform:
+      ...     return Transform(lambda value: (), lambda key, state, value: (state, factor * value))
+      >>> scaled().made
+      scaled(factor=2.0)
+      >>> scaled().made.replaced(scaled())
+      ['init', 'update']
     """
     if not inspect.isfunction(factory):
         raise TypeError(
