@@ -98,7 +98,13 @@ from fedjax_lite.engine import (
     shuffle_index,
     vmapped,
 )
-from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
+from fedjax_lite.evaluate import (
+    client_evaluator,
+    evaluate_clients,
+    evaluator,
+    metrics,
+    summarize_clients,
+)
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
 from fedjax_lite.loop import RunDiverged, RunInterrupted, run
 from fedjax_lite.made import made
@@ -187,6 +193,7 @@ __all__ = [
     "chain",
     "chunked",
     "citation",
+    "client_evaluator",
     "client_mesh",
     "clip",
     "crypto",
@@ -236,6 +243,7 @@ __all__ = [
     "mean_grad",
     "mean_loss",
     "median",
+    "metrics",
     "mime",
     "mimelite",
     "models",

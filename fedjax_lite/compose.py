@@ -29,11 +29,11 @@ from fedjax_lite.evaluate.own_models import models_of
 from fedjax_lite.label_checks import outputs_of, watching
 from fedjax_lite.ledger import empty
 from fedjax_lite.made import made
-from fedjax_lite.metrics import COSTS, round_metrics
 from fedjax_lite.mistakes import check_not_captured, check_not_donated
 from fedjax_lite.optimizer_rounds import local_steps
 from fedjax_lite.private_runs import check_private, prepared, recorded
 from fedjax_lite.private_slots import blindfolded, private_slots, without_repeats
+from fedjax_lite.round_metrics import COSTS, round_metrics
 from fedjax_lite.server import standing_still
 from fedjax_lite.transforms.chain import identity
 from fedjax_lite.types import (

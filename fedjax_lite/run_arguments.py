@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_lite.checks import check_key
 from fedjax_lite.data.dataset import check_data
 from fedjax_lite.evaluate import scored_by
+from fedjax_lite.evaluate.client_evaluator import is_same_split
 from fedjax_lite.mistakes import check_not_donated
 from fedjax_lite.types import FederatedAlgorithm, RoundState
 
@@ -81,7 +82,8 @@ def check_split(evaluate: Any, data: Any) -> None:
     """Compares what an evaluation scores with what clients train on, once, on the host.
 
     Args:
-      evaluate: what `run` was given; something is known of it if it is an `evaluator`.
+      evaluate: what `run` was given; something is known of it if it is an `evaluator` or a
+        `client_evaluator`.
       data: the population.
 
     Warns:
@@ -95,12 +97,23 @@ def check_split(evaluate: Any, data: Any) -> None:
     mine = getattr(data, "examples", None)
     if known is None or not isinstance(mine, Mapping):
         return
-    name, theirs = known
-    if name.startswith(("test", "val")) and _are_equal(mine.get("y"), theirs["y"]):
+    name, theirs = known.name, known.examples
+    is_test = name.startswith(("test", "val"))
+    if theirs is None:
+        if is_test and is_same_split(known.data, data):
+            warnings.warn(
+                f"evaluate scores clients under the name {name!r} on the data that they train on; "
+                "hold some out: train, test = fl.data.split_clients(data, 0.2, seed=0), or give "
+                "name='train_set'",
+                stacklevel=3,
+            )
+        return
+    if is_test and _are_equal(mine.get("y"), theirs["y"]):
         warnings.warn(
             f"evaluate scores {len(theirs['y'])} examples under the name {name!r} whose labels are "
             "those of the training data, one by one; give evaluator(model, test) the other split, "
-            "or name='train_set'",
+            "or name='train_set'. The parts of split_clients share their examples: give "
+            "client_evaluator(model, test), or evaluator(model, test.owned_examples())",
             stacklevel=3,
         )
     ours, others = _scale(mine.get("x")), _scale(theirs.get("x"))

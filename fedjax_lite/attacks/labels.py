@@ -138,7 +138,8 @@ def owned_by(data: FederatedDataset, clients: Any) -> Array:
         )
     hostile = np.zeros(data.num_clients, bool)
     hostile[ids.astype(np.int64)] = True
-    return jnp.asarray(hostile)[data.client_of_example]
+    owners = data.client_of_example
+    return jnp.asarray(hostile)[owners] & (owners >= 0)
 
 
 def check_fits(value: int, labels: Array, name: str) -> None:

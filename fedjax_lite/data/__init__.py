@@ -27,6 +27,7 @@ from fedjax_lite.data.quantity_skew import lognormal, power_law, quantity_dirich
 from fedjax_lite.data.record_store import RecordStore, write_records
 from fedjax_lite.data.shards import classes_per_client, shards
 from fedjax_lite.data.sources import load, source_of
+from fedjax_lite.data.split import split_clients
 from fedjax_lite.data.store import ArrayStore, chunks
 from fedjax_lite.data.synthetic import synthetic
 
@@ -65,6 +66,7 @@ __all__ = [
     "rotation",
     "shards",
     "source_of",
+    "split_clients",
     "synthetic",
     "write_parquet",
     "write_records",

@@ -33,7 +33,9 @@ class FederatedDataset:
     Attributes:
       examples: leaves `[E, ...]` in their raw dtype (uint8 images stay uint8).
       offsets: int32 `[N + 1]`.
-      order: int32 `[E]`, or None when examples are stored client by client.
+      order: int32, the rows of `examples` that clients own, client after client; None when all
+        examples are stored so. A part of a population (`split_clients`) names some of the rows: the
+        others belong to nobody here.
       max_client_size: size of the largest client. Static: it fixes the shape of a whole-data-set
         batch, and with `N` and `E` it tells `auto()` how uneven the sizes are.
     """
@@ -45,7 +47,8 @@ class FederatedDataset:
 
     def __repr__(self) -> str:
         """Counts, names and types; no values."""
-        counts = f"{length(self.offsets, -1)} clients, {length_of_all(self.examples)} examples"
+        owned = length_of_all(self.examples if self.order is None else self.order)
+        counts = f"{length(self.offsets, -1)} clients, {owned} examples"
         return f"FederatedDataset({counts}{leaf_words(self.examples)})"
 
     @property
@@ -55,8 +58,9 @@ class FederatedDataset:
 
     @property
     def num_examples(self) -> int:
-        """The number `E` of pooled examples."""
-        return jax.tree.leaves(self.examples)[0].shape[0]
+        """The number of examples that clients own; `E`, but for a part of a population."""
+        rows = jax.tree.leaves(self.examples)[0] if self.order is None else self.order
+        return rows.shape[0]
 
     @property
     def sizes(self) -> Array:
@@ -74,10 +78,23 @@ class FederatedDataset:
 
     @property
     def client_of_example(self) -> Array:
-        """int32 `[E]`: the owner of each pooled example."""
+        """int32 `[E]`: the owner of each pooled example; -1 for one that nobody owns here."""
         positions = jnp.arange(self.num_examples, dtype=jnp.int32)
         owners = jnp.searchsorted(self.offsets, positions, side="right").astype(jnp.int32) - 1
-        return owners if self.order is None else jnp.zeros_like(owners).at[self.order].set(owners)
+        if self.order is None:
+            return owners
+        nobody = jnp.full(jax.tree.leaves(self.examples)[0].shape[0], -1, jnp.int32)
+        return nobody.at[self.order].set(owners)
+
+    def owned_examples(self) -> PyTree:
+        """The examples that clients own, client after client: leaves `[num_examples, ...]`.
+
+        What a function of plain examples is given where this is a part of a population, whose
+        `examples` are those of all parts. A copy, unless all examples are stored so already.
+        """
+        if self.order is None:
+            return self.examples
+        return jax.tree.map(lambda leaf: leaf[self.order], self.examples)
 
     def client(self, index: int) -> PyTree:
         """The examples of one client, leaves `[n, ...]`; for looking at, not for training."""

@@ -118,7 +118,8 @@ def label_counts(
       label: the key of the integer labels `[E]`.
 
     Returns:
-      int64 `[N, num_classes]`; rows sum to the clients' sizes.
+      int64 `[N, num_classes]`; rows sum to the clients' sizes. Of a part of a population
+      (`split_clients`) only what clients own there counts.
 
     Raises:
       ValueError: if the key is absent, or a label is negative or ``>= num_classes``.
@@ -140,7 +141,8 @@ def label_counts(
             f"labels must lie in [0, num_classes={num_classes}), got {labels.min()}.."
             f"{labels.max()}; raise num_classes or renumber the labels"
         )
-    cell = np.asarray(data.client_of_example).astype(np.int64) * num_classes + labels
+    owners = np.asarray(data.client_of_example).astype(np.int64)
+    cell = (owners * num_classes + labels)[owners >= 0]
     counts = np.bincount(cell, minlength=data.num_clients * num_classes)
     return counts.reshape(data.num_clients, num_classes)
 

@@ -1,14 +1,19 @@
 """Evaluation: a model on common examples, every client on its own, and how fair the result is."""
 
+from fedjax_lite.evaluate import metrics
+from fedjax_lite.evaluate.client_evaluator import client_evaluator
 from fedjax_lite.evaluate.clients import evaluate_clients, evaluate_personal
 from fedjax_lite.evaluate.fairness import summarize_clients
+from fedjax_lite.evaluate.known import results_of, scored_by
 from fedjax_lite.evaluate.own_models import models_of
-from fedjax_lite.evaluate.scores import evaluator, results_of, scored_by
+from fedjax_lite.evaluate.scores import evaluator
 
 __all__ = [
+    "client_evaluator",
     "evaluate_clients",
     "evaluate_personal",
     "evaluator",
+    "metrics",
     "models_of",
     "results_of",
     "scored_by",

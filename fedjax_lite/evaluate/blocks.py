@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -61,14 +62,30 @@ def is_streamed(data: Any) -> bool:
     return hasattr(data, "store") and callable(getattr(data, "cohort", None))
 
 
-def pooled_blocks(data: FederatedDataset | Streamed) -> Iterator[tuple[PyTree, np.ndarray]]:
-    """Examples `[E', ...]`, and the owners of the first of them; the others are padding."""
+class Pool(NamedTuple):
+    """Examples of clients that follow each other, to be scored in one pass with one model."""
+
+    ids: np.ndarray
+    """Integers `[n]`."""
+    examples: PyTree
+    rows: Array | None
+    """int32 `[P]`, the examples that are owned; None: all as they lie."""
+    owners: np.ndarray
+    """int64 `[P]`, -1 for padding."""
+
+
+def pooled_blocks(data: FederatedDataset | Streamed) -> Iterator[Pool]:
+    """All clients in order: at once where the examples lie on the device."""
     if isinstance(data, FederatedDataset):
-        yield data.examples, np.asarray(data.client_of_example)
+        ids, sizes = np.arange(data.num_clients), np.asarray(data.sizes)
+        yield Pool(ids, data.examples, data.order, np.repeat(ids, sizes))
         return
     for block in blocks_of(data, data.num_clients, padded=False):
-        sizes = np.asarray(block.sizes)
-        yield block.examples, np.repeat(block.ids, sizes)
+        num_rows = jax.tree.leaves(block.examples)[0].shape[0]
+        owners = np.full(num_rows, -1)
+        found = np.repeat(block.ids, np.asarray(block.sizes))
+        owners[: len(found)] = found
+        yield Pool(block.ids, block.examples, None, owners)
 
 
 def blocks_of(

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_lite.checks import check_count, shown
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.data.sharded import ShardedDataset
-from fedjax_lite.evaluate.blocks import Streamed, blocks_of, is_streamed, pooled_blocks
-from fedjax_lite.evaluate.own_models import (
-    BLOCK,
-    check_state,
-    is_table,
-    kept,
-    models_of,
-    num_clients_of,
-    one_model,
-    row_bytes,
-)
-from fedjax_lite.evaluate.programs import Scores, score_examples, score_own
+from fedjax_lite.evaluate.blocks import Streamed, is_streamed
+from fedjax_lite.evaluate.groups import groups_of
+from fedjax_lite.evaluate.metrics.metric import HostMetric, Metric, named
+from fedjax_lite.evaluate.metrics.shapes import metric_shapes
+from fedjax_lite.evaluate.own_models import check_state, kept, num_clients_of, one_model, one_of
+from fedjax_lite.evaluate.passes import Asked, own_parts, pooled_parts
+from fedjax_lite.evaluate.totals import figures_of
 from fedjax_lite.evaluate.what_counts import (
     check_has_labels,
     check_labelled,
-    check_labels_fit,
     check_model,
-    loss_looking,
-    scoring_of,
+    has_classes,
 )
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Params, PyTree, RoundState
-
-MOST = 4096
-"""Clients with models of their own that are scored in one call at most, where they are fetched."""
 
 
 def evaluate_clients(
@@ -43,8 +33,10 @@ def evaluate_clients(
     params: Params | RoundState,
     data: FederatedDataset | Streamed,
     *,
+    metrics: Mapping[str, Metric | HostMetric] | None = None,
+    groups: Any = None,
     batch_size: int = 1000,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Scores every client's data: with one model, or with the models that the clients use.
 
     Of parameters, and of a state whose clients share the server's model, the pooled examples are
@@ -55,13 +47,20 @@ def evaluate_clients(
     Args:
       model: as in `evaluator`.
       params: the parameters of one model, such as ``state.server.params``; or a `RoundState`.
-      data: the population, perhaps with held-out examples; a dict with ``"y"``. A
+      data: the population, as a rule the test part of `fedjax_lite.data.split_clients`, or test
+        data that come with owners, `from_arrays` with the clients' numbers; a dict with ``"y"``. A
         `StreamedDataset` is read a few clients at a time.
+      metrics: what else to measure, ``{"f1": fl.metrics.f1(10)}``; see `fedjax_lite.metrics`.
+      groups: whom to report together: integers `[N]`, the group of each client (-1: none), or the
+        key of an integer array of the examples.
       batch_size: examples at a time.
 
     Returns:
-      ``loss`` float64 `[N]`, ``accuracy`` float64 `[N]` (where labels are classes) and ``size``
-      int64 `[N]`, the examples that count; loss and accuracy of a client without any are NaN.
+      ``loss`` float64 `[N]`, ``accuracy`` float64 `[N]` (where labels are classes), each metric by
+      its name, float64 `[N]` or `[N, K]`, and ``size`` int64 `[N]`, the examples that count;
+      figures of a client without any are NaN, and those but the loss where a model answers NaN.
+      ``all``: a dict of the same figures of all clients' examples together, plain floats or
+      arrays `[K]`. With `groups` also ``groups``: a dict of them `[G]`, NaN for an empty group.
 
     Raises:
       TypeError, ValueError: as `evaluator`.
@@ -71,30 +70,22 @@ def evaluate_clients(
       >>> from fedjax_lite.data.dataset import from_arrays
       >>> model = Model(init=lambda key: None, loss=lambda w, b, key: (w - b["x"]) ** 2,
       ...               predict=lambda w, b: jnp.stack([w - b["x"], b["x"] - w], axis=-1))
-      >>> examples = {"x": np.array([0.0, 3.0]), "y": np.array([0, 0])}
+      >>> examples = {"x": jnp.array([0.0, 3.0]), "y": jnp.array([0, 0])}
       >>> data = from_arrays(examples, [0, 2], num_clients=3)
-      >>> evaluate_clients(model, jnp.float32(1.0), data)["loss"].tolist()
-      [1.0, nan, 4.0]
+      >>> scores = evaluate_clients(model, jnp.float32(1.0), data, groups=[0, 0, 2])
+      >>> scores["loss"].tolist(), scores["all"]["accuracy"]
+      ([1.0, nan, 4.0], 0.5)
+      >>> scores["groups"]["accuracy"].tolist()
+      [1.0, nan, 0.0]
     """
     _check(model, params, data, batch_size, "evaluate_clients(model, params, data)")
     if isinstance(params, RoundState) and kept(params).personal:
-        return evaluate_personal(model, params, data, batch_size=min(batch_size, 100))
+        return evaluate_personal(
+            model, params, data, metrics=metrics, groups=groups, batch_size=min(batch_size, 100)
+        )
     params = one_model(params)
-    sums = [np.zeros(data.num_clients) for _ in Scores._fields]
-    kind = None
-    for examples, owners in pooled_blocks(data):
-        if not len(owners):
-            continue
-        size = min(batch_size, examples["y"].shape[0])  # padding behind the owners' is cut off
-        scoring = scoring_of(model, params, examples, size)
-        check_labels_fit(examples["y"], scoring)
-        kind = scoring.kind
-        with loss_looking(model, params, examples):
-            found = jax.device_get(score_examples(params, examples, model, kind, size))
-        for total, values in zip(sums, found, strict=True):
-            values = np.asarray(values[: len(owners)], np.float64)
-            total += np.bincount(owners, values, minlength=data.num_clients)
-    return _result(sums, kind is not None)
+    asked = _asked(model, params, data, metrics, groups, batch_size)
+    return _result(pooled_parts(model, params, data, batch_size, asked), data, asked)
 
 
 def evaluate_personal(
@@ -102,8 +93,10 @@ def evaluate_personal(
     models: Params | RoundState,
     data: FederatedDataset | Streamed,
     *,
+    metrics: Mapping[str, Metric | HostMetric] | None = None,
+    groups: Any = None,
     batch_size: int = 100,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Scores every client's own model on that client's data.
 
     Models whose rows lie on the host or on disk, and streamed data, are fetched a few clients at a
@@ -115,12 +108,16 @@ def evaluate_personal(
       models: the state of a run, of any algorithm: every client is scored with the model that it
         uses, its own or the server's. Or models, leaves `[N, ...]`, such as
         ``personal_models(state)``.
-      data: the population, `N` clients, in the order of the rows; a dict with ``"y"``.
+      data: the population, `N` clients, in the order of the rows; a dict with ``"y"``. The test
+        part of `fedjax_lite.data.split_clients` has them in the order of the train part.
+      metrics: as in `evaluate_clients`.
+      groups: as in `evaluate_clients`.
       batch_size: examples at a time.
 
     Returns:
-      ``loss`` `[N]`, ``accuracy`` `[N]` (where labels are classes; those below 0 do not count)
-      and ``size`` int64 `[N]`, as `evaluate_clients`; NaN for a client without data.
+      As `evaluate_clients`: ``loss`` `[N]`, ``accuracy`` `[N]` (where labels are classes; those
+      below 0 do not count), metrics, ``size`` int64 `[N]`, ``all`` and ``groups``; NaN for a
+      client without data.
 
     Raises:
       TypeError: if `data` is not a population of examples with ``"y"``.
@@ -131,60 +128,79 @@ def evaluate_personal(
       >>> model = Model(init=lambda key: None, loss=lambda w, b, key: (w - b["y"]) ** 2,
       ...               predict=lambda w, b: b["y"])
       >>> data = fl.data.from_arrays({"y": jnp.array([1.0, 2.0, 4.0])}, [0, 1, 1])
-      >>> evaluate_personal(model, jnp.array([1.0, 3.0]), data)["loss"].tolist()
-      [0.0, 1.0]
+      >>> scores = evaluate_personal(model, jnp.array([1.0, 3.0]), data)
+      >>> scores["loss"].tolist(), scores["size"].tolist()
+      ([0.0, 1.0], [1, 2])
     """
     _check(model, models, data, batch_size, "evaluate_personal(model, models, data)")
     num_clients = data.num_clients
     if isinstance(models, RoundState):
         if not kept(models).personal:
-            return evaluate_clients(model, models, data, batch_size=max(batch_size, 1000))
+            return evaluate_clients(
+                model,
+                models,
+                data,
+                metrics=metrics,
+                groups=groups,
+                batch_size=max(batch_size, 1000),
+            )
         _check_population(models, num_clients)
-        one, bound = row_bytes(models), is_table(models.clients)
     else:
         _check_one_each(models, num_clients)
-        leaves = jax.tree.leaves(models)
-        one, bound = sum(leaf.nbytes for leaf in leaves) // num_clients, False
     _check_at_hand(models)
-    whole = None
-    if not bound:  # the models lie on the device already
-        whole = models_of(models) if isinstance(models, RoundState) else models
-    at_once = whole is not None and isinstance(data, FederatedDataset)
-    step = num_clients if at_once else min(MOST, max(1, BLOCK // max(one, 1)))
-    sums = [np.zeros(num_clients) for _ in Scores._fields]
-    kind = None
-    for block in blocks_of(data, step):
-        ids = block.ids
-        if whole is None:
-            assert isinstance(models, RoundState)
-            mine = models_of(models, ids)
-        elif len(ids) == num_clients:
-            mine = jax.tree.map(lambda leaf: leaf[:num_clients], whole)
-        else:
-            mine = jax.tree.map(lambda leaf, ids=ids: leaf[ids], whole)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), mine)
-        scoring = scoring_of(model, shapes, block.examples, batch_size)
-        check_labels_fit(block.examples["y"], scoring)
-        kind = scoring.kind
-        own = (block.examples, block.order, block.starts, block.sizes)
-        with loss_looking(model, mine, block.examples):
-            found = jax.device_get(score_own(mine, *own, model, kind, batch_size))
-        for total, values in zip(sums, found, strict=True):
-            total[ids[: block.count]] = np.asarray(values, np.float64)[: block.count]
-    return _result(sums, kind is not None)
+    asked = _asked(model, _one_of(models), data, metrics, groups, batch_size)
+    return _result(own_parts(model, models, data, batch_size, asked), data, asked)
 
 
-def _result(sums: list[np.ndarray], has_accuracy: bool) -> dict[str, np.ndarray]:
-    loss, counted, hits, labels, unknown = sums
-    result = {"loss": _ratio(loss, counted)}
-    if has_accuracy:
-        result["accuracy"] = np.where(unknown > 0, np.nan, _ratio(hits, labels))
-    return result | {"size": counted.astype(np.int64)}
+def check_population_of(model: Model, data: Any, groups: Any, batch_size: int) -> bool:
+    """Checks what an evaluation of clients is given before there is a model to score.
+
+    Returns:
+      Whether labels are classes.
+
+    Raises:
+      TypeError, ValueError: as `evaluate_clients`.
+    """
+    _check(model, None, data, batch_size, "client_evaluator(model, data)")
+    groups_of(groups, _leaves(data), data.num_clients, "client")
+    return has_classes(_leaves(data)["y"].dtype)
 
 
-def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """``total / count``, NaN where the count is 0."""
-    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+def _asked(
+    model: Model, one: PyTree, data: Any, metrics: Any, groups: Any, batch_size: int
+) -> Asked:
+    """What is measured, checked against the shapes of one model and of the examples."""
+    metrics, leaves = named(metrics), _leaves(data)
+    found = groups_of(groups, leaves, data.num_clients, "client")
+    if not isinstance(data, FederatedDataset):  # a store leaves the axis of examples out
+        leaves = {
+            name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype)
+            for name, leaf in leaves.items()
+        }
+    shapes = metric_shapes(model.predict, one, leaves, batch_size, metrics)
+    return Asked(metrics, found, shapes)
+
+
+def _leaves(data: Any) -> Mapping[str, Any]:
+    return data.examples if isinstance(data, FederatedDataset) else data.store.leaves
+
+
+def _one_of(models: Params | RoundState) -> PyTree:
+    """One client's model, shapes only."""
+    if isinstance(models, RoundState):
+        return one_of(models)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), models)
+
+
+def _result(parts: Any, data: Any, asked: Asked) -> dict[str, Any]:
+    classes = has_classes(_leaves(data)["y"].dtype)
+    clients, total, groups = figures_of(parts, asked.shapes, asked.metrics, asked.groups, classes)
+    result: dict[str, Any] = {
+        **clients,
+        "all": {name: value[0] if value[0].ndim else value[0].item()
+                for name, value in total.items()},
+    }  # fmt: skip
+    return result if groups is None else result | {"groups": groups}
 
 
 def _check(model: Any, params: Any, data: Any, batch_size: Any, order: str) -> None:

@@ -169,10 +169,15 @@ def num_clients_of(state: RoundState) -> int | None:
 
 def row_bytes(state: RoundState) -> int:
     """Bytes of one client's model, its own and the server's parts together."""
-    shapes = jax.eval_shape(
+    shapes = one_of(state)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def one_of(state: RoundState) -> PyTree:
+    """The model of one client that keeps parts of its own, shapes only."""
+    return jax.eval_shape(
         lambda row, server: row.own_model(server), _one_row(state), server_model(state)
     )
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def is_table(clients: Any) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks import check_count
+from fedjax_lite.evaluate.columns import columns_of, group_columns
+from fedjax_lite.evaluate.groups import Groups, groups_of
+from fedjax_lite.evaluate.known import Scored, note
+from fedjax_lite.evaluate.metrics.metric import HostMetric, Metric, named
+from fedjax_lite.evaluate.metrics.shapes import metric_shapes
 from fedjax_lite.evaluate.own_models import one_model
 from fedjax_lite.evaluate.programs import score_examples
+from fedjax_lite.evaluate.totals import Examples, Part, figures_of
 from fedjax_lite.evaluate.what_counts import (
     check_labelled,
     check_labels_fit,
@@ -27,7 +31,13 @@ from fedjax_lite.types import Params, PyTree, RoundState
 
 
 def evaluator(
-    model: Model, examples: PyTree, *, name: str = "test", batch_size: int = 1000
+    model: Model,
+    examples: PyTree,
+    *,
+    name: str = "test",
+    metrics: Mapping[str, Metric | HostMetric] | None = None,
+    groups: Any = None,
+    batch_size: int = 1000,
 ) -> Callable[[RoundState | Params], dict[str, float]]:
     """Makes a function that scores a model on fixed examples: mean loss and accuracy.
 
@@ -44,11 +54,16 @@ def evaluator(
       examples: dict with ``"y"``, leaves `[E, ...]`; labels `[E]` or `[E, T]`.
       name: prefix of the results. A name whose results a round reports, too, such as "train", is
         refused by `run`; "train_set" is free.
+      metrics: what else to measure, ``{"f1": fl.metrics.f1(10)}``; see `fedjax_lite.metrics`.
+      groups: examples to report apart: integers `[E]`, the group of each (-1: none), or the key of
+        such an array among the examples.
       batch_size: examples at a time.
 
     Returns:
-      ``(state or params) -> {"test_loss": ..., "test_accuracy": ...}``; of a `RoundState` it
-      takes ``state.server.params``.
+      ``(state or params) -> {"test_loss": ..., "test_accuracy": ..., "test_f1": ...}``, of a
+      metric of `K` numbers ``test_f1_0`` ..., of groups ``test_loss_group_0`` ...; of a
+      `RoundState` it takes ``state.server.params``. To score each client's own held-out data see
+      `client_evaluator`.
 
     Raises:
       TypeError, ValueError: if the examples are empty, ragged or without ``"y"``; from the
@@ -68,58 +83,58 @@ def evaluator(
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, the prefix of the results, got {name!r}")
     num_examples = check_labelled(examples)
+    asked, apart = named(metrics), groups_of(groups, examples, num_examples, "example")
     examples = jax.tree.map(jnp.asarray, examples)
     batch_size = min(batch_size, num_examples)
+    members, units = None, ()
+    if asked:  # sums of each batch apart: the host adds them in float64
+        units = (np.arange(num_examples, dtype=np.int32) // batch_size,)
+    num_units = (-(-num_examples // batch_size),) * len(units)
+    if apart is not None:
+        members = apart.of_rows(examples) if apart.numbers is None else apart.numbers
+        if asked:
+            units = (*units, members.astype(np.int32))
+            num_units = (*num_units, int(members.max()) + 1)
+    units = tuple(map(jnp.asarray, units))
+    classes = has_classes(examples["y"].dtype)
 
     def evaluate(state: RoundState | Params) -> dict[str, float]:
         params = one_model(state)
         scoring = scoring_of(model, params, examples, batch_size)
         check_labels_fit(examples["y"], scoring)
+        shapes = metric_shapes(model.predict, params, examples, batch_size, asked)
         with loss_looking(model, params, examples):
-            found = score_examples(params, examples, model, scoring.kind, batch_size)
-        found = jax.device_get(found)
-        loss, counted, hits, labels, unknown = (np.asarray(s, np.float64).sum() for s in found)
-        result = {f"{name}_loss": float(loss / counted) if counted else math.nan}
-        if scoring.kind is not None:
-            known = labels and not unknown
-            result[f"{name}_accuracy"] = float(hits / labels) if known else math.nan
-        return result
+            scores, kept, sums = jax.device_get(
+                score_examples(
+                    params,
+                    examples,
+                    None,
+                    units,
+                    num_units,
+                    model,
+                    scoring.kind,
+                    batch_size,
+                    asked,
+                )
+            )
+        part = Part(
+            np.zeros(1, np.int64),
+            np.stack([np.asarray(s, np.float64).sum(keepdims=True) for s in scores]),
+            jax.tree.map(_summed, sums[0]) if sums else {},
+            Examples(np.zeros(num_examples, np.int64), members, scores, kept),
+            sums[1] if len(sums) > 1 else {},
+        )
+        told = None if members is None else Groups(None, "")
+        _, total, by_group = figures_of([part], shapes, asked, told, classes)
+        found = columns_of(name, {figure: values[0] for figure, values in total.items()})
+        return found if by_group is None else found | group_columns(name, by_group)
 
-    names = [f"{name}_loss"] + [f"{name}_accuracy"] * has_classes(examples["y"].dtype)
-    _scored[evaluate] = name, examples, tuple(names)
+    names = [f"{name}_loss"] + [f"{name}_accuracy"] * classes
+    note(evaluate, Scored(name, examples, None, tuple(names)))
     return evaluate
 
 
-_scored: weakref.WeakKeyDictionary[Any, tuple[str, PyTree, tuple[str, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
-"""What an evaluation scores, so that `run` can tell a wrong split."""
-
-
-def scored_by(evaluate: Any) -> tuple[str, PyTree] | None:
-    """Name and examples of a function that `evaluator` made; None of any other.
-
-    Example:
-      >>> scored_by(None) is None
-      True
-    """
-    known = _known(evaluate)
-    return None if known is None else known[:2]
-
-
-def results_of(evaluate: Any) -> tuple[str, ...]:
-    """Names of what a function that `evaluator` made returns; none of any other.
-
-    Example:
-      >>> results_of(None)
-      ()
-    """
-    known = _known(evaluate)
-    return () if known is None else known[2]
-
-
-def _known(evaluate: Any) -> tuple[str, PyTree, tuple[str, ...]] | None:
-    try:
-        return _scored.get(evaluate)
-    except TypeError:  # a callable that cannot be referred to weakly is not one of ours
-        return None
+def _summed(leaf: np.ndarray) -> np.ndarray:
+    """Over batches, wide enough."""
+    wide = np.float64 if np.issubdtype(leaf.dtype, np.floating) else np.int64
+    return leaf.sum(0, dtype=wide, keepdims=True)

@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms import client_models
-from fedjax_lite.evaluate import blocks, clients, models_of
+from fedjax_lite.evaluate import blocks, models_of, passes
 from fedjax_lite.stream.dataset import StreamedDataset
 
 KEY = jax.random.key(0)
@@ -87,7 +87,7 @@ def test_clients_are_scored_with_their_own_models(make, place, tmp_path, monkeyp
             np.testing.assert_allclose(found[name], models[name], rtol=1e-6)
     some = client_models(state, [2, 0])
     np.testing.assert_allclose(some["b"], np.asarray(models["b"])[[2, 0]], rtol=1e-6)
-    monkeypatch.setattr(clients, "MOST", 3)  # two blocks of clients
+    monkeypatch.setattr(passes, "MOST", 3)  # two blocks of clients
     monkeypatch.setattr(blocks, "BYTES", 8 * 16)  # 8 examples at a time
     for population in (FULL, data):
         check(fl.evaluate_personal(MODEL, state, population), models)

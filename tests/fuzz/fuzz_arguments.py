@@ -344,6 +344,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "data.dirichlet_quantity": {"sigma": 1.0},
     "data.pachinko": {"coarse": "y"},
+    "data.split_clients": {"seed": 0},
     "engine.imbalance": {"num_devices": 2},
     "evaluate_personal": {"models": personal_models},
     "privacy.audit.one_run_p_value": {"num_canaries": 10},

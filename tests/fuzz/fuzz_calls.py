@@ -26,6 +26,7 @@ PACKAGES = (
     "distributed",
     "drift",
     "engine",
+    "metrics",
     "models",
     "privacy",
     "privacy.audit",
