@@ -96,14 +96,16 @@ def pytest_collection_modifyitems(config, items):
     """Of a test marked ``sample(n)`` only n cases run, the same ones each time, chosen by name.
 
     ``FEDJAX_LITE_TESTS=all`` runs every case. What is left out is another case of a kind of check
-    that does run: one more shape, bound or pair of settings.
+    that does run: one more shape, bound or pair of settings. With ``of="kind"`` the cases are those
+    of all tests, in any file, that name this kind. Only what was asked for is counted, so a case
+    that is named on the command line runs.
     """
     if os.environ.get("FEDJAX_LITE_TESTS") == "all":
         return
     families = {}
     for item in items:
         if marker := item.get_closest_marker("sample"):
-            family = item.nodeid.split("[")[0]
+            family = marker.kwargs.get("of") or item.nodeid.split("[")[0]
             families.setdefault(family, (marker.args[0], []))[1].append(item)
     left_out = set()
     for number, cases in families.values():

@@ -101,6 +101,7 @@ def test_ipm(double):
         close(rows, np.concatenate([np.tile(-scale * center, (11, 1)), honest[11:]]))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("attack", "direction", "line", "points"),
     [

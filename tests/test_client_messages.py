@@ -43,6 +43,7 @@ def one_round(algo, cohort=None):
     return float(state.server.params), metrics
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "weight",
     [1.0, 1, True, np.float32(2), np.int64(3), np.bool_(True), np.array(2), jnp.int32(1),
@@ -105,6 +106,7 @@ def test_names_of_the_round_are_refused(name):
         algorithm(metrics=lambda info: {name: 1.0}).init(KEY, jnp.zeros(()), DATA)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("strategy", [fl.vmapped(), fl.chunked(2), fl.engine.differentiable()])
 def test_bits_are_summed_and_means_are_ratios_of_sums(strategy):
     algo = algorithm(

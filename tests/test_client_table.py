@@ -95,6 +95,7 @@ def test_hundred_thousand_clients():
     np.testing.assert_allclose(state.server.control, mean, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("strategy", [fl.sequential(), fl.chunked(2)], ids=lambda s: s.name)
 def test_a_donated_table_is_updated_in_place(strategy):
     """1,000 clients x 1 M parameters, compiled only: no second table in the program's memory."""

@@ -96,6 +96,7 @@ def test_five_epochs_of_whole_batches_are_five_steps():
     np.testing.assert_array_equal(steps, epochs)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("plan", "weighting", "steps", "limit"),
     [
@@ -235,6 +236,7 @@ def linear_in_examples(w, e, key):
     return w[e["i"]]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("n", "size"), [(25, 10), (25, 25), (25, 30), (25, None), (7, 3), (1, 10)])
 def test_partial_batch_is_the_mean_over_its_real_examples(n, size):
     data = fl.data.from_arrays({"i": np.arange(n)}, np.zeros(n, int))

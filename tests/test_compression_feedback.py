@@ -144,6 +144,7 @@ def close(left, right, **tolerance):
         np.testing.assert_allclose(a, b, **{"rtol": 2e-5, "atol": 2e-6, **tolerance})
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UPLINKS)
 def test_all_strategies_give_the_same_rounds(name):
@@ -155,6 +156,7 @@ def test_all_strategies_give_the_same_rounds(name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.server))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "uplink",
     [
@@ -203,6 +205,7 @@ def test_majority_vote_learns():
     assert np.mean([m["train_loss"] for m in metrics[-5:]]) < metrics[0]["train_loss"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "uplink",
     [tr.error_feedback(tr.top_k(1)), tr.error_feedback(tr.scaled_sign()), tr.ef21(tr.top_k(1))],

@@ -65,6 +65,7 @@ FACTORIES = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", FACTORIES)
 def test_unlabelled_examples_change_nothing(name):
     def run(data):
@@ -87,6 +88,7 @@ def test_the_baseline_of_the_union():
     np.testing.assert_allclose(metrics["train_loss"], more["train_loss"], rtol=1e-5)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "strategy", [fl.vmapped(), fl.chunked(2), fl.sequential(), fl.engine.differentiable()]
 )

@@ -39,6 +39,7 @@ def after(algo, params, data, num_rounds, **options):
     return unroll(algo, key, algo.init(key, params, data), data, num_rounds=num_rounds, **options)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("plan", "steps"),
     [
@@ -157,6 +158,7 @@ def check_gradient(value_and_grad, at, h=2.0**-16):
     return got
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 )
@@ -200,6 +202,7 @@ def test_reverse_mode_equals_forward_mode_through_another_strategy():
 # -- the same rounds --------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "name", ["fedavg", pytest.param("scaffold variable work", marks=pytest.mark.slow)]
 )

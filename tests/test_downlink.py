@@ -182,6 +182,7 @@ def test_a_round_without_anybody_changes_nothing():
 # -- servers that hold more than a model ----------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("factory", "client", "options", "limit"),
     [
@@ -216,6 +217,7 @@ def is_population(node):
     return type(node).__name__ == "Population"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("factory", "beside"), [(fl.scaffold, 0), (fl.mime, M * PLAIN)], ids=["scaffold", "mime"]
 )
@@ -260,6 +262,7 @@ def test_a_stateful_transform_lives_in_the_server():
     assert any(leaf.any() for leaf in jax.tree.leaves(residual))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "downlink", [tr.qsgd(7), Downlink(tr.error_feedback(tr.top_k(2)), of="model")]
 )
@@ -332,6 +335,7 @@ def followed(transform, num_rounds=40, size=20_000):
     return float(jnp.linalg.norm(state.received - target) / jnp.linalg.norm(target))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "transform", [tr.drive(unbiased=False), tr.top_k(0.1), tr.scaled_sign(), tr.qsgd(1023)]
 )

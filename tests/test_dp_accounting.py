@@ -100,6 +100,7 @@ def test_calibration(method, known):
     assert dp.epsilon(**stated(0.1, z - 2e-6, 100), delta=DELTA, method=method) > 8.0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_rounds", "pld", "rdp"), [(1500, 0.6162, 0.7138), (3000, 0.6328, 0.7247)]

@@ -36,6 +36,7 @@ def trained(client, plan, num_rounds=2):
     return np.append(state.server.params["w"], state.server.params["b"]), metrics
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("plan", "sampling_rate"),
     [(fl.Plan(batch_size=2, epochs=2), None), (fl.Plan(batch_size=None, steps=3), 1.0)],
@@ -137,6 +138,7 @@ def test_poisson_batches():
     assert counts.var() == pytest.approx(4.2, rel=5 * math.sqrt(2 / 400))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("sampling_rate", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_strategies_agree_and_empty_clients_are_idle(sampling_rate):
     """The population has a client without data; noise is keyed by client, not by lane."""

@@ -178,6 +178,7 @@ def test_rounds_that_were_not_planned_are_nan(make):
     assert np.isnan(values[4]).all()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("make", [tree, pytest.param(matrix, marks=pytest.mark.slow)])
 def test_runs_resume_and_strategies_agree(make):
     data, mechanism = testing.population(), make(num_rounds=5)

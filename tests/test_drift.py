@@ -78,6 +78,7 @@ def test_two_orthogonal_updates():
     assert float(figures["drift_mean_norm"]) == 2.5
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("num_clients", [1, 3, 8])
 def test_equal_clients_have_diversity_one_over_their_number(num_clients):
     figures = drift_figures({"w": jnp.tile(jnp.array([1.0, -2.0, 0.5]), (num_clients, 1))})
@@ -123,6 +124,7 @@ def test_weight_zero_is_as_good_as_absent():
 # -- the aggregator -------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("strategy", [fl.vmapped(), fl.sequential()], ids=["lanes", "one by one"])
 @pytest.mark.parametrize("weighting", ["uniform", "message"])
 def test_diagnosed_round_on_q2(weighting, strategy):
@@ -209,6 +211,7 @@ def test_errors_of_diagnosed():
 # -- losses before and after ----------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_client_losses_on_q2(batch_size):
     plain = fl.local_sgd(quadratic, optax.sgd(ETA))

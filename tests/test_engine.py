@@ -149,6 +149,7 @@ def reference(algorithms):
 # -- strategies agree -------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "vmapped"])
 def test_strategies_agree(algorithms, reference, name):
     for (state, metrics), (expected, other) in zip(play(algorithms[name], ragged()), reference):

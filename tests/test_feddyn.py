@@ -71,6 +71,7 @@ def reference(cohorts, alpha, p, *, eta=None, steps=0):
     return out
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("cohorts", "weighting", "first", "limit"),
     [

@@ -77,6 +77,7 @@ def one_meeting(edge_rounds):
     return image(1.0) - image(0.0), image(0.0)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("edge_rounds", "first", "fixed"),
     [(1, 0.37575, 1.7537922987), (3, 0.8799177112, 1.7228347359)],

@@ -1,14 +1,29 @@
 """Registry x laws: everything registered passes every law of its kind."""
 
+import hashlib
+import itertools
+import os
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import testing
+from fedjax_lite.testing.algorithm_laws import (
+    CHUNKS,
+    FOUR,
+    LANES,
+    RATE,
+    SCANNED,
+    SINGLE,
+    four_clients,
+)
 from fedjax_lite.types import Aggregator, Message, Transform
 
-FULL = {"fedsgd", "fedavg", "fedadam", "fedprox", "fednova", "scaffold", "feddyn", "mime"}
+FULL = ("fedsgd", "fedavg", "fedadam", "fedprox", "fednova", "scaffold", "feddyn", "mime")
 """One of each family passes every law; its variants those that an option could break."""
 OF_VARIANTS = (
     "structure_is_stable",
@@ -20,22 +35,97 @@ OF_VARIANTS = (
 AT_THE_SERVER = {"fedavg optax yogi server", "fedavgm", "fedadagrad", "fedyogi"}
 """What these change comes after the strategy's work, which is FedAvg's: FedAdam obeys every law."""
 OF_SERVERS = ("structure_is_stable", "never_retraces", "empty_cohort_changes_nothing")
+WHOLE = os.environ.get("FEDJAX_LITE_TESTS") == "all"
+"""Variants meet their laws under all strategies, as `testing.check_algorithm` asks it of users;
+by default under two, other ones for each variant, in two programs instead of five."""
+VARIANTS = [name for name in testing.ALGORITHMS if name not in FULL]
+STRATEGIES = (LANES, SINGLE, SCANNED, CHUNKS)
+PAIRS_OF_THEM = list(itertools.combinations(STRATEGIES, 2))
+
+
+def of(name):
+    """The laws of a variant."""
+    return OF_SERVERS if name in AT_THE_SERVER else OF_VARIANTS
+
+
 CASES = [
-    pytest.param(name, law, marks=() if name in FULL and law in OF_VARIANTS else pytest.mark.slow)
-    for name in testing.ALGORITHMS
-    for law in (
-        testing.ALGORITHM_LAWS
-        if name in FULL
-        else OF_SERVERS
-        if name in AT_THE_SERVER
-        else OF_VARIANTS
-    )
+    pytest.param(name, law, marks=() if law in OF_VARIANTS else pytest.mark.slow)
+    for name in FULL
+    for law in testing.ALGORITHM_LAWS
 ]
+if WHOLE:
+    CASES += [
+        pytest.param(name, law, marks=pytest.mark.slow) for name in VARIANTS for law in of(name)
+    ]
 
 
 @pytest.mark.parametrize(("name", "law"), CASES)
 def test_algorithm(name, law):
     testing.check_algorithm(testing.ALGORITHMS[name], laws=[law])
+
+
+def pair_of(name):
+    """Two strategies, chosen by the variant's name."""
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    return PAIRS_OF_THEM[number % len(PAIRS_OF_THEM)]
+
+
+class OnTwo:
+    """A variant's `make` for the laws, with two strategies in place of all that they name.
+
+    Its rounds are programs that take the learning rate, so `never_retraces` needs no other ones.
+    """
+
+    def __init__(self, variant, pair):
+        self.variant, (self.left, self.right) = variant, pair
+        self.traces = []
+        self.programs = {one: self.program(one) for one in (self.left, self.right)}
+
+    def program(self, strategy):
+        def one_round(rate, key, state, data, cohort):
+            self.traces.append(strategy)
+            return self.variant(rate, FOUR, strategy).round(key, state, data, cohort)
+
+        return jax.jit(one_round)
+
+    def __call__(self, rate, sampler, strategy):
+        chosen = self.left if strategy in (LANES, SINGLE) else self.right
+        everyone_counts = four_clients([5, 2, 1, 6])
+
+        def one_round(key, state, data, cohort=None):
+            cohort = everyone_counts if cohort is None else cohort
+            return self.programs[chosen](rate, key, state, data, cohort)
+
+        return self.variant(rate, sampler, chosen)._replace(round=one_round)
+
+    def check_one_trace_for_each(self):
+        key, data = jax.random.key(0), testing.population()
+        algo = self(RATE, FOUR, self.right)
+        state = algo.init(key, testing.init_params(jax.random.key(7)), data)
+        after, _ = algo.round(key, state, data)
+        again, _ = algo.round(key, after, data)
+        other, _ = self(RATE / 2, FOUR, self.right).round(key, after, data)
+        assert max(map(self.traces.count, self.programs)) == 1, "a second trace"
+        learnt = [jax.tree.leaves((one.server, one.clients)) for one in (again, other)]
+        moved = any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*learnt, strict=True))
+        assert moved, "the learning rate has no effect: it was compiled in"
+
+
+@pytest.mark.skipif(WHOLE, reason="test_algorithm has them under every strategy")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant(name):
+    make = OnTwo(testing.ALGORITHMS[name], pair_of(name))
+    laws = [law for law in of(name) if law != "never_retraces"]
+    testing.check_algorithm(make, laws=laws)
+    make.check_one_trace_for_each()
+
+
+def test_variants_meet_every_strategy():
+    met = [pair_of(name) for name in VARIANTS if name not in AT_THE_SERVER]
+    for strategy in STRATEGIES:
+        assert sum(strategy in pair for pair in met) >= len(met) / 4
+    assert all(len(of(name)) >= 3 for name in VARIANTS)
 
 
 @pytest.mark.parametrize("law", testing.AGGREGATOR_LAWS)
@@ -98,6 +188,11 @@ def test_laws_catch_planted_algorithms(defect, law):
     testing.check_algorithm(planted("none"), laws=[law])
     with pytest.raises(AssertionError, match=law):
         testing.check_algorithm(planted(defect), laws=[law])
+
+
+def test_a_rate_that_is_compiled_in_is_caught_on_two_strategies_too():
+    with pytest.raises(AssertionError, match="compiled in"):
+        OnTwo(planted("rate compiled in"), (SINGLE, CHUNKS)).check_one_trace_for_each()
 
 
 def test_laws_catch_a_server_that_moves_for_clients_without_steps():

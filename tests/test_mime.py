@@ -46,6 +46,7 @@ def reference(p, beta, num_rounds, *, correct):
     return np.array(out)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("factory", "beta", "weighting", "first", "limit", "num_rounds"),
     [
@@ -81,6 +82,7 @@ def compare(left, right, *, num_rounds=3, tolerance=1e-6):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
 def test_mimelite_without_momentum_is_fedavg(weighting):
     common = {

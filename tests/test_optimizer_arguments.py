@@ -83,6 +83,7 @@ ANSWERS = {
 """Lookahead: two fast steps, half of the way back, twice: ``x <- (x + y(x)) / 2``."""
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ANSWERS)
 def test_client_optimizer_gets_what_it_asks_for(name):
     num_steps, optimizer, expected = ANSWERS[name]

@@ -27,6 +27,7 @@ def start(optimizer, *, steps=2, data=EIGHT, method=fl.fedavg, **options):
     return algo, algo.init(KEY, {"w": jnp.zeros(3)}, data)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -113,6 +113,7 @@ def expected():
     return one_round(registered.strategies()["vmapped"])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", [name for name in registered.strategies() if name != "vmapped"])
 def test_strategies_draw_the_same(name, expected):
     same(one_round(registered.strategies()[name]), expected)

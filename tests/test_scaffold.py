@@ -88,6 +88,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("options", "cohorts", "first", "limit"), TABLE)
 def test_trajectory_invariant_and_limit_in_float64(float64, options, cohorts, first, limit):
     p = np.array([0.75, 0.25] if options.get("weighting") else [0.5, 0.5])
@@ -103,6 +104,7 @@ def test_trajectory_invariant_and_limit_in_float64(float64, options, cohorts, fi
     np.testing.assert_allclose(got[-1][2], A * (limit - B), rtol=0, atol=1e-10)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("options", "cohorts", "first", "limit"), TABLE)
 def test_limit_in_float32(options, cohorts, first, limit):
     got = ours(cohorts, **options)
@@ -167,6 +169,7 @@ def test_one_whole_batch_of_everyone_is_fedsgd(float64, option):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("batch_size", [2, None])
 def test_option_one_is_the_gradient_of_the_whole_data(float64, batch_size):
     """After one epoch and a bit, in short batches of unequal weight."""

@@ -79,6 +79,7 @@ def arrays(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ON_TWO if TWO else ON_ONE)
 def test_equal_under_strategies(name):
     slots = SLOTS[name]()

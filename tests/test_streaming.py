@@ -116,6 +116,7 @@ SLOW = (
 )
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("name", "sampler"),
     FAST + [pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW],
@@ -155,6 +156,7 @@ def test_cohorts_are_those_of_the_round():
         np.testing.assert_array_equal(ids[mask], np.asarray(expected.ids)[mask])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("place", ["host", "disk"])
 @pytest.mark.parametrize(
     "sampler",
@@ -180,6 +182,7 @@ def test_rows_outside_of_the_device_change_nothing(place, sampler, tmp_path):
     assert [r["num_steps"] for r in rows_here] == [r["num_steps"] for r in rows_there]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
 def test_runs_in_parts_give_the_same_bytes(place, tmp_path):
     """By state, by checkpoint, and whatever the grouping of rounds into calls."""
@@ -233,6 +236,7 @@ def killed_run(place, folder, last):
     )  # fmt: skip
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["host", "disk"])
 def test_sigkill_at_any_moment_changes_no_byte(place, tmp_path):

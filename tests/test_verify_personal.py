@@ -90,6 +90,7 @@ def test_training_alone_ends_in_each_clients_optimum():
     assert "K=5: limit" not in found
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("pull", "pulled", "lams"),
     [

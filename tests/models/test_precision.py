@@ -103,6 +103,7 @@ def start(model):
 QUICK = ("mlp", "cnn", "cnn xla", "linen norm")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 )
@@ -246,6 +247,7 @@ def test_every_strategy_gives_the_same_round_in_float32():
         assert norm(apart(results[0], other)) < 2 * U * moved
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "name", ["ours", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linen norm", "nnx norm"))]
 )

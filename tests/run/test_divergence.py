@@ -103,6 +103,7 @@ def test_a_start_that_is_lost_is_refused_before_the_first_round():
     assert caught.value.history == []
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("rate", [1.0, 3.0, 1e3])
 @pytest.mark.parametrize("every", [1, 10])
 def test_gradient_descent_that_climbs_is_stopped(rate, every):

@@ -48,6 +48,7 @@ def test_agrees_with_a_python_loop_and_leaves_the_callers_state_alone():
     assert seconds[0] >= 0
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("every", [1, 3, 7, 100])
 def test_grouping_into_calls_changes_no_bit(every):
     algo = toy()

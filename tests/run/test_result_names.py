@@ -60,6 +60,7 @@ def test_the_remedy_of_the_warning_works(algo):
     assert {f"{name}_loss", f"{name}_accuracy", "train_loss"} <= set(history[-1])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("data", [DATA, STREAM], ids=["memory", "streamed"])
 @pytest.mark.parametrize("done", [0, 1])
 def test_a_name_of_the_round_is_refused_before_it(algo, data, done):
