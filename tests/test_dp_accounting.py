@@ -12,6 +12,7 @@ from scipy import integrate, stats
 import fedjax_lite.privacy as dp
 from fedjax_lite.privacy.accountants import overflowing_epsilon, poisson_accountant
 from fedjax_lite.privacy.calibrate_noise import largest_count
+from fedjax_lite.privacy.sampled_gaussian import sampled_gaussian_losses
 from fedjax_lite.sampling import poisson_capacity
 
 DELTA = 1e-5
@@ -45,6 +46,26 @@ def test_equals_dp_accounting_itself():
     accountant = PLDAccountant().compose(dp.event(**mechanism))
     theirs = accountant.get_epsilon(DELTA)
     assert dp.epsilon(**mechanism, delta=DELTA) == pytest.approx(theirs, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("z", "q"), [(1.0, 0.1), (0.35, 0.01), (5.0, 0.5), (0.1, 0.3), (1.0, 0.999), (0.5, 1e-6)]
+)
+def test_losses_of_whole_arrays_equal_those_of_one_at_a_time(z, q):
+    """The distribution of dp-accounting, in both directions, to the last digits."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    theirs = privacy_loss_distribution.from_gaussian_mechanism(
+        z, sampling_prob=q, value_discretization_interval=1e-2
+    )
+    ours = sampled_gaussian_losses(z, q, 1e-2)
+    for epsilon in (-1.0, 0.0, 0.1, 1.0, 3.0):
+        there = theirs.get_delta_for_epsilon(epsilon)
+        assert ours.get_delta_for_epsilon(epsilon) == pytest.approx(there, rel=1e-9, abs=1e-14)
+    for direction in ("_pmf_remove", "_pmf_add"):
+        one, other = (getattr(losses, direction).to_dense_pmf() for losses in (ours, theirs))
+        assert one._lower_loss == other._lower_loss
+        np.testing.assert_allclose(one._probs, other._probs, rtol=0, atol=1e-10)
 
 
 def test_no_subsampling_is_the_closed_form():

@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_lite.checks import check_count, check_fraction
 from fedjax_lite.privacy.analytic_gaussian import gdp_delta, gdp_epsilon
 from fedjax_lite.privacy.arguments import check_delta, check_epsilon, check_noise_multiplier
+from fedjax_lite.privacy.sampled_gaussian import sampled_gaussian_losses
 
 Method = Literal["pld", "rdp"]
 INTERVAL = 1e-4
@@ -162,6 +163,8 @@ def mixed_rdp_epsilon(sampled: Sampled, mu: float, delta: float) -> float:
 @functools.lru_cache(maxsize=16)
 def _one_round(noise_multiplier: float, sampling_rate: float, interval: float) -> Any:
     distribution = _dp_accounting("pld.privacy_loss_distribution")
+    if 0 < sampling_rate < 1 and math.isfinite(noise_multiplier):
+        return sampled_gaussian_losses(noise_multiplier, sampling_rate, interval)
     return distribution.from_gaussian_mechanism(
         noise_multiplier, sampling_prob=sampling_rate, value_discretization_interval=interval
     )
