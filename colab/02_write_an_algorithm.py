@@ -34,7 +34,6 @@ import optax
 
 import fedjax_lite as fl
 from fedjax_lite import testing, trees
-from fedjax_lite.compose import with_init
 
 # %% [markdown]
 # ## Settings
@@ -124,34 +123,21 @@ def scaffold_server():
         control = jax.tree.map(lambda c, change: c + share * change, server.control, mean["c"])
         return ServerState(params, control, server.num_clients)
 
-    def init(params):
-        return ServerState(params, trees.zeros(params), jnp.float32(0))
+    def init(params, population):  # clients without data never take part
+        num_clients = jnp.sum(population.sizes > 0, dtype=jnp.float32)
+        return ServerState(params, trees.zeros(params), num_clients)
 
     return fl.ServerUpdate(init, broadcast=lambda server: server, update=update)
 
 
 # %% [markdown]
-# `federated_algorithm` wires the two with sampler, aggregator, uplink and the rest. One thing is
-# missing: a server is never told $N$. The algorithm's `init`, which sees the data, writes it down.
+# `federated_algorithm` wires the two with sampler, aggregator, uplink and the rest.
 
 
 # %%
-def knowing_the_population(init):
-    def with_num_clients(key, params, data):
-        state = init(key, params, data)
-        num_clients = jnp.sum(data.sizes > 0, dtype=jnp.float32)  # the empty ones never take part
-        return state._replace(server=state.server._replace(num_clients=num_clients))
-
-    return with_num_clients
-
-
-def wire(client, server, **slots):
-    algo = fl.federated_algorithm(client, server=server, **slots)
-    return with_init(algo, knowing_the_population)
-
-
 def scaffold(loss, learning_rate, **slots):
-    return wire(scaffold_client(loss, learning_rate), scaffold_server(), **slots)
+    client = scaffold_client(loss, learning_rate)
+    return fl.federated_algorithm(client, server=scaffold_server(), **slots)
 
 
 # %% [markdown]
@@ -347,7 +333,8 @@ def flipped(client):
 
 
 def bug_1(loss, learning_rate, **slots):
-    return wire(flipped(scaffold_client(loss, learning_rate)), scaffold_server(), **slots)
+    client = flipped(scaffold_client(loss, learning_rate))
+    return fl.federated_algorithm(client, server=scaffold_server(), **slots)
 
 
 inspect(bug_1, laws=[] if SMALL else laws)
@@ -372,7 +359,8 @@ def without_guard(client):
 
 
 def bug_2(loss, learning_rate, **slots):
-    return wire(without_guard(scaffold_client(loss, learning_rate)), scaffold_server(), **slots)
+    client = without_guard(scaffold_client(loss, learning_rate))
+    return fl.federated_algorithm(client, server=scaffold_server(), **slots)
 
 
 inspect(bug_2, laws=["empty_clients_change_nothing"], limit=not SMALL)
@@ -395,7 +383,8 @@ def unscaled(server):
 
 
 def bug_3(loss, learning_rate, **slots):
-    return wire(scaffold_client(loss, learning_rate), unscaled(scaffold_server()), **slots)
+    client, server = scaffold_client(loss, learning_rate), unscaled(scaffold_server())
+    return fl.federated_algorithm(client, server=server, **slots)
 
 
 inspect(bug_3, laws=[] if SMALL else laws, limit=not SMALL)

@@ -79,7 +79,8 @@ from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
 from fedjax_lite.calibration import Calibration, calibrate, lane_strategies
 from fedjax_lite.checked import check_calls as _check_calls
 from fedjax_lite.compilation import keep_compiled_programs
-from fedjax_lite.compose import federated_algorithm, with_init
+from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.data.found import Population
 from fedjax_lite.downlink import Downlink
 from fedjax_lite.engine import (
     Plan,
@@ -107,7 +108,7 @@ from fedjax_lite.evaluate import (
 )
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
 from fedjax_lite.loop import RunDiverged, RunInterrupted, run
-from fedjax_lite.made import made
+from fedjax_lite.made import Made, made
 from fedjax_lite.meta import unroll
 from fedjax_lite.proximal import proximal
 from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
@@ -138,7 +139,7 @@ from fedjax_lite.types import (
     ClientUpdate,
     Cohort,
     FederatedAlgorithm,
-    Made,
+    Known,
     Mean,
     Mechanism,
     Message,
@@ -164,11 +165,13 @@ __all__ = [
     "Downlink",
     "FederatedAlgorithm",
     "HostTable",
+    "Known",
     "Made",
     "Mean",
     "Mechanism",
     "Message",
     "Plan",
+    "Population",
     "RoundState",
     "RunDiverged",
     "RunInterrupted",
@@ -286,7 +289,6 @@ __all__ = [
     "verify",
     "vmapped",
     "weighted",
-    "with_init",
     "worker_momentum",
 ]
 

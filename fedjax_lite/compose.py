@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,12 +18,13 @@ from fedjax_lite.data.dataset import check_data as check_data
 from fedjax_lite.downlink import Downlink, downlink_cost, downlinked
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto
+from fedjax_lite.engine.counted import population_of
 from fedjax_lite.engine.memory import check_table
-from fedjax_lite.engine.one_pass import one_pass
+from fedjax_lite.engine.one_pass import measured_by, one_pass
 from fedjax_lite.engine.program import Program, Strategy, Table, message_shape
 from fedjax_lite.engine.prologue import Prefaced as Prefaced
 from fedjax_lite.engine.prologue import Prologue as Prologue
-from fedjax_lite.engine.prologue import preface_shape, prologue_program
+from fedjax_lite.engine.prologue import measured_in, narrowed, preface_shape, prologue_program
 from fedjax_lite.evaluate.own_models import models_of
 from fedjax_lite.label_checks import outputs_of, watching
 from fedjax_lite.ledger import empty
@@ -34,7 +34,7 @@ from fedjax_lite.optimizer_rounds import local_steps
 from fedjax_lite.private_runs import check_private, prepared, recorded
 from fedjax_lite.private_slots import blindfolded, private_slots, without_repeats
 from fedjax_lite.round_metrics import COSTS, round_metrics
-from fedjax_lite.server import standing_still
+from fedjax_lite.server import standing_still, start_server
 from fedjax_lite.transforms.chain import identity
 from fedjax_lite.types import (
     Aggregator,
@@ -127,9 +127,9 @@ def federated_algorithm(
     aggregator = mean() if aggregator is None else aggregator
     uplink = identity() if uplink is None else uplink
     strategy = auto() if strategy is None else strategy
-    server = standing_still(server)
     if downlink is not None:
         server = downlinked(server, downlink)
+    server = standing_still(server)
     if privacy is not None:
         server = blindfolded(server)  # outermost: the downlink must not see who took part either
     check_slot(client, "client", ClientUpdate)
@@ -142,6 +142,7 @@ def federated_algorithm(
     if prologue is not None:
         check_slot(prologue, "prologue", Prologue)
     program = Program(client, plan, uplink, aggregator, weighed=privacy is None)
+    phases = program.phases  # looked at before anything is traced
 
     def draw(key: Key, state: Any, sizes: Array) -> Cohort:
         return sampler.sample(key, state, sizes)[1]
@@ -158,22 +159,24 @@ def federated_algorithm(
         check_params(params)
         if data is None or not isinstance(data, SizedPopulation):
             data = check_data(data)
-        plan.check_population(data.num_clients)
+        for phase in phases:
+            phase.plan.check_population(data.num_clients)
         trees.check_floating(params, "params")
         # Copies: the state may be donated, and the caller's arrays must survive that.
         params = jax.tree.map(strongly_typed_copy, params)
-        state = server.init(jax.tree.map(jnp.copy, params))
+        state = start_server(server, params, population_of(data, client.counts))
         broadcast = server.broadcast(state)
+        found: Any = ()
         with local_steps(plan, data):
             row = client.init(params)
         if prologue is not None:
             sizes = jax.ShapeDtypeStruct((data.num_clients,), jnp.int32)
             drawn = jax.eval_shape(draw, key, sampler.init(data.num_clients), sizes)
-            preface = preface_shape(prologue, params, broadcast, drawn)
+            preface, found = preface_shape(prologue, params, broadcast, drawn)
             broadcast = Prefaced(broadcast, trees.zeros(preface))
         with in_population(data.num_clients):  # arrays [N] inside of slots are held against it
-            message, _ = message_shape(program, broadcast, row)
-            kept = aggregator.init_state(params)
+            message, _ = message_shape(program, broadcast, row, found=found)
+            kept = aggregator.init_state(trees.zeros(message.value))
         uplink_row = uplink.init(trees.zeros(message.value))
         check_table((row, uplink_row), data.num_rows)
         fresh = RoundState(
@@ -202,36 +205,26 @@ def federated_algorithm(
         late = None if cohort.late is None else cohort.late & known & ~cohort.mask
         cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known, late)
         broadcast = server.broadcast(state.server)
-        preface, sent_before = None, {}
+        asked, sent, preface, found = cohort, broadcast, None, ()
         if prologue is not None:
             before = one_pass(
                 prologue_program(prologue),
-                strategy,
-                key_prologue,
-                Table((), ()),
-                (),
-                broadcast,
-                cohort,
-                state.round,
-                data,
+                *(strategy, key_prologue, Table((), ()), ()),
+                *(broadcast, cohort, state.round, data),
             )
-            preface, sent_before = before.value, {name: before.metrics[name] for name in COSTS}
+            preface, found = before.value, measured_in(before.metrics)
+            cohort = narrowed(prologue, jax.random.fold_in(key_prologue, 1), cohort, found)
             broadcast = Prefaced(broadcast, preface)
         done = one_pass(
             program,
-            strategy,
-            key_clients,
-            Table(state.clients, state.uplink),
-            state.aggregator,
-            broadcast,
-            cohort,
-            state.round,
-            data,
+            *(strategy, key_clients, Table(state.clients, state.uplink), state.aggregator),
+            *(broadcast, cohort, state.round, data, found),
         )
-        value = done.value if prologue is None else Prefaced(done.value, preface)
-        metrics = done.metrics
+        value, metrics = done.value, done.metrics
+        if prologue is not None:
+            value = Prefaced(value, preface)
+            metrics |= {name: metrics[name] + before.metrics[name] for name in COSTS}
         server_state = server.update(key_server, state.server, value, done.cohort, metrics)
-        took_part = cohort.mask.sum() + (0 if late is None else late.sum())
         new = RoundState(
             round=state.round + 1,
             server=server_state,
@@ -241,15 +234,21 @@ def federated_algorithm(
             sampler=sampler_state,
             privacy=ledger,
         )
-        metrics |= {name: metrics[name] + bits for name, bits in sent_before.items()}
         down = downlink_cost(
             state.server,
-            broadcast,
-            took_part=took_part,
+            sent,
+            took_part=asked.mask.sum() + (0 if late is None else late.sum()),
             num_clients=data.num_clients,
             counted=done.cohort.mask.sum(),
+            preface=Prefaced(preface, cohort.mask.sum()),
         )
-        return new, {**round_metrics(metrics, done.work), **down, **done.measured}
+        return new, {
+            **round_metrics(metrics, done.work, asked.mask),
+            **down,
+            **done.measured,
+            **measured_by(server_state),
+            **measured_by(sampler_state),
+        }
 
     def round(
         key: Key, state: RoundState, data: ClientData | None = None, cohort: Cohort | None = None
@@ -299,35 +298,6 @@ def federated_algorithm(
     )
     accountant = None if privacy is None else privacy.accountant
     return FederatedAlgorithm(init, round, sample, with_strategy, accountant, models_of, slots)
-
-
-@made
-def with_init(
-    algo: FederatedAlgorithm, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> FederatedAlgorithm:
-    """The algorithm with ``wrap(its init)`` as its `init`, whatever strategy it is given later.
-
-    Args:
-      algo: the algorithm.
-      wrap: ``(init) -> init``, both ``(key, params, data) -> state``.
-
-    Example:
-      >>> algo = FederatedAlgorithm(lambda key, params, data: params, lambda *_: None)
-      >>> twice = with_init(algo, lambda init: lambda *given: 2 * init(*given))
-      >>> float(twice.init(None, jnp.float32(3.0), None))
-      6.0
-    """
-
-    def with_strategy(strategy: Strategy) -> FederatedAlgorithm:
-        assert algo.with_strategy is not None
-        return with_init(algo.with_strategy(strategy), wrap)
-
-    inner = wrap(algo.init)
-
-    def init(key: Key, params: Params, data: Any) -> RoundState:
-        return trees.unaliased(inner(key, params, data))
-
-    return algo._replace(init=init, with_strategy=with_strategy)
 
 
 def round_keys(key: Key, round: Array) -> Array:

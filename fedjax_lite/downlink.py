@@ -8,11 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.aggregation.population import Population
 from fedjax_lite.checks import shown
+from fedjax_lite.data.found import Population
 from fedjax_lite.made import made
 from fedjax_lite.transforms.chain import send
-from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate, Transform, Wire
+from fedjax_lite.types import (
+    Array,
+    Cohort,
+    Key,
+    Known,
+    Params,
+    PyTree,
+    ServerUpdate,
+    Transform,
+    Wire,
+)
 
 OF = ("update", "model")
 
@@ -33,7 +43,7 @@ class Downlinked(NamedTuple):
     inner: PyTree
     """The server's own state, exact."""
     received: PyTree
-    """What clients hold, which is what they train from."""
+    """What clients hold of all that travels, a list of leaves: what they train from."""
     transform: PyTree
     """The transform's state: one, since all clients get the same."""
     wire: Wire
@@ -83,7 +93,8 @@ def downlinked(server: ServerUpdate, downlink: Downlink | Transform) -> ServerUp
       >>> half = lambda key, state, leaves: (state, [leaf / 2 for leaf in leaves])
       >>> halve = Transform(lambda leaves: (), half)
       >>> server = downlinked(optimizer_server(optax.sgd(1.0)), halve)
-      >>> state, cohort = server.init(jnp.array(0.0)), Cohort(jnp.arange(1), jnp.ones(1, bool))
+      >>> cohort = Cohort(jnp.arange(1), jnp.ones(1, bool))
+      >>> state = server.init(jnp.array(0.0), Population.of([1]))
       >>> state = server.update(jax.random.key(0), state, jnp.array(-1.0), cohort, {})
       >>> float(state.params), float(server.broadcast(state))
       (1.0, 0.5)
@@ -107,34 +118,32 @@ def downlinked(server: ServerUpdate, downlink: Downlink | Transform) -> ServerUp
             "as top_k(0.1), or Downlink(transform, of='model')"
         )
 
-    def init(params: Params) -> Downlinked:
-        inner = server.init(params)
-        broadcast = jax.tree.map(jnp.array, server.broadcast(inner))
-        bits = jnp.float32(trees.num_bits(broadcast))
+    def init(params: Params, population: Population) -> Downlinked:
+        inner = server.init(params, population)
+        sent = [jnp.array(leaf) for leaf in travelling(server.broadcast(inner))]
+        bits = jnp.float32(trees.num_bits(sent))
         everyone = jnp.array(downlink.of == "update")
-        return Downlinked(
-            inner, broadcast, transform.init(_sent(broadcast)), Wire(bits, bits), everyone
-        )
+        return Downlinked(inner, sent, transform.init(sent), Wire(bits, bits), everyone)
 
     def update(
         key: Key, state: Downlinked, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
     ) -> Downlinked:
         key_server, key_wire = jax.random.split(key)
         inner = server.update(key_server, state.inner, value, cohort, metrics)
-        broadcast = server.broadcast(inner)
-        wanted = _sent(broadcast)
+        exact = travelling(server.broadcast(inner))
+        wanted = exact
         if downlink.of == "update":
-            wanted = jax.tree.map(jnp.subtract, wanted, _sent(state.received))
+            wanted = jax.tree.map(jnp.subtract, exact, state.received)
         transform_state, got, wire = send(transform, key_wire, state.transform, wanted)
         if downlink.of == "update":
-            got = jax.tree.map(jnp.add, _sent(state.received), got)
-        got = trees.cast_like(got, _sent(broadcast))
-        new = Downlinked(
-            inner, _put_back(broadcast, got), transform_state, wire, state.everyone_listens
-        )
-        return trees.where(cohort.mask.any(), new, state)
+            got = jax.tree.map(jnp.add, state.received, got)
+        got = trees.cast_like(got, exact)
+        return Downlinked(inner, got, transform_state, wire, state.everyone_listens)
 
-    return ServerUpdate(init, lambda state: state.received, update)
+    def broadcast(state: Downlinked) -> PyTree:
+        return _put_back(server.broadcast(state.inner), state.received)
+
+    return ServerUpdate(init, broadcast, update)
 
 
 def downlink_cost(
@@ -144,18 +153,20 @@ def downlink_cost(
     took_part: Array,
     num_clients: int,
     counted: Array | None = None,
+    preface: tuple[PyTree, Array] = ((), 0),
 ) -> dict[str, Array]:
     """What the broadcast of a round cost, over all who were sent it.
 
     Args:
       server: the server's state that was broadcast; its ``downloaded_share``, where it has one, is
         the part of the broadcast that a client downloads.
-      broadcast: what clients downloaded, a prologue's aggregate included.
+      broadcast: what clients downloaded.
       took_part: how many.
       counted: how many of them counted; default as many. A change that everyone hears is billed in
         the round that uses it: where nobody counts the server stands still, and the next round
         has the same broadcast, which is not to be billed twice.
       num_clients: the population.
+      preface: a prologue's aggregate, and how many clients downloaded it.
 
     Returns:
       ``downlink_bits`` and ``downlink_entropy_bits``.
@@ -166,30 +177,35 @@ def downlink_cost(
       960.0
     """
     share = getattr(server, "downloaded_share", 1.0)  # of several models a client may need one
-    bits = jnp.float32(trees.num_bits(broadcast) * share) * took_part
+    size = trees.num_bits(travelling(broadcast))
+    bits = jnp.float32(size * share) * took_part
     cost = Wire(bits, bits)
     if isinstance(server, Downlinked):
-        rest = (trees.num_bits(broadcast) - trees.num_bits(server.received)) * took_part
         heard = jnp.where((took_part if counted is None else counted) > 0, num_clients, 0)
         receivers = jnp.where(server.everyone_listens, heard, took_part)
-        cost = Wire(*(one * receivers + rest for one in server.wire))
+        cost = Wire(*(one * receivers for one in server.wire))
+    if beside := trees.num_bits(preface[0]):
+        cost = Wire(*(one + jnp.float32(beside) * preface[1] for one in cost))
     return {"downlink_bits": cost.bits, "downlink_entropy_bits": cost.entropy}
 
 
-def _sent(broadcast: PyTree) -> list[Array]:
-    """The leaves that travel every round: not the constants that are known from the start."""
-    kept = jax.tree.map(
-        lambda node: None if isinstance(node, Population) else node,
-        broadcast,
-        is_leaf=lambda node: isinstance(node, Population),
-    )
-    return jax.tree.leaves(kept)
+def travelling(broadcast: PyTree) -> list[Array]:
+    """The leaves that are sent: not those that clients hold from the start.
+
+    Example:
+      >>> [leaf.shape for leaf in travelling({"w": jnp.zeros(2), "base": Known(jnp.zeros(9))})]
+      [(2,)]
+    """
+    leaves = jax.tree.leaves(broadcast, is_leaf=_is_known)
+    return [leaf for leaf in leaves if not _is_known(leaf)]
 
 
 def _put_back(broadcast: PyTree, sent: list[Array]) -> PyTree:
     rest = iter(sent)
     return jax.tree.map(
-        lambda node: node if isinstance(node, Population) else next(rest),
-        broadcast,
-        is_leaf=lambda node: isinstance(node, Population),
+        lambda node: node if _is_known(node) else next(rest), broadcast, is_leaf=_is_known
     )
+
+
+def _is_known(node: Any) -> bool:
+    return isinstance(node, Known)

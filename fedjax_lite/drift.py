@@ -16,6 +16,7 @@ from fedjax_lite import trees
 from fedjax_lite.checked import check_calls
 from fedjax_lite.counting import counted
 from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.engine.phases import Step, around
 from fedjax_lite.local import LossFn, check_loss, mean_loss
 from fedjax_lite.made import made
 from fedjax_lite.types import (
@@ -95,13 +96,16 @@ def with_client_losses(
         nothing = jnp.float32(0)
         return Measured(client.start(key, row, broadcast, info), nothing, nothing, nothing)
 
-    def step(broadcast: PyTree, carry: Measured, batch: Batch) -> Measured:
-        inner = client.step(broadcast, carry.inner, batch)
-        silent = batch._replace(key=None)
-        before = mean_loss(loss, shared(broadcast), silent)
-        after = mean_loss(loss, local(inner), silent)
-        count = counted(loss, batch.examples, batch.mask).sum()  # as mean_loss divides
-        return Measured(inner, *(x.astype(jnp.float32) for x in (before, after, count)))
+    def measured(inner_step: Step) -> Step:
+        def step(broadcast: PyTree, carry: Measured, batch: Batch) -> Measured:
+            inner = inner_step(broadcast, carry.inner, batch)
+            silent = batch._replace(key=None)
+            before = mean_loss(loss, shared(broadcast), silent)
+            after = mean_loss(loss, local(inner), silent)
+            count = counted(loss, batch.examples, batch.mask).sum()  # as mean_loss divides
+            return Measured(inner, *(x.astype(jnp.float32) for x in (before, after, count)))
+
+        return step
 
     def finish(broadcast: PyTree, carry: Measured) -> tuple[PyTree, Message, dict[str, Any]]:
         row, message, metrics = client.finish(broadcast, carry.inner)
@@ -111,7 +115,7 @@ def with_client_losses(
         }
         return row, message, {**metrics, **losses}
 
-    return ClientUpdate(client.init, start, step, finish, client.counts)
+    return ClientUpdate(client.init, start, around(client.step, measured), finish, client.counts)
 
 
 def distance_to_optima(params: Params, optima: PyTree, *, weights: Any = None) -> dict[str, Array]:

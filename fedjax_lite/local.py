@@ -78,6 +78,22 @@ def mean_grad(loss: LossFn) -> Callable[[Params, Batch], tuple[Array, Params]]:
     return jax.value_and_grad(lambda params, batch: mean_loss(loss, params, batch))
 
 
+def no_loss() -> Mean:
+    """The loss of no example yet."""
+    return Mean(jnp.float32(0), jnp.float32(0))
+
+
+def add_loss(seen: Mean, value: Array, batch: Batch) -> Mean:
+    """The running loss with a batch more, whose mean loss is `value`.
+
+    Example:
+      >>> add_loss(Mean(1.0, 1), jnp.array(2.0), Batch((), jnp.array([True, False, True]), None))
+      Mean(total=Array(5., dtype=float32), count=Array(3., dtype=float32))
+    """
+    count = batch.mask.sum().astype(jnp.float32)
+    return seen + Mean(value.astype(jnp.float32) * count, count)
+
+
 class LocalCarry(NamedTuple):
     """What local SGD carries from step to step."""
 
@@ -127,7 +143,7 @@ def local_sgd(
 
     def start(key: Key, row: PyTree, broadcast: Params, info: ClientInfo) -> LocalCarry:
         opt_state = resolve(info.round).init(broadcast)
-        return LocalCarry(broadcast, opt_state, Mean(jnp.float32(0), jnp.float32(0)), info)
+        return LocalCarry(broadcast, opt_state, no_loss(), info)
 
     def step(broadcast: Params, carry: LocalCarry, batch: Batch) -> LocalCarry:
         value, grad = gradient(carry.params, batch)
@@ -135,9 +151,8 @@ def local_sgd(
         updates, opt_state = client_step(
             resolve(carry.info.round), grad, carry.opt_state, carry.params, extra, anchor=broadcast
         )
-        count = batch.mask.sum().astype(jnp.float32)
-        seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
-        return LocalCarry(optax.apply_updates(carry.params, updates), opt_state, seen, carry.info)
+        params = optax.apply_updates(carry.params, updates)
+        return LocalCarry(params, opt_state, add_loss(carry.loss, value, batch), carry.info)
 
     def finish(broadcast: Params, carry: LocalCarry) -> tuple[PyTree, Message, dict[str, Any]]:
         update = trees.subtract(broadcast, carry.params)

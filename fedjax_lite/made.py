@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fedjax_lite.checks import shown
-from fedjax_lite.types import FederatedAlgorithm, Made
+from fedjax_lite.types import FederatedAlgorithm
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Made:
+    """Which factory made a part, and with what; the last field of every part, as ``made``.
+
+    Descriptions read this, never a closure. It is compared by identity, for arguments may be
+    arrays. The decorator `fedjax_lite.made` writes it.
+    """
+
+    factory: Callable[..., Any]
+    """The public function that was called."""
+    arguments: dict[str, Any]
+    """By name, as bound, with defaults; inner parts are among them, so that nesting is data."""
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the factory put into the part."""
+    before: Made | None = None
+    """What the part said when the factory got it: of another factory, inside this one."""
+
+    @property
+    def name(self) -> str:
+        """The factory's."""
+        return self.factory.__name__
+
+    @property
+    def module(self) -> str:
+        """Where the factory is defined."""
+        return self.factory.__module__
+
+    def replaced(self, part: Any) -> list[str]:
+        """Fields of a part in which there is now something else than the factory put there."""
+        return [name for name, value in self.fields.items() if getattr(part, name) is not value]
+
+    def __repr__(self) -> str:
+        """The call, with those of its arguments that are plain."""
+        plain = {k: v for k, v in self.arguments.items() if isinstance(v, bool | int | float | str)}
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
+
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 

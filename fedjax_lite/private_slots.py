@@ -84,7 +84,7 @@ def blindfolded(server: ServerUpdate) -> ServerUpdate:
       >>> from fedjax_lite.server import optimizer_server
       >>> server = blindfolded(optimizer_server(optax.sgd(1.0)))
       >>> nobody = Cohort(jnp.arange(1), jnp.zeros(1, bool))
-      >>> state = server.init(jnp.array(1.0))
+      >>> state = server.init(jnp.array(1.0), None)
       >>> float(server.update(None, state, jnp.array(0.25), nobody, {}).params)
       0.75
     """

@@ -14,12 +14,13 @@ COSTS = ("uplink_bits", "uplink_entropy_bits")
 """Summed over the cohort: they are what the round cost."""
 
 
-def round_metrics(metrics: dict[str, Any], work: Work) -> dict[str, Array]:
+def round_metrics(metrics: dict[str, Any], work: Work, asked: Array) -> dict[str, Array]:
     """Merges metrics `[C]` into the round's: `Mean`s as ratios of sums, scalars as means.
 
     Both are over the clients that count, which ``num_clients`` is the number of. What is named
-    ``*_bits`` is summed over all that took part: it is what the round cost. A ratio over nothing is
-    NaN, not a number that nobody measured.
+    ``*_bits`` is summed over all that were asked, `[C]`: it is what the round cost. A ratio over
+    nothing is NaN, not a number that nobody measured. Steps in a named phase are summed as
+    ``<name>_steps``.
     """
     counted = work.mask & (metrics[CLIENT_COUNTED] > 0)
     num_clients = counted.sum()
@@ -30,17 +31,21 @@ def round_metrics(metrics: dict[str, Any], work: Work) -> dict[str, Array]:
 
     def merge(name: str, metric: Any) -> Array:
         if name.endswith("_bits"):
-            return total_of(metric, work.mask)
+            return total_of(metric, asked)
         if isinstance(metric, Mean):
             total, count = (total_of(part, counted) for part in metric)
             return total / count
         return total_of(metric, counted) / num_clients
 
-    own = (CLIENT_COUNTED, CLIENT_STEPS, *COSTS)
-    steps = jnp.where(work.mask, metrics[CLIENT_STEPS], 0).astype(jnp.int32)
+    def steps(name: str) -> Array:
+        return jnp.where(work.mask, metrics[name], 0).astype(jnp.int32).sum()
+
+    phases = [name for name in metrics if name.startswith(CLIENT_STEPS) and name != CLIENT_STEPS]
+    own = (CLIENT_COUNTED, CLIENT_STEPS, *COSTS, *phases)
     return {
         **{name: merge(name, metric) for name, metric in metrics.items() if name not in own},
         "num_clients": num_clients,
-        "num_steps": steps.sum(),
+        "num_steps": steps(CLIENT_STEPS),
+        **{f"{name.removeprefix(CLIENT_STEPS + '_')}_steps": steps(name) for name in phases},
         **{name: merge(name, metrics[name]) for name in COSTS},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import optax
 from fedjax_lite import trees
 from fedjax_lite.checked import check_calls
 from fedjax_lite.checks import check_fraction, check_non_negative, check_positive, shown
+from fedjax_lite.data.found import Population
 from fedjax_lite.made import made
 from fedjax_lite.mistakes import check_descends
 from fedjax_lite.models.batch_norm import check_no_local_statistics
@@ -34,8 +36,7 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     .. math::  x \leftarrow x + \mathrm{update}(\bar\Delta), \qquad
                \bar\Delta = \textstyle\sum_i p_i (x - y_i)
 
-    ``optax.sgd(1.0)`` gives plain averaging. A round in which nobody counts changes nothing,
-    momentum and counters included.
+    ``optax.sgd(1.0)`` gives plain averaging.
 
     Args:
       optimizer: any optax optimizer; its schedules count rounds. ``optax.MultiSteps(tx, k)`` moves
@@ -48,7 +49,7 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
 
     Example:
       >>> server = optimizer_server(optax.sgd(1.0))
-      >>> state = server.init({"w": jnp.ones(2)})
+      >>> state = server.init({"w": jnp.ones(2)}, None)
       >>> cohort = Cohort(jnp.arange(1), jnp.ones(1, bool))
       >>> server.update(None, state, {"w": jnp.full(2, 0.25)}, cohort, {}).params["w"].tolist()
       [0.75, 0.75]
@@ -70,9 +71,8 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
             "the server one that goes by the pseudo-gradient: optax.sgd(1.0)"
         )
 
-    def init(params: Params) -> ServerState:
+    def init(params: Params, population: Population) -> ServerState:
         check_no_local_statistics(params)
-        params = jax.tree.map(jnp.array, params)
         return ServerState(params, optimizer.init(params))
 
     def update(
@@ -87,10 +87,32 @@ def optimizer_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
             "a private round does not show its server; take an optimizer that goes by the "
             "pseudo-gradient: optax.sgd(1.0)",
         )
-        new = ServerState(optax.apply_updates(server.params, updates), opt_state)
-        return trees.where(cohort.mask.any(), new, server)
+        return ServerState(optax.apply_updates(server.params, updates), opt_state)
 
     return ServerUpdate(init, lambda server: server.params, update)
+
+
+def start_server(server: ServerUpdate, params: Params, population: Population) -> PyTree:
+    """The first state of a server.
+
+    Raises:
+      TypeError: if its `init` does not take two arguments.
+
+    Example:
+      >>> share = ServerUpdate(lambda x, all: x / all.num_clients, lambda x: x, lambda *_: None)
+      >>> start_server(share, 6.0, Population.of([1, 1, 1]))
+      2.0
+    """
+    try:
+        inspect.signature(server.init).bind(params, population)
+    except TypeError:
+        raise TypeError(
+            f"server.init must take (params, population), got {shown(server.init)}"
+            f"{inspect.signature(server.init)}; lambda params, population: ..."
+        ) from None
+    except ValueError:  # its signature is not known
+        pass
+    return server.init(params, population)
 
 
 @made
@@ -104,7 +126,8 @@ def standing_still(server: ServerUpdate) -> ServerUpdate:
       server: any; the mask of the cohort that it is shown says who counts.
 
     Example:
-      >>> decays = ServerUpdate(lambda x: x, lambda x: x, lambda key, x, value, *_: 0.5 * x - value)
+      >>> update = lambda key, x, value, cohort, metrics: 0.5 * x - value
+      >>> decays = ServerUpdate(lambda x, population: x, lambda x: x, update)
       >>> nobody = Cohort(jnp.arange(1), jnp.zeros(1, bool))
       >>> float(standing_still(decays).update(None, jnp.array(2.0), jnp.array(0.0), nobody, {}))
       2.0

@@ -12,7 +12,6 @@ Key first and consumed, state next, ``(state, output)`` out. Letters for shapes:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,46 +22,6 @@ Key: TypeAlias = jax.Array
 """A typed key, ``jax.random.key(seed)``."""
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any
-
-# -- who made what --------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Made:
-    """Which factory made a part, and with what; the last field of every part, as ``made``.
-
-    Descriptions read this, never a closure. It is compared by identity, for arguments may be
-    arrays. The decorator `fedjax_lite.made` writes it.
-    """
-
-    factory: Callable[..., Any]
-    """The public function that was called."""
-    arguments: dict[str, Any]
-    """By name, as bound, with defaults; inner parts are among them, so that nesting is data."""
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the factory put into the part."""
-    before: Made | None = None
-    """What the part said when the factory got it: of another factory, inside this one."""
-
-    @property
-    def name(self) -> str:
-        """The factory's."""
-        return self.factory.__name__
-
-    @property
-    def module(self) -> str:
-        """Where the factory is defined."""
-        return self.factory.__module__
-
-    def replaced(self, part: Any) -> list[str]:
-        """Fields of a part in which there is now something else than the factory put there."""
-        return [name for name, value in self.fields.items() if getattr(part, name) is not value]
-
-    def __repr__(self) -> str:
-        """The call, with those of its arguments that are plain."""
-        plain = {k: v for k, v in self.arguments.items() if isinstance(v, bool | int | float | str)}
-        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
-
 
 # -- what travels ---------------------------------------------------------------------------
 
@@ -100,11 +59,20 @@ class ClientInfo(NamedTuple):
     """int32 scalar, its number of examples, those that do not count left out (see
     `ClientUpdate.counts`)."""
     num_steps: Array
-    """int32 scalar, the local steps that it is going to do."""
+    """int32 scalar, the local steps that it is going to do, of all phases."""
     round: Array
     """int32 scalar, the round's number, for schedules."""
     stored: Array | None = None
     """int32 scalar, all examples that its batches are drawn from; None: as `size`."""
+    phase_steps: tuple[Array, ...] = ()
+    """int32 scalars, the steps of each phase, where there are several."""
+    found: Any = ()
+    """What the client measured in the prologue, a dict of scalars and `Mean`s."""
+
+    @property
+    def main_steps(self) -> Array:
+        """int32 scalar, the steps of the last phase: of local training where others precede it."""
+        return self.phase_steps[-1] if self.phase_steps else self.num_steps
 
 
 class Message(NamedTuple):
@@ -153,6 +121,23 @@ class Mean(NamedTuple):
 # -- slots of a round -----------------------------------------------------------------------
 
 
+class Phase(NamedTuple):
+    """A part of local work with its own plan: each is one loop, so a step costs what it computes.
+
+    A body that rests while the head is trained, losses before training, a Fisher pass after it.
+    """
+
+    step: Callable[[PyTree, PyTree, Batch], PyTree]
+    """``(broadcast, carry, batch) -> carry``, one step; all phases share the carry."""
+    plan: Any = None
+    """A `fedjax_lite.Plan`; None: the algorithm's."""
+    name: str = ""
+    """Of the metric ``<name>_steps``, the steps that the cohort did in it; "": not reported."""
+    stream: int | None = None
+    """Phases with the same number are shown the same batches, with the same keys; None: each phase
+    has batches of its own (the first has number 0)."""
+
+
 class ClientUpdate(NamedTuple):
     """Local training: four functions of ONE client. The engine batches, masks and schedules."""
 
@@ -160,15 +145,15 @@ class ClientUpdate(NamedTuple):
     """``(params) -> row``: state that a client keeps between rounds; ``()`` for none."""
     start: Callable[[Key, PyTree, PyTree, ClientInfo], PyTree]
     """``(key, row, broadcast, info) -> carry``."""
-    step: Callable[[PyTree, PyTree, Batch], PyTree]
-    """``(broadcast, carry, batch) -> carry``, one local step."""
+    step: Callable[[PyTree, PyTree, Batch], PyTree] | tuple[Phase, ...]
+    """``(broadcast, carry, batch) -> carry``, one local step; or several `Phase`s, in order."""
     finish: Callable[[PyTree, PyTree], tuple[PyTree, Message, dict[str, Any]]]
     """``(broadcast, carry) -> (row, message, metrics)``. Metrics are scalars or `Mean`s."""
     counts: Callable[[PyTree], Array] | None = None
     """``(examples) ->`` bool `[B]`: which of its examples count, as its loss says
     (`fedjax_lite.models.with_counts`); the others are masked in every batch and absent from
     ``info.size``. None: all of them."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it; None: your own."""
 
 
@@ -195,15 +180,16 @@ class Transform(NamedTuple):
     kinds: tuple[str, ...] = ()
     """What it does, in order: "clip", "noise", "compress", "feedback", "momentum"; `chain` refuses
     orders that make no sense."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it; None: your own."""
 
 
 class Aggregator(NamedTuple):
     """An additive monoid: partial results of chunks and of devices merge by ``+``."""
 
-    init_state: Callable[[Params], PyTree]
-    """``(params) -> state``, kept between rounds; ``()`` for none."""
+    init_state: Callable[[PyTree], PyTree]
+    """``(value) -> state``, kept between rounds; ``()`` for none. `value`: zeros, shaped as what
+    one client sends."""
     init: Callable[[Message, int], PyTree]
     """``(message, C) -> acc``: zeros, the identity of ``+``, for one client's message."""
     add: Callable[[PyTree, Message, Array, Array], PyTree]
@@ -213,20 +199,32 @@ class Aggregator(NamedTuple):
     at: Callable[[PyTree], Aggregator] | None = None
     """``(state) ->`` this round's aggregator, for rules that need their state while they fold (a
     clipping norm that adapts); its `finish` is given the same state."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it; None: your own."""
+
+
+class Known(NamedTuple):
+    """A part of the broadcast that clients hold from the start: neither billed nor compressed.
+
+    The base of a low-rank adapter, an anchor, the number of clients: constants of a run, or what
+    its user replaces between two runs, without compiling anew.
+    """
+
+    value: PyTree
 
 
 class ServerUpdate(NamedTuple):
     """What the server does with the aggregate."""
 
-    init: Callable[[Params], PyTree]
-    """``(params) -> server``. Copies: donated state must not alias the caller's params."""
+    init: Callable[[Params, Any], PyTree]
+    """``(params, population) -> server``, of a copy of the caller's parameters and a
+    `fedjax_lite.Population`. ``server.params``, where there is such a field, is the global model.
+    """
     broadcast: Callable[[PyTree], PyTree]
     """``(server) ->`` what clients download."""
     update: Callable[[Key, PyTree, PyTree, Cohort, dict[str, Any]], PyTree]
     """``(key, server, value, cohort, metrics) -> server``; leaves of metrics are `[C]`."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it; None: your own."""
 
 
@@ -237,7 +235,7 @@ class Sampler(NamedTuple):
     """``(num_clients) -> state``; raises ValueError where the population is too small."""
     sample: Callable[[Key, PyTree, Array], tuple[PyTree, Cohort]]
     """``(key, state, sizes [N]) -> (state, cohort)``."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it; None: your own."""
 
 
@@ -283,7 +281,7 @@ class Accountant(NamedTuple):
     check: Callable[[RoundState, Any], None] | None = None
     """``(state, data)``: raises ValueError where the population or what the state keeps is not this
     mechanism's; of an algorithm that `federated_algorithm` made."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it; None: your own."""
 
 
@@ -301,7 +299,7 @@ class Mechanism(NamedTuple):
     accountant: Accountant
     uplink: Transform | None = None
     """Applied after the caller's own uplink: what the clients do themselves (local noise)."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it; None: your own."""
 
     @property
@@ -388,5 +386,5 @@ class FederatedAlgorithm(NamedTuple):
     None: all clients."""
     slots: Slots | None = None
     """What the round is wired from, as data; None where there is no such thing."""
-    made: Made | None = None
+    made: Any = None
     """Which factory made it, ``fl.scaffold(...)``; None: your own."""

@@ -593,7 +593,7 @@ def test_memory_grows_with_lanes_not_with_the_cohort():
 def test_init_does_not_alias_the_callers_parameters():
     """Donated state must not take the caller's arrays along, whatever a slot keeps of them."""
     keeps = fl.mean()._replace(init_state=lambda params: params)
-    server = fl.optimizer_server(optax.sgd(1.0))._replace(init=lambda params: params)
+    server = fl.optimizer_server(optax.sgd(1.0))._replace(init=lambda params, population: params)
     client = fl.local_sgd(regression, optax.sgd(0.1))._replace(init=lambda params: params)
     algo = fl.federated_algorithm(
         client,

@@ -12,6 +12,7 @@ import fedjax_lite as fl
 from fedjax_lite import testing
 from fedjax_lite.algorithms.fedprox import WithMu, adaptive_client, adaptive_mu, fedprox
 from fedjax_lite.proximal import proximal
+from fedjax_lite.server import standing_still
 
 A, B = np.array([1.0, 4.0]), np.array([-1.0, 2.0])
 N = np.array([30, 10])
@@ -268,7 +269,7 @@ def test_a_schedule_over_rounds(q2):
 
 def feed(server, losses, mask=True):
     """mu after each round with these losses at the broadcast model."""
-    state, seen = server.init(jnp.zeros(2)), []
+    state, seen = server.init(jnp.zeros(2), None), []
     cohort = fl.Cohort(jnp.arange(2, dtype=jnp.int32), jnp.array([mask, False]))
     for loss in losses:
         metrics = {"anchor_loss": fl.Mean(jnp.array([3 * loss, np.nan]), jnp.array([3.0, 1.0]))}
@@ -291,7 +292,7 @@ def test_mu_follows_the_loss():
 
 def test_nobody_changes_nothing():
     server = adaptive_mu(fl.optimizer_server(optax.sgd(1.0)), mu=0.2)
-    seen, state = feed(server, [5.0, 6.0], mask=False)
+    seen, state = feed(standing_still(server), [5.0, 6.0], mask=False)
     assert seen == [0.2, 0.2]
     assert int(state.num_decreases) == -1
     np.testing.assert_array_equal(state.params, 0.0)
@@ -329,7 +330,7 @@ def test_errors_of_adaptive_mu():
         with pytest.raises(ValueError, match=match):
             adaptive_mu(inner, **options)
     server = adaptive_mu(inner, mu=0.1)
-    state = server.init(jnp.zeros(2))
+    state = server.init(jnp.zeros(2), None)
     assert isinstance(server.broadcast(state), WithMu)
     cohort = fl.Cohort(jnp.arange(1), jnp.ones(1, bool))
     with pytest.raises(ValueError, match=r"\['train_loss'\], got 'anchor_loss'.*adaptive_client"):

@@ -41,7 +41,7 @@ SLOTS = {"plan": PLAN, "sampler": fl.uniform(4)}
 
 def restless():
     """A server that moves whatever it is shown."""
-    start = lambda params: jnp.asarray(params)  # noqa: E731
+    start = lambda params, population: params  # noqa: E731
     return ServerUpdate(start, lambda x: x, lambda key, x, value, cohort, metrics: x - value + 1)
 
 

@@ -154,7 +154,7 @@ def test_server_is_given_the_loss_of_the_cohort():
 
 def test_mean_over_those_who_count():
     server = fl.optimizer_server(optax.polyak_sgd(max_learning_rate=1e9))
-    state = server.init(jnp.float32(0.0))
+    state = server.init(jnp.float32(0.0), None)
     cohort = fl.Cohort(jnp.arange(3), jnp.array([True, False, True]))
     losses = fl.Mean(jnp.array([6.0, jnp.nan, 2.0]), jnp.array([3.0, 1.0, 1.0]))
     new = server.update(KEY, state, jnp.float32(2.0), cohort, {"train_loss": losses})
@@ -169,7 +169,7 @@ def test_server_has_no_loss_as_a_function(optimizer):
 
 def test_server_that_is_shown_no_loss():
     server = fl.optimizer_server(optax.polyak_sgd())
-    state, cohort = server.init(jnp.float32(0.0)), fl.Cohort(jnp.arange(1), jnp.ones(1, bool))
+    state, cohort = server.init(jnp.float32(0.0), None), fl.Cohort(jnp.arange(1), jnp.ones(1, bool))
     with pytest.raises(TypeError, match=r"server_optimizer needs the argument value.*private"):
         server.update(KEY, state, jnp.float32(2.0), cohort, {})
 

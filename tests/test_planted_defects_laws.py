@@ -64,9 +64,10 @@ def counting(client):
 def rows_of_the_empty_move(strategy):
     """A strategy that writes the rows of clients without data."""
 
-    def execute(program, key, table, acc, broadcast, round, data, work):
-        new, acc, metrics = strategy.execute(program, key, table, acc, broadcast, round, data, work)
-        at = jnp.where(work.mask & (work.sizes == 0), work.rows, data.num_rows)
+    def execute(job, table, acc):
+        work = job.work
+        new, acc, metrics = strategy.execute(job, table, acc)
+        at = jnp.where(work.mask & (work.sizes == 0), work.rows, job.data.num_rows)
         rows = jax.tree.map(lambda leaf: leaf.at[at].add(1, mode="drop"), new.clients)
         return new._replace(clients=rows), acc, metrics
 

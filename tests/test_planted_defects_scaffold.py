@@ -81,10 +81,10 @@ def controls_from_weights(patch, client, server):
     """Defect 6: clients', server's, or both controls are copies of the model."""
     make_client, make_server = SCAFFOLD.scaffold_client, SCAFFOLD.scaffold_server
 
-    def bad_server(*args):
-        good = make_server(*args)
+    def bad_server(*args, **options):
+        good = make_server(*args, **options)
         return good._replace(
-            init=lambda params: good.init(params)._replace(control=jnp.array(params))
+            init=lambda params, *rest: good.init(params, *rest)._replace(control=params)
         )
 
     if client:
@@ -103,8 +103,8 @@ def control_moves_by(patch, share):
     """The server's control moves by another share of the mean change than arrived / N."""
     original = SCAFFOLD.scaffold_server
 
-    def bad_server(*args):
-        good = original(*args)
+    def bad_server(*args, **options):
+        good = original(*args, **options)
 
         def update(key, server, value, cohort, metrics):
             new = good.update(key, server, value, cohort, metrics)

@@ -26,7 +26,6 @@ NO_FACTORIES = {
     "centralised": "a federation of one client: laws choose cohorts of several",
     "stacked": "takes the rule; every robust aggregator is made with it",
     "standing_still": "federated_algorithm puts it around every server",
-    "with_init": "changes another algorithm's init",
 }
 PLACES = (
     *("algorithms", "aggregation", "transforms", "privacy", "attacks", "engine", "sampling"),
@@ -123,7 +122,7 @@ def test_strategies_draw_the_same(name, expected):
 def test_servers(name):
     """They move against the pseudo-gradient, keep their types, and stand still without a cohort."""
     server = standing_still(registered.servers()[name])
-    state, value = server.init({"w": jnp.ones(2)}), {"w": jnp.array([0.5, -0.25])}
+    state, value = server.init({"w": jnp.ones(2)}, None), {"w": jnp.array([0.5, -0.25])}
     for counts in (True, False, True):
         cohort = fl.Cohort(jnp.arange(1), jnp.array([counts]))
         new = server.update(jax.random.key(0), state, value, cohort, {})

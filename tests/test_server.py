@@ -23,7 +23,7 @@ def float64():
 def feed(optimizer, deltas=FEED, x=0.0):
     """Server models after each mean update `Delta` (client minus server), sent negated."""
     update = fl.optimizer_server(optimizer)
-    state = update.init(jnp.array(x))
+    state = update.init(jnp.array(x), None)
     models = []
     for delta in deltas:
         state = update.update(jax.random.key(0), state, jnp.array(-delta), SOMEBODY, {})
@@ -127,8 +127,8 @@ def test_schedules_count_rounds():
     ids=["avgm", "adam", "yogi", "optax_adam", "adamw"],
 )
 def test_empty_cohort_changes_nothing(optimizer):
-    update = fl.optimizer_server(optimizer)
-    state = update.init({"w": jnp.array([1.0, 2.0])})
+    update = server.standing_still(fl.optimizer_server(optimizer))
+    state = update.init({"w": jnp.array([1.0, 2.0])}, None)
     state = update.update(jax.random.key(0), state, {"w": jnp.ones(2)}, SOMEBODY, {})
     for value in (0.0, jnp.nan):
         same = update.update(jax.random.key(0), state, {"w": jnp.full(2, value)}, NOBODY, {})
@@ -231,15 +231,82 @@ def test_momentum_zero_and_rate_one_is_fedavg():
 
 def test_low_precision_parameters_keep_their_dtype():
     update = fl.optimizer_server(server.adam(0.1))
-    state = update.init({"w": jnp.ones(3, jnp.bfloat16)})
+    state = update.init({"w": jnp.ones(3, jnp.bfloat16)}, None)
     new = update.update(jax.random.key(0), state, {"w": jnp.ones(3, jnp.float32)}, SOMEBODY, {})
     assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
 
 
 def test_initial_state_does_not_alias_the_callers_parameters():
-    params = {"w": jnp.ones(3)}
-    state = fl.optimizer_server(optax.sgd(1.0)).init(params)
-    assert state.params["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
+    params = jnp.array(0.0)
+    algo = fl.fedavg(pull, optax.sgd(0.1), plan=fl.Plan(batch_size=1), sampler=fl.uniform(1))
+    state = algo.init(jax.random.key(0), params, small_population())
+    assert state.server.params.unsafe_buffer_pointer() != params.unsafe_buffer_pointer()
+
+
+def test_a_server_is_told_of_all_clients():
+    """Clients, their sizes without the examples that do not count, and an arity that is named."""
+    told = []
+
+    def init(params, population):
+        told.append((population.num_clients, population.sizes.tolist()))
+        return params
+
+    def algorithm(init):
+        return fl.federated_algorithm(
+            fl.local_sgd(pull, optax.sgd(0.1))._replace(counts=lambda e: e["b"] != 5.0),
+            plan=fl.Plan(batch_size=1),
+            sampler=fl.uniform(1),
+            server=fl.ServerUpdate(init, lambda x: x, lambda key, x, value, *_: x - value),
+        )
+
+    data = fl.data.from_arrays({"b": np.array([-1.0, 2.0, 5.0, 5.0])}, [0, 1, 1, 3], num_clients=4)
+    algorithm(init).init(jax.random.key(0), jnp.array(0.0), data)
+    assert told == [(4, [1, 1, 0, 0])]
+    with pytest.raises(TypeError, match=r"server\.init must take \(params, population\)"):
+        algorithm(lambda params: params).init(jax.random.key(0), jnp.array(0.0), data)
+
+
+def test_what_clients_know_is_neither_billed_nor_compressed():
+    """A constant of 1000 numbers beside a model of one: 32 bits a client, whatever the downlink."""
+    base = jnp.arange(1000, dtype=jnp.float32)
+
+    def algorithm(**slots):
+        update = fl.ServerUpdate(
+            lambda params, population: {"x": params, "base": base},
+            lambda state: (state["x"], fl.Known(state["base"])),
+            lambda key, state, value, *_: {**state, "x": state["x"] - value},
+        )
+        client = fl.local_sgd(pull, optax.sgd(0.5))
+
+        def start(key, row, broadcast, info):
+            model, known = broadcast
+            return client.start(key, row, model, info), known.value.sum()
+
+        def step(broadcast, carry, batch):
+            return client.step(broadcast[0], carry[0], batch), carry[1]
+
+        def finish(broadcast, carry):
+            row, message, metrics = client.finish(broadcast[0], carry[0])
+            return row, message, {**metrics, "base": carry[1]}
+
+        return fl.federated_algorithm(
+            fl.ClientUpdate(client.init, start, step, finish, client.counts),
+            plan=fl.Plan(batch_size=1),
+            sampler=fl.everyone(),
+            server=update,
+            **slots,
+        )
+
+    data, key = small_population(), jax.random.key(0)
+    half = fl.Transform(lambda v: (), lambda k, s, v: (s, jax.tree.map(lambda x: x / 2, v)))
+    for slots in ({}, {"downlink": fl.Downlink(half, of="model")}):
+        algo = algorithm(**slots)
+        state = algo.init(key, jnp.float32(1.0), data)
+        state, metrics = algo.round(key, state, data)
+        assert float(metrics["downlink_bits"]) == 3 * 32.0  # all three are asked
+        state, metrics = algo.round(key, state, data)
+        assert float(metrics["downlink_bits"]) == 3 * 32.0  # all three are asked
+        assert float(metrics["base"]) == 999 * 500
 
 
 @pytest.mark.parametrize(

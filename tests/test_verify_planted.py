@@ -80,11 +80,11 @@ def server_with(patch, share, sign=1.0, use=1.0):
     """The server's correction moves by another share or sign, or is used in another way."""
     original = FEDDYN.feddyn_server
 
-    def make(alpha):
-        good = original(alpha)
+    def make(alpha, **options):
+        good = original(alpha, **options)
 
         def update(key, server, value, cohort, metrics):
-            part = share(metrics["weight"].sum() / server.population.num_clients)
+            part = share(metrics["weight"].sum() / server.totals.num_clients)
             h = server.correction + sign * alpha * part * value
             return server._replace(params=server.params - value - use * h / alpha, correction=h)
 

@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.program import (
-    Program,
+    Job,
     Started,
     Strategy,
     Table,
     Work,
     client_batch,
+    empty_metrics,
     finish_client,
-    message_shape,
     start_client,
 )
 from fedjax_lite.types import Array, Key, PyTree
@@ -33,6 +32,8 @@ def packed(num_lanes: int) -> Strategy:
     some lanes have done their last step, their messages are added and the next clients start
     in them. Steps computed: at most those of one chunk's longest more than the real ones.
 
+    Local work of one phase only.
+
     Args:
       num_lanes: `L`.
 
@@ -44,21 +45,12 @@ def packed(num_lanes: int) -> Strategy:
       'packed(4)'
     """
 
-    def execute(
-        program: Program,
-        key: Key,
-        table: Table,
-        acc: PyTree,
-        broadcast: PyTree,
-        round: Array,
-        data: ClientData,
-        work: Work,
-    ) -> tuple[Table, PyTree, dict[str, Any]]:
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        program, broadcast, work = job.program, job.broadcast, job.work
+        (phase,) = program.phases
         cohort_size = work.ids.shape[0]
         lanes = min(num_lanes, cohort_size)
-        row = jax.tree.map(lambda leaf: leaf[0], table)
-        _, shapes = message_shape(program, broadcast, row.clients, row.uplink)
-        metrics = jax.tree.map(lambda s: jnp.zeros((cohort_size, *s.shape), s.dtype), shapes)
+        metrics = empty_metrics(job, table)
         order = jnp.argsort(jnp.where(work.mask, -work.num_steps, 1), stable=True)
         work = jax.tree.map(lambda leaf: leaf[order], work)
         num_clients = work.mask.sum(dtype=jnp.int32)
@@ -66,7 +58,7 @@ def packed(num_lanes: int) -> Strategy:
         def start(places: Array) -> tuple[Work, Table, Started]:
             mine = jax.tree.map(lambda leaf: leaf[jnp.minimum(places, cohort_size - 1)], work)
             rows = trees.gather_rows(table, mine.rows)
-            one = lambda w, r: start_client(program, key, broadcast, round, w, r)  # noqa: E731
+            one = lambda w, r: start_client(program, job.key, broadcast, job.round, w, r)  # noqa: E731
             return mine, rows, trees.map_lanes(one, lanes)(mine, rows)
 
         def change(carry: Any) -> Any:
@@ -92,8 +84,9 @@ def packed(num_lanes: int) -> Strategy:
         def one_step(
             step: Array, member: Array, seed: Array, key_batch: Key, inner: PyTree
         ) -> PyTree:
-            batch = client_batch(program, data, seed, key_batch, member, step)
-            return program.client.step(broadcast, inner, batch)
+            counts = program.client.counts
+            batch = client_batch(phase, counts, job.data, seed, key_batch, member, step)
+            return phase.step(broadcast, inner, batch)
 
         def body(carry: Any) -> Any:
             places, steps, mine, rows, started, *rest = carry

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.compose import check_data, federated_algorithm
 from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.evaluate.own_models import kept, models_of
@@ -91,7 +91,7 @@ def centralised(
       ValueError: if ``round`` is given a cohort: the union has no clients to choose from.
 
     Example:
-      >>> import optax, fedjax_lite as fl
+      >>> import jax, optax, fedjax_lite as fl
       >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 2.0, 2.0])}, [0, 1, 1])
       >>> algo = centralised(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0),
       ...                    plan=fl.Plan(batch_size=None))
@@ -196,7 +196,7 @@ def local_only(
       refuse to score: `evaluate_clients` and `evaluate_personal` score each client's own.
 
     Example:
-      >>> import optax, fedjax_lite as fl
+      >>> import jax, optax, fedjax_lite as fl
       >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 2.0, 2.0])}, [0, 1, 1])
       >>> algo = local_only(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0),
       ...                   plan=fl.Plan(batch_size=None), sampler=fl.everyone())
@@ -225,7 +225,7 @@ def local_only(
         plan=plan,
         sampler=everyone() if sampler is None else sampler,
         server=ServerUpdate(
-            lambda params: InitialModel(jax.tree.map(jnp.array, params)),
+            lambda params, population: InitialModel(params),
             lambda server: server.params,
             lambda key, server, value, cohort, metrics: server,
         ),
@@ -236,14 +236,13 @@ def local_only(
 def _same_model() -> ServerUpdate:
     """A server that takes the aggregate for its model."""
 
-    def init(params: Params) -> ServerState:
-        return ServerState(jax.tree.map(jnp.array, params), ())
+    def init(params: Params, population: Population) -> ServerState:
+        return ServerState(params, ())
 
     def update(
         key: Key, server: ServerState, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
     ) -> ServerState:
-        new = ServerState(trees.cast_like(value, server.params), ())
-        return trees.where(cohort.mask.any(), new, server)
+        return ServerState(trees.cast_like(value, server.params), ())
 
     return ServerUpdate(init, lambda server: server.params, update)
 

@@ -10,19 +10,21 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
-from fedjax_lite.aggregation.population import Population, empty_population
-from fedjax_lite.algorithms.scaffold import knowing_the_population
+from fedjax_lite.aggregation.population import Totals, totals
 from fedjax_lite.checks import check_positive
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import (
     ClientOptimizer,
     LossFn,
+    add_loss,
     check_loss,
     client_step,
     mean_grad,
     mean_loss,
+    no_loss,
     resolve_optimizer,
 )
 from fedjax_lite.made import made
@@ -37,6 +39,7 @@ from fedjax_lite.types import (
     Cohort,
     FederatedAlgorithm,
     Key,
+    Known,
     Mean,
     Message,
     Params,
@@ -108,21 +111,20 @@ def feddyn(
     Dynamic Regularization", 2021, arXiv:2111.04263.
     """
     check_positive(alpha, "alpha")
-    algo = federated_algorithm(
+    return federated_algorithm(
         feddyn_client(loss, client_optimizer, alpha=alpha, weighting=weighting),
         plan=plan,
         sampler=sampler,
-        server=feddyn_server(alpha),
+        server=feddyn_server(alpha, weighting=weighting),
         **slots,
     )
-    return knowing_the_population(algo, weighting, counts_of(loss))
 
 
 class Regularised(NamedTuple):
-    """What clients download: the model, and the population for their own penalties."""
+    """What clients download: the model, and for their own penalties what they know of all."""
 
     params: Params
-    population: Population
+    totals: Known
 
 
 class FedDynCarry(NamedTuple):
@@ -165,17 +167,16 @@ def feddyn_client(
     gradient = mean_grad(loss)
     look = watch(resolve)
 
-    def own_alpha(population: Population, info: ClientInfo) -> Array:
+    def own_alpha(totals: Totals, info: ClientInfo) -> Array:
         dtype = jnp.result_type(float)
-        share = weight(info).astype(dtype) * population.num_clients.astype(dtype)
+        share = weight(info).astype(dtype) * totals.num_clients.astype(dtype)
         # Of weight 0, and so of no effect: any number without NaN.
-        return alpha * population.total_weight.astype(dtype) / jnp.where(share > 0, share, 1)
+        return alpha * totals.weight.astype(dtype) / jnp.where(share > 0, share, 1)
 
     def start(key: Key, row: Params, broadcast: Regularised, info: ClientInfo) -> FedDynCarry:
         opt_state = resolve(info.round).init(broadcast.params)
-        nothing = Mean(jnp.float32(0), jnp.float32(0))
-        own = own_alpha(broadcast.population, info)
-        return FedDynCarry(broadcast.params, row, own, opt_state, nothing, info)
+        own = own_alpha(broadcast.totals.value, info)
+        return FedDynCarry(broadcast.params, row, own, opt_state, no_loss(), info)
 
     def step(broadcast: Regularised, carry: FedDynCarry, batch: Batch) -> FedDynCarry:
         value, grad = gradient(carry.params, batch)
@@ -200,8 +201,7 @@ def feddyn_client(
             *(resolve(carry.info.round), grad, carry.opt_state, carry.params, extra),
             anchor=broadcast.params,
         )
-        count = batch.mask.sum().astype(jnp.float32)
-        seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
+        seen = add_loss(carry.loss, value, batch)
         params = optax.apply_updates(carry.params, updates)
         return carry._replace(params=params, opt_state=opt_state, loss=seen)
 
@@ -228,29 +228,28 @@ class FedDynState(NamedTuple):
 
     params: Params
     correction: Params
-    population: Population
+    totals: Totals
 
 
 @made
-def feddyn_server(alpha: float | Array) -> ServerUpdate:
+def feddyn_server(alpha: float | Array, *, weighting: Weighting = "uniform") -> ServerUpdate:
     """The server's side of `feddyn`.
 
     Args:
       alpha: the penalty.
+      weighting: as the client's.
 
     Example:
       >>> server = feddyn_server(1.0)
-      >>> state = server.init(jnp.array(0.0))._replace(
-      ...     population=Population(jnp.float32(2), jnp.float32(2)))
+      >>> state = server.init(jnp.array(0.0), Population.of([1, 1]))
       >>> cohort = Cohort(jnp.arange(1), jnp.ones(1, bool))
       >>> new = server.update(None, state, jnp.array(-1.0), cohort, {"weight": jnp.ones(1)})
       >>> float(new.params), float(new.correction)
       (1.5, -0.5)
     """
 
-    def init(params: Params) -> FedDynState:
-        params = jax.tree.map(jnp.array, params)
-        return FedDynState(params, jax.tree.map(jnp.zeros_like, params), empty_population())
+    def init(params: Params, population: Population) -> FedDynState:
+        return FedDynState(params, trees.zeros(params), totals(population, weighting))
 
     def update(
         key: Key, server: FedDynState, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
@@ -258,7 +257,7 @@ def feddyn_server(alpha: float | Array) -> ServerUpdate:
         arrived = metrics["weight"].sum()
 
         def correct(h: Array, d: Array) -> Array:
-            share = arrived.astype(h.dtype) / server.population.num_clients.astype(h.dtype)
+            share = arrived.astype(h.dtype) / server.totals.num_clients.astype(h.dtype)
             return (h + alpha * share * d.astype(h.dtype)).astype(h.dtype)
 
         correction = jax.tree.map(correct, server.correction, value)
@@ -268,11 +267,11 @@ def feddyn_server(alpha: float | Array) -> ServerUpdate:
             value,
             correction,
         )
-        new = FedDynState(params, correction, server.population)
-        # By who arrived, not by who was asked: without a mean of y_i, h alone must not move x.
-        return trees.where(arrived > 0, new, server)
+        return FedDynState(params, correction, server.totals)
 
-    return ServerUpdate(init, lambda server: Regularised(server.params, server.population), update)
+    return ServerUpdate(
+        init, lambda server: Regularised(server.params, Known(server.totals)), update
+    )
 
 
 def local_mean(server: FedDynState, *, alpha: float | Array) -> Params:
@@ -283,7 +282,8 @@ def local_mean(server: FedDynState, *, alpha: float | Array) -> Params:
       alpha: as it was given to `feddyn`.
 
     Example:
-      >>> state = FedDynState(jnp.array(1.0), jnp.array(-0.5), empty_population())
+      >>> state = feddyn_server(1.0).init(jnp.array(1.0), Population.of([1]))
+      >>> state = state._replace(correction=jnp.array(-0.5))
       >>> float(local_mean(state, alpha=1.0))
       0.5
     """

@@ -15,6 +15,7 @@ from fedjax_lite.checks import check_fraction, check_non_negative, check_positiv
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.phases import step_of
 from fedjax_lite.local import LocalCarry, LossFn, local_sgd
 from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import refuse_statistics
@@ -274,7 +275,7 @@ def nova_client(
     def step(broadcast: Params, carry: NovaCarry, batch: Batch) -> NovaCarry:
         alpha = rate(carry.local.info.round) * mu
         return NovaCarry(
-            local.step(broadcast, carry.local, batch),
+            step_of(local)(broadcast, carry.local, batch),
             _next(carry.norm, momentum, alpha),
             _next(carry.tau, momentum, 0.0),
         )
@@ -306,7 +307,7 @@ def nova_server(optimizer: optax.GradientTransformation) -> ServerUpdate:
     Example:
       >>> server = nova_server(optax.sgd(1.0))
       >>> value, cohort = NovaValue(jnp.array(0.5), jnp.array(3.0)), Cohort(None, jnp.ones(1, bool))
-      >>> float(server.update(None, server.init(jnp.array(2.0)), value, cohort, {}).params)
+      >>> float(server.update(None, server.init(jnp.array(2.0), None), value, cohort, {}).params)
       0.5
 
     Reference: Wang et al., 2020, arXiv:2007.07481.

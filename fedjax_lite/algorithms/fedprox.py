@@ -12,7 +12,9 @@ from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.checks import check_count, check_finite, check_non_negative
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.phases import step_of
 from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
 from fedjax_lite.made import made
 from fedjax_lite.proximal import penalised, proximal
@@ -175,7 +177,7 @@ def adaptive_mu(
 
     Example:
       >>> server = adaptive_mu(optimizer_server(optax.sgd(1.0)), mu=1.0)
-      >>> cohort, state = Cohort(jnp.arange(1), jnp.ones(1, bool)), server.init(jnp.zeros(2))
+      >>> cohort, state = Cohort(jnp.arange(1), jnp.ones(1, bool)), server.init(jnp.zeros(2), None)
       >>> for loss in (3.0, 4.0):
       ...     metrics = {"anchor_loss": jnp.array([loss])}
       ...     state = server.update(None, state, jnp.ones(2), cohort, metrics)
@@ -191,10 +193,12 @@ def adaptive_mu(
     check_non_negative(increment, "increment")
     check_count(patience, "patience", minimum=1)
 
-    def init(params: Params) -> AdaptiveMuState:
+    def init(params: Params, population: Population) -> AdaptiveMuState:
         dtype = jnp.result_type(float)
-        start = jnp.array(mu, dtype)
-        return AdaptiveMuState(server.init(params), start, jnp.array(jnp.inf, dtype), jnp.int32(-1))
+        inner = server.init(params, population)
+        return AdaptiveMuState(
+            inner, jnp.array(mu, dtype), jnp.array(jnp.inf, dtype), jnp.int32(-1)
+        )
 
     def broadcast(state: AdaptiveMuState) -> WithMu:
         return WithMu(server.broadcast(state.inner), state.mu)
@@ -284,7 +288,7 @@ def adaptive_client(
         return AdaptiveCarry(carry, jnp.zeros_like(carry.loss.total))
 
     def step(broadcast: WithMu, carry: AdaptiveCarry, batch: Batch) -> AdaptiveCarry:
-        new = local(broadcast.mu).step(broadcast.params, carry.local, batch)
+        new = step_of(local(broadcast.mu))(broadcast.params, carry.local, batch)
         first = new.loss.total / jnp.maximum(new.loss.count, 1)
         is_first = carry.local.loss.count == 0
         return AdaptiveCarry(new, jnp.where(is_first, first, carry.anchor_loss))

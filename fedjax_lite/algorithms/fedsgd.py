@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.counting import counts_of
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.made import made
 from fedjax_lite.server import optimizer_server
 from fedjax_lite.types import (
@@ -95,6 +94,7 @@ def local_gradient(loss: LossFn, *, weighting: Weighting = "examples") -> Client
 
     Example:
       >>> client = local_gradient(lambda w, e, key: 0.5 * (w - e["b"]) ** 2)
+      >>> import jax.numpy as jnp
       >>> info = ClientInfo(*map(jnp.int32, (0, 1, 1, 0)))
       >>> carry = client.start(None, (), jnp.array(1024.0), info)
       >>> batch = Batch({"b": jnp.array([1023.0])}, jnp.ones(1, bool), None)
@@ -106,13 +106,11 @@ def local_gradient(loss: LossFn, *, weighting: Weighting = "examples") -> Client
     gradient = mean_grad(loss)
 
     def start(key: Key, row: PyTree, broadcast: Params, info: ClientInfo) -> GradientCarry:
-        nothing = Mean(jnp.float32(0), jnp.float32(0))
-        return GradientCarry(jax.tree.map(jnp.zeros_like, broadcast), nothing, info)
+        return GradientCarry(trees.zeros(broadcast), no_loss(), info)
 
     def step(broadcast: Params, carry: GradientCarry, batch: Batch) -> GradientCarry:
         value, grad = gradient(broadcast, batch)
-        count = batch.mask.sum().astype(jnp.float32)
-        return GradientCarry(grad, Mean(value.astype(jnp.float32) * count, count), carry.info)
+        return GradientCarry(grad, add_loss(no_loss(), value, batch), carry.info)
 
     def finish(broadcast: Params, carry: GradientCarry) -> tuple[PyTree, Message, dict[str, Any]]:
         message = Message(carry.gradient, weight(carry.info))

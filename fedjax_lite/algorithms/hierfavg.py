@@ -14,7 +14,9 @@ from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.aggregation.stacked import Stack, stacked
 from fedjax_lite.checks import check_count, check_slot
 from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.phases import Step, around
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
 from fedjax_lite.made import made
@@ -184,15 +186,18 @@ def at_edges(client: ClientUpdate, edges: Any) -> ClientUpdate:
         edge = jnp.asarray(edges, jnp.int32)[info.id]
         return edge, client.start(key, row, mine(broadcast, edge), info)
 
-    def step(broadcast: PyTree, carry: PyTree, batch: Batch) -> PyTree:
-        edge, inner = carry
-        return edge, client.step(mine(broadcast, edge), inner, batch)
+    def of_edge(inner_step: Step) -> Step:
+        def step(broadcast: PyTree, carry: PyTree, batch: Batch) -> PyTree:
+            edge, inner = carry
+            return edge, inner_step(mine(broadcast, edge), inner, batch)
+
+        return step
 
     def finish(broadcast: PyTree, carry: PyTree) -> tuple[PyTree, Message, dict[str, Any]]:
         edge, inner = carry
         return client.finish(mine(broadcast, edge), inner)
 
-    return client._replace(start=start, step=step, finish=finish)
+    return client._replace(start=start, step=around(client.step, of_edge), finish=finish)
 
 
 @made
@@ -201,13 +206,13 @@ def edge_server(num_edges: int) -> ServerUpdate:
 
     Example:
       >>> server = edge_server(2)
-      >>> state = server.init(jnp.array(1.0))
+      >>> state = server.init(jnp.array(1.0), None)
       >>> result = EdgeResults(jnp.array([0.5, -1.0]), jnp.array([3.0, 1.0]), jnp.array(True))
       >>> float(server.update(None, state, result, None, {}).params)  # (3 * .5 + 1 * 2) / 4
       0.875
     """
 
-    def init(params: Params) -> EdgeModels:
+    def init(params: Params, population: Population) -> EdgeModels:
         return EdgeModels(params, trees.repeat_rows(params, num_edges))
 
     def update(

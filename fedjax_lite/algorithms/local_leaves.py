@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.checks import shown
-from fedjax_lite.compose import check_slot, federated_algorithm, with_init
-from fedjax_lite.data.dataset import SizedPopulation
+from fedjax_lite.compose import check_slot, federated_algorithm
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.phases import Step, around
 from fedjax_lite.evaluate.clients import evaluate_personal as evaluate_personal
 from fedjax_lite.evaluate.own_models import keeps_own, kept, models_of
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
@@ -82,7 +82,7 @@ def fedbn(
       ValueError: from `init`, if statistics were declared averaged.
 
     Example:
-      >>> import fedjax_lite as fl
+      >>> import jax.numpy as jnp, fedjax_lite as fl
       >>> from fedjax_lite.models.batch_norm import batch_norm, init_batch_norm
       >>> data = fl.data.from_arrays({"x": jnp.array([[0.0], [10.0]] * 2)}, [0, 0, 1, 1])
       >>> loss = lambda w, e, key: batch_norm(w, e["x"], training=True)[:, 0] ** 2
@@ -95,33 +95,35 @@ def fedbn(
     Reference: Li, Jiang, Zhang, Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local
     Batch Normalization", 2021, arXiv:2102.07623.
     """
-    mask = batch_norm_mask if scale_and_bias else statistics_mask
-    algo = local_leaves(
-        local_sgd(loss, with_statistics(client_optimizer), weighting=weighting),
-        is_local=mask,
+    client = local_sgd(loss, with_statistics(client_optimizer), weighting=weighting)
+
+    def init(params: Params) -> PyTree:
+        check_not_averaged(params)
+        return client.init(params)
+
+    return local_leaves(
+        client._replace(init=init),
+        is_local=batch_norm_mask if scale_and_bias else statistics_mask,
         plan=plan,
         sampler=sampler,
         server=optimizer_server(optax.sgd(1.0) if server_optimizer is None else server_optimizer),
         **slots,
     )
 
-    def check_not_averaged(params: Params) -> None:
-        names = jax.tree_util.tree_leaves_with_path(params)
-        averaged = [p for p, _ in names if any(getattr(k, "key", "") == "batch_stats" for k in p)]
-        if averaged:
-            raise ValueError(
-                f"params{jax.tree_util.keystr(averaged[0])} was declared averaged, but fedbn keeps "
-                "statistics on the client; declare statistics='local', or use fedavg"
-            )
 
-    def wrap(inner: Callable[..., RoundState]) -> Callable[..., RoundState]:
-        def init(key: Key, params: Params, data: SizedPopulation) -> RoundState:
-            check_not_averaged(params)
-            return inner(key, params, data)
+def check_not_averaged(params: Params) -> None:
+    """Raises ValueError where statistics of batch normalisation were declared averaged.
 
-        return init
-
-    return with_init(algo, wrap)
+    Example:
+      >>> check_not_averaged({"local_stats": 0.0})
+    """
+    names = jax.tree_util.tree_leaves_with_path(params)
+    averaged = [p for p, _ in names if any(getattr(k, "key", "") == "batch_stats" for k in p)]
+    if averaged:
+        raise ValueError(
+            f"params{jax.tree_util.keystr(averaged[0])} was declared averaged, but fedbn keeps "
+            "statistics on the client; declare statistics='local', or use fedavg"
+        )
 
 
 class LocalRow(NamedTuple):
@@ -175,7 +177,7 @@ def local_leaves(
         traced, if the client update does not download and send the model itself (SCAFFOLD, Mime).
 
     Example:
-      >>> import fedjax_lite as fl
+      >>> import jax.numpy as jnp, fedjax_lite as fl
       >>> data = fl.data.from_arrays({"c": jnp.array([2.0, 4.0])}, [0, 1])
       >>> algo = local_leaves(
       ...     fl.local_sgd(lambda w, e, key: w["body"] + w["head"] * e["c"], optax.sgd(0.5)),
@@ -197,19 +199,22 @@ def local_leaves(
             "example lambda params: {'body': False, 'head': True}"
         )
 
-    def algorithm(initial: Callable[[Params], LocalRow]) -> FederatedAlgorithm:
-        client_update = ClientUpdate(initial, start, step, finish, client.counts)
-        return federated_algorithm(
-            client_update, plan=plan, sampler=sampler, server=server, **slots
-        )
+    def of(params: Params) -> PyTree:
+        return trees.broadcast_prefix(is_local(params), params)
+
+    def init(params: Params) -> LocalRow:
+        return LocalRow(client.init(params), _keep(of(params), params))
 
     def start(key: Key, row: LocalRow, broadcast: Params, info: ClientInfo) -> Any:
         own = _merge(broadcast, row.leaves)
         return _Carry(client.start(key, row.inner, own, info), row.leaves)
 
-    def step(broadcast: Params, carry: _Carry, batch: Any) -> _Carry:
-        own = _merge(broadcast, carry.leaves)
-        return carry._replace(inner=client.step(own, carry.inner, batch))
+    def on_own(inner_step: Step) -> Step:
+        def step(broadcast: Params, carry: _Carry, batch: Any) -> _Carry:
+            own = _merge(broadcast, carry.leaves)
+            return carry._replace(inner=inner_step(own, carry.inner, batch))
+
+        return step
 
     def finish(broadcast: Params, carry: _Carry) -> tuple[LocalRow, Message, dict[str, Any]]:
         own = _merge(broadcast, carry.leaves)
@@ -225,18 +230,18 @@ def local_leaves(
         row = LocalRow(inner, _keep(is_own, moved))
         return row, Message(_drop(is_own, message.value), message.weight), metrics
 
-    def init(key: Key, params: Params, data: SizedPopulation) -> RoundState:
-        mask = trees.broadcast_prefix(is_local(params), params)
-        shared = _drop(mask, params)
+    def init_server(params: Params, population: Population) -> PyTree:
+        shared = _drop(of(params), params)
         check_no_local_statistics(shared)
-        leaves = jax.tree.map(jnp.asarray, _keep(mask, params))
-        whole = algorithm(lambda shared: LocalRow(client.init(_merge(shared, leaves)), leaves))
-        return whole.init(key, shared, data)
+        return server.init(shared, population)
 
-    def no_init(params: Params) -> LocalRow:
-        raise AssertionError("rows are made by init")
-
-    return with_init(algorithm(no_init), lambda _: init)
+    return federated_algorithm(
+        ClientUpdate(init, start, around(client.step, on_own), finish, client.counts),
+        plan=plan,
+        sampler=sampler,
+        server=server._replace(init=init_server),
+        **slots,
+    )
 
 
 class _Carry(NamedTuple):
@@ -262,6 +267,7 @@ def personal_models(state: RoundState, ids: Any = None) -> Params:
 
     Example:
       >>> from fedjax_lite.server import ServerState
+      >>> import jax.numpy as jnp
       >>> rows = LocalRow((), {"body": None, "head": jnp.arange(2.0)})
       >>> server = ServerState({"body": jnp.array(5.0), "head": None}, ())
       >>> state = RoundState(None, server, rows, (), (), ())

@@ -15,8 +15,9 @@ from fedjax_lite.algorithms.scaffold import rate_of_round
 from fedjax_lite.checks import check_fraction, check_non_negative
 from fedjax_lite.compose import Prefaced, Prologue, federated_algorithm
 from fedjax_lite.counting import counts_of
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.server import Rate
@@ -284,8 +285,7 @@ def mime_client(
     gradient = mean_grad(loss)
 
     def start(key: Key, row: PyTree, broadcast: Prefaced, info: ClientInfo) -> MimeCarry:
-        nothing = Mean(jnp.float32(0), jnp.float32(0))
-        return MimeCarry(broadcast.value.params, nothing, info)
+        return MimeCarry(broadcast.value.params, no_loss(), info)
 
     def step(broadcast: Prefaced, carry: MimeCarry, batch: Batch) -> MimeCarry:
         down, rate = broadcast.value, rate_at(carry.info.round)
@@ -301,9 +301,7 @@ def mime_client(
             grad,
             down.momentum,
         )
-        count = batch.mask.sum().astype(jnp.float32)
-        seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
-        return MimeCarry(params, seen, carry.info)
+        return MimeCarry(params, add_loss(carry.loss, value, batch), carry.info)
 
     def finish(broadcast: Prefaced, carry: MimeCarry) -> tuple[PyTree, Message, dict[str, Any]]:
         update = trees.subtract(broadcast.value.params, carry.params)
@@ -332,7 +330,7 @@ def mime_server(server_learning_rate: Rate = 1.0, *, momentum: float | Array = 0
       >>> server = mime_server(momentum=0.5)
       >>> value = Prefaced(jnp.array(1.0), jnp.array(4.0))
       >>> cohort = Cohort(jnp.arange(1), jnp.ones(1, bool))
-      >>> new = server.update(None, server.init(jnp.array(0.0)), value, cohort, {})
+      >>> new = server.update(None, server.init(jnp.array(0.0), None), value, cohort, {})
       >>> float(new.params), float(new.momentum)
       (-1.0, 2.0)
     """
@@ -340,9 +338,8 @@ def mime_server(server_learning_rate: Rate = 1.0, *, momentum: float | Array = 0
         check_non_negative(server_learning_rate, "server_learning_rate")
     optimizer = optax.sgd(server_learning_rate)
 
-    def init(params: Params) -> MimeState:
-        params = jax.tree.map(jnp.array, params)
-        return MimeState(params, jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
+    def init(params: Params, population: Population) -> MimeState:
+        return MimeState(params, trees.zeros(params), optimizer.init(params))
 
     def update(
         key: Key, server: MimeState, value: Prefaced, cohort: Cohort, metrics: dict[str, Any]
@@ -354,7 +351,6 @@ def mime_server(server_learning_rate: Rate = 1.0, *, momentum: float | Array = 0
             server.momentum,
             value.preface,
         )
-        new = MimeState(optax.apply_updates(server.params, updates), new_momentum, opt_state)
-        return trees.where(cohort.mask.any(), new, server)
+        return MimeState(optax.apply_updates(server.params, updates), new_momentum, opt_state)
 
     return ServerUpdate(init, lambda server: Steered(server.params, server.momentum), update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,14 +13,13 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
-from fedjax_lite.aggregation.population import Population, empty_population, measure_population
+from fedjax_lite.aggregation.population import Totals, totals
 from fedjax_lite.checks import check_non_negative, check_positive
-from fedjax_lite.compose import federated_algorithm, with_init
-from fedjax_lite.counting import Counts, counts_of
-from fedjax_lite.data.dataset import SizedPopulation
-from fedjax_lite.downlink import Downlinked
+from fedjax_lite.compose import federated_algorithm
+from fedjax_lite.counting import counts_of
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.local import LossFn, check_loss, mean_grad
+from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.server import Rate
@@ -34,8 +34,8 @@ from fedjax_lite.types import (
     Mean,
     Message,
     Params,
+    Phase,
     PyTree,
-    RoundState,
     Sampler,
     ServerUpdate,
 )
@@ -70,9 +70,8 @@ def scaffold(
     than the mean, takes the invariant away.
 
     Option 1 sums the gradient at `x` over the batches of the client's first epoch: exact for a
-    plan of at least one whole epoch, else the mean over the batches visited. It costs a second
-    gradient for each of these steps (with several clients in lanes for every step), and nothing
-    where the plan takes the whole data set at once.
+    plan of at least one whole epoch, else the mean over the batches visited. These batches are
+    gone through before training, a gradient each; ``anchor_steps`` counts them.
 
     Args:
       loss: ``(params, examples, key) -> [B]``, one loss per example.
@@ -110,7 +109,7 @@ def scaffold(
     Reference: Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled
     Averaging for Federated Learning", 2020, arXiv:1910.06378.
     """
-    algo = federated_algorithm(
+    return federated_algorithm(
         scaffold_client(
             loss,
             learning_rate,
@@ -121,43 +120,13 @@ def scaffold(
         ),
         plan=plan,
         sampler=sampler,
-        server=scaffold_server(server_learning_rate),
+        server=scaffold_server(server_learning_rate, weighting=weighting),
         **slots,
     )
-    return knowing_the_population(algo, weighting, counts_of(loss))
-
-
-def knowing_the_population(
-    algo: FederatedAlgorithm, weighting: Weighting, counts: Counts | None = None
-) -> FederatedAlgorithm:
-    """Lets `init` write into ``state.server.population`` what the data say of all clients."""
-
-    def wrap(inner: Callable[..., RoundState]) -> Callable[..., RoundState]:
-        def init(key: Key, params: Params, data: SizedPopulation) -> RoundState:
-            state = inner(key, params, data)
-            population = measure_population(data, weighting, counts)
-            return state._replace(server=with_population(state.server, population))
-
-        return init
-
-    return with_init(algo, wrap)
-
-
-def with_population(server: Any, population: Population) -> Any:
-    """The server's state with what it knows of all clients, also behind a compressed downlink."""
-    if isinstance(server, Downlinked):
-        # What clients hold was copied before the data were known.
-        received = jax.tree.map(
-            lambda node: population if isinstance(node, Population) else node,
-            server.received,
-            is_leaf=lambda node: isinstance(node, Population),
-        )
-        return server._replace(inner=with_population(server.inner, population), received=received)
-    return server._replace(population=population)
 
 
 class Controlled(NamedTuple):
-    """What clients download: the model and the server's control variate."""
+    """What clients download: the model `x` and the server's control variate `c`."""
 
     params: Params
     control: Params
@@ -167,14 +136,14 @@ class ScaffoldCarry(NamedTuple):
     """What a client carries from step to step."""
 
     params: Params
+    """`y_i`."""
     row: Params
     """`c_i`, as it is stored."""
     correction: Params
     """``c - c_i``."""
-    anchor_sum: PyTree
-    """Option 1: sum of the gradients at `x` over the examples seen; else ``()``."""
-    anchor_count: Array
-    num_done: Array
+    anchor: PyTree
+    """Option 1: the gradients at `x`, summed over the examples seen; else ``()``."""
+    num_seen: Array
     loss: Mean
     info: ClientInfo
 
@@ -205,14 +174,95 @@ def scaffold_client(
       [0.0, 0.0]
     """
     check_loss(loss)
+    check_option(option)
+    check_dtype(table_dtype)
     rate_at = rate_of_round(learning_rate)
     weight = weight_by(weighting)
     gradient = mean_grad(loss)
+
+    def init(params: Params) -> Params:
+        check_no_statistics(params, "scaffold")
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, table_dtype or x.dtype), params)
+
+    def start(key: Key, row: Params, broadcast: Controlled, info: ClientInfo) -> ScaffoldCarry:
+        x, c = broadcast
+        correction = jax.tree.map(lambda c, c_i: c - c_i.astype(c.dtype), c, row)
+        anchor = jax.tree.map(_wide_zeros, x) if option == 1 else ()
+        return ScaffoldCarry(x, row, correction, anchor, jnp.float32(0), no_loss(), info)
+
+    def see_anchor(broadcast: Controlled, carry: ScaffoldCarry, batch: Batch) -> ScaffoldCarry:
+        _, grad = gradient(broadcast.params, batch)
+        count = batch.mask.sum().astype(jnp.float32)
+        anchor = jax.tree.map(lambda s, g: s + (count * g).astype(s.dtype), carry.anchor, grad)
+        return carry._replace(anchor=anchor, num_seen=carry.num_seen + count)
+
+    def step(broadcast: Controlled, carry: ScaffoldCarry, batch: Batch) -> ScaffoldCarry:
+        rate = rate_at(carry.info.round)
+        value, grad = gradient(carry.params, batch)
+        params = jax.tree.map(
+            lambda y, g, d: (y - rate * (g + d)).astype(y.dtype),
+            *(carry.params, grad, carry.correction),
+        )
+        return carry._replace(params=params, loss=add_loss(carry.loss, value, batch))
+
+    def finish(
+        broadcast: Controlled, carry: ScaffoldCarry
+    ) -> tuple[Params, Message, dict[str, Any]]:
+        x, c = broadcast
+        moved = trees.subtract(x, carry.params)
+        weighs = weight(carry.info)
+        learned = weighs > 0  # of no weight: it did no step, or is not to count
+        if option == 1:
+            change = jax.tree.map(
+                lambda g, c_i: g / jnp.maximum(carry.num_seen, 1) - c_i, carry.anchor, carry.row
+            )
+        else:
+            # A rate of 0 (the end of a schedule) says nothing of the gradient.
+            work = rate_at(carry.info.round) * carry.info.num_steps
+            learned &= work > 0
+            work = jnp.where(learned, work, 1)
+            change = jax.tree.map(lambda m, c: m / work - c, moved, c)
+        change = trees.where(learned, change, trees.zeros(change))
+        row, change = _kept(carry.row, change, like=moved)
+        message = Message({"params": moved, "control": change}, weighs)
+        return row, message, {"train_loss": carry.loss, "weight": weighs}
+
+    # The batches of the first epoch, seen twice: at `x`, then along the way.
+    first = Phase(see_anchor, dataclasses.replace(plan, max_epochs=1), "anchor", stream=0)
+    steps = (first, Phase(step, plan, stream=0)) if option == 1 else step
+    return ClientUpdate(init, start, steps, finish, counts_of(loss))
+
+
+def _kept(row: Params, change: Params, *, like: Params) -> tuple[Params, Params]:
+    """The new row in its own dtype, and the change that is sent: what is kept moves by just that.
+
+    So `c` remains the mean of what is stored, in any dtype.
+    """
+
+    def one(old: Array, change: Array, like: Array) -> tuple[Array, Array]:
+        if old.dtype == like.dtype:
+            # Not reading the row again after its new value is made is what lets XLA write the
+            # table in place, without a copy a client.
+            change = trees.settled(change.astype(old.dtype))
+            return old + change, change
+        new = (old.astype(change.dtype) + change).astype(old.dtype)
+        return new, new.astype(like.dtype) - old.astype(like.dtype)
+
+    pairs = jax.tree.map(one, row, change, like)
+    return jax.tree.transpose(jax.tree.structure(row), jax.tree.structure((0, 0)), pairs)
+
+
+def check_option(option: int) -> None:
+    """Raises ValueError where there is no such option of the paper."""
     if option not in (1, 2):
         raise ValueError(
             f"option must be 1 (gradient at the server's model) or 2 (from the update), "
             f"got {option!r}"
         )
+
+
+def check_dtype(table_dtype: Any) -> None:
+    """Raises TypeError where control variates cannot be kept in this dtype."""
     is_value = isinstance(table_dtype, np.generic | np.ndarray | jax.Array)
     if table_dtype is not None and (
         is_value or not jnp.issubdtype(jnp.dtype(table_dtype), jnp.floating)
@@ -221,92 +271,6 @@ def scaffold_client(
             f"table_dtype must be a floating dtype, got {table_dtype!r:.60}; give jnp.bfloat16"
         )
 
-    def init(params: Params) -> Params:
-        check_no_statistics(params, "scaffold")
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, table_dtype or x.dtype), params)
-
-    def start(key: Key, row: Params, broadcast: Controlled, info: ClientInfo) -> ScaffoldCarry:
-        correction = jax.tree.map(lambda c, r: c - r.astype(c.dtype), broadcast.control, row)
-        sums = jax.tree.map(_wide_zeros, broadcast.params) if option == 1 else ()
-        zero = jnp.float32(0)
-        return ScaffoldCarry(
-            broadcast.params, row, correction, sums, zero, jnp.int32(0), Mean(zero, zero), info
-        )
-
-    def see_anchor(
-        broadcast: Controlled, carry: ScaffoldCarry, batch: Batch, grad: Params, count: Array
-    ) -> tuple[PyTree, Array]:
-        """Adds the gradient at `x` on this batch while the first epoch lasts."""
-        # The same randomness at both points; clone says that the reuse is meant.
-        again = batch._replace(key=jax.random.clone(batch.key))
-
-        def add(_: None) -> tuple[PyTree, Array]:
-            at_anchor = grad
-            if plan.batch_size is not None:
-                _, at_anchor = gradient(broadcast.params, again)
-            sums = jax.tree.map(
-                lambda s, g: s + (count * g).astype(s.dtype), carry.anchor_sum, at_anchor
-            )
-            return sums, carry.anchor_count + count
-
-        def keep(_: None) -> tuple[PyTree, Array]:
-            return carry.anchor_sum, carry.anchor_count
-
-        info = carry.info
-        stored = info.size if info.stored is None else info.stored
-        in_first_epoch = carry.num_done < plan.steps_per_epoch(stored)
-        return jax.lax.cond(in_first_epoch, add, keep, None)
-
-    def step(broadcast: Controlled, carry: ScaffoldCarry, batch: Batch) -> ScaffoldCarry:
-        rate = rate_at(carry.info.round)
-        value, grad = gradient(carry.params, batch)
-        count = batch.mask.sum().astype(jnp.float32)
-        if option == 1:
-            sums, total = see_anchor(broadcast, carry, batch, grad, count)
-            carry = carry._replace(anchor_sum=sums, anchor_count=total)
-        params = jax.tree.map(
-            lambda y, g, d: (y - rate * (g + d)).astype(y.dtype),
-            carry.params,
-            grad,
-            carry.correction,
-        )
-        seen = Mean(carry.loss.total + value.astype(jnp.float32) * count, carry.loss.count + count)
-        return carry._replace(params=params, num_done=carry.num_done + 1, loss=seen)
-
-    def finish(
-        broadcast: Controlled, carry: ScaffoldCarry
-    ) -> tuple[Params, Message, dict[str, Any]]:
-        update = trees.subtract(broadcast.params, carry.params)
-        # A rate of 0 (the end of a schedule) says nothing of the gradient.
-        work = rate_at(carry.info.round) * carry.info.num_steps
-        weighs = weight(carry.info)
-        learned = weighs > 0  # of no weight: it did no step, or is not to count
-        if option == 2:
-            learned = learned & (work > 0)
-            work = jnp.where(learned, work, 1)
-
-        def renew(old: Array, update: Array, d: Array, c: Array, total: Any) -> tuple[Array, Array]:
-            if option == 2 and old.dtype == update.dtype:
-                # c_i cancels in the change. Not reading the row again after its new value is
-                # made is what lets XLA write the table in place, without a copy a client.
-                change = jnp.where(learned, update / work - c, 0).astype(old.dtype)
-                change = trees.settled(change)  # what is kept is moved by what is sent
-                return old + change, change
-            new = update / work - d if option == 2 else total / jnp.maximum(carry.anchor_count, 1)
-            # The difference of what is stored, so that c stays the mean of the rows in any dtype.
-            new = jnp.where(learned, new.astype(old.dtype), old)
-            return new, new.astype(update.dtype) - old.astype(update.dtype)
-
-        totals = carry.anchor_sum if option == 1 else update
-        pairs = jax.tree.map(renew, carry.row, update, carry.correction, broadcast.control, totals)
-        row, change = jax.tree.transpose(
-            jax.tree.structure(update), jax.tree.structure((0, 0)), pairs
-        )
-        message = Message({"params": update, "control": change}, weighs)
-        return row, message, {"train_loss": carry.loss, "weight": weighs}
-
-    return ClientUpdate(init, start, step, finish, counts_of(loss))
-
 
 class ScaffoldState(NamedTuple):
     """The server: model, control variate, and what it knows of all clients."""
@@ -314,23 +278,25 @@ class ScaffoldState(NamedTuple):
     params: Params
     control: Params
     opt_state: PyTree
-    population: Population
+    totals: Totals
 
 
 @made
-def scaffold_server(server_learning_rate: Rate = 1.0) -> ServerUpdate:
+def scaffold_server(
+    server_learning_rate: Rate = 1.0, *, weighting: Weighting = "uniform"
+) -> ServerUpdate:
     """The server's side of `scaffold`: ``c`` moves by the share of the population that took part.
 
     Args:
       server_learning_rate: `eta_g`, or a schedule over rounds.
+      weighting: as the client's.
 
     Raises:
       ValueError: if the rate is negative.
 
     Example:
       >>> server = scaffold_server()
-      >>> state = server.init(jnp.array(0.0))._replace(
-      ...     population=Population(jnp.float32(4), jnp.float32(4)))
+      >>> state = server.init(jnp.array(0.0), Population.of([1, 1, 1, 1]))
       >>> value = {"params": jnp.array(1.0), "control": jnp.array(2.0)}
       >>> cohort = Cohort(jnp.arange(1), jnp.ones(1, bool))
       >>> new = server.update(None, state, value, cohort, {"weight": jnp.ones(1)})
@@ -341,10 +307,9 @@ def scaffold_server(server_learning_rate: Rate = 1.0) -> ServerUpdate:
         check_non_negative(server_learning_rate, "server_learning_rate")
     optimizer = optax.sgd(server_learning_rate)
 
-    def init(params: Params) -> ScaffoldState:
-        params = jax.tree.map(jnp.array, params)
-        control = jax.tree.map(jnp.zeros_like, params)
-        return ScaffoldState(params, control, optimizer.init(params), empty_population())
+    def init(params: Params, population: Population) -> ScaffoldState:
+        control = trees.zeros(params)
+        return ScaffoldState(params, control, optimizer.init(params), totals(population, weighting))
 
     def update(
         key: Key, server: ScaffoldState, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
@@ -356,16 +321,15 @@ def scaffold_server(server_learning_rate: Rate = 1.0) -> ServerUpdate:
 
         def move(c: Array, change: Array) -> Array:
             # Sums of weights are divided in the model's precision: 1/3 in float32 is not 1/3.
-            share = arrived.astype(c.dtype) / server.population.total_weight.astype(c.dtype)
+            share = arrived.astype(c.dtype) / server.totals.weight.astype(c.dtype)
             return c + share * change.astype(c.dtype)
 
-        new = ScaffoldState(
+        return ScaffoldState(
             optax.apply_updates(server.params, updates),
             jax.tree.map(move, server.control, value["control"]),
             opt_state,
-            server.population,
+            server.totals,
         )
-        return trees.where(cohort.mask.any(), new, server)
 
     return ServerUpdate(init, lambda server: Controlled(server.params, server.control), update)
 

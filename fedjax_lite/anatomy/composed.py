@@ -192,10 +192,8 @@ def _title(
         return name, None
     if client.name == "mime_client" and client.found.get("correct") is False:
         return "MimeLite", factory_of("fedjax_lite.algorithms.mime", "mimelite")
-    if client.name == "local_leaves":
-        makers = [f for f in (algorithm.init, algorithm.with_strategy) if f is not None]
-        if any(step.factory == "fedbn" for step in steps(makers)):
-            return "FedBN", factory_of("fedjax_lite.algorithms.local_leaves", "fedbn")
+    if algorithm.made is not None and algorithm.made.name == "fedbn":
+        return "FedBN", factory_of("fedjax_lite.algorithms.local_leaves", "fedbn")
     if client.name in TITLES:
         title, module, name = TITLES[client.name]
         return title, factory_of(f"fedjax_lite.algorithms.{module}", name)

@@ -20,8 +20,8 @@ from fedjax_lite.aggregation.stacked import (
     stacked,
 )
 from fedjax_lite.checks import check_count, check_fraction
-from fedjax_lite.made import made
-from fedjax_lite.types import Aggregator, Array, Cohort, Key, Made, Message, Params, PyTree
+from fedjax_lite.made import Made, made
+from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
 
 class Scene(NamedTuple):

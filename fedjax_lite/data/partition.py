@@ -18,8 +18,8 @@ from fedjax_lite.data.apportion import even_sizes
 from fedjax_lite.data.dataset import FederatedDataset, check_examples, from_owners
 from fedjax_lite.data.owner_ids import as_ids, check_unmasked, number_ids
 from fedjax_lite.data.partition_checks import check_capacity, check_count, check_seed, column
-from fedjax_lite.made import made
-from fedjax_lite.types import Made, PyTree
+from fedjax_lite.made import Made, made
+from fedjax_lite.types import PyTree
 
 
 class Partitioner(NamedTuple):

@@ -31,6 +31,7 @@ class Plan:
       epochs: passes over the client's data: an int, an array `[N]` with one value per client, or
         a function ``(key, client id) -> int32`` for random amounts (stragglers). Default 1.
       steps: local steps instead of epochs, in the same three forms.
+      max_epochs: a bound on either: no more than so many passes over the client's data.
 
     Raises:
       ValueError: if an amount is negative or 0 for all clients, so that nobody would train, or both
@@ -38,7 +39,7 @@ class Plan:
 
     Example:
       >>> Plan(batch_size=20, epochs=5)
-      Plan(batch_size=20, epochs=5, steps=None)
+      Plan(batch_size=20, epochs=5, steps=None, max_epochs=None)
       >>> stragglers = lambda key, client: jax.random.randint(key, (), 1, 20)
       >>> Plan(batch_size=10, epochs=stragglers).epochs is stragglers
       True
@@ -47,6 +48,7 @@ class Plan:
     batch_size: int | None
     epochs: Amount | None = None
     steps: Amount | None = None
+    max_epochs: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the amounts eagerly."""
@@ -60,6 +62,8 @@ class Plan:
             object.__setattr__(self, "epochs", 1)
         _check_amount(self.epochs, "epochs")
         _check_amount(self.steps, "steps")
+        if self.max_epochs is not None:
+            check_count(self.max_epochs, "max_epochs", minimum=1)
 
     def check_population(self, num_clients: int) -> None:
         """Raises ValueError where a per-client amount has another length than the population."""
@@ -79,6 +83,8 @@ class Plan:
             steps = _amount(self.steps, key, client)
         else:
             steps = _amount(self.epochs, key, client) * self.steps_per_epoch(size)
+        if self.max_epochs is not None:
+            steps = jnp.minimum(steps, self.max_epochs * self.steps_per_epoch(size))
         return jnp.maximum(jnp.where(size > 0, steps, 0), 0).astype(jnp.int32)
 
     def steps_per_epoch(self, size: Array) -> Array:

@@ -12,7 +12,7 @@ from fedjax_lite.checks import check_count, check_tree
 from fedjax_lite.data.dataset import ClientData, FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import chunked, vmapped
-from fedjax_lite.engine.program import Program, Strategy, Table
+from fedjax_lite.engine.program import Job, Strategy, Table
 from fedjax_lite.made import made
 from fedjax_lite.types import PyTree
 
@@ -45,12 +45,11 @@ def auto() -> Strategy:
       'auto()'
     """
 
-    def execute(program: Program, *args: Any) -> tuple[Table, PyTree, dict[str, Any]]:
-        broadcast, data, work = args[3], args[5], args[6]
-        cohort_size = work.ids.shape[0]
-        lanes = choose(broadcast, data, cohort_size).num_lanes
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        cohort_size = job.work.ids.shape[0]
+        lanes = choose(job.broadcast, job.data, cohort_size).num_lanes
         inner = vmapped() if lanes >= cohort_size else chunked(lanes)
-        return inner.execute(program, *args)
+        return inner.execute(job, table, acc)
 
     return Strategy(execute, "auto()")
 

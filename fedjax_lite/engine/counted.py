@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_lite.counting import Counts, apply_counts
 from fedjax_lite.data.dataset import ClientData, ShardedDataset
+from fedjax_lite.data.found import Population
 from fedjax_lite.engine.program import Work
 from fedjax_lite.types import Array
 
@@ -38,8 +39,7 @@ def count_work(counts: Counts | None, data: ClientData, work: Work) -> Work:
         return (high - low).astype(work.sizes.dtype)
 
     sizes = jax.lax.cond(flags.all(), lambda _: work.sizes, exact, None)
-    steps = jnp.where(sizes > 0, work.num_steps, 0)
-    return work._replace(sizes=sizes, num_steps=steps, stored=work.sizes)
+    return work.only(sizes > 0)._replace(sizes=sizes, stored=work.sizes)
 
 
 def counted_sizes(counts: Counts | None, data: Any) -> Array:
@@ -56,6 +56,17 @@ def counted_sizes(counts: Counts | None, data: Any) -> Array:
     if counts is None or not hasattr(data, "examples"):
         return jnp.asarray(data.sizes)
     return _counted_sizes(counts, data)
+
+
+def population_of(data: Any, counts: Counts | None) -> Population:
+    """What a server is told of the clients of some data.
+
+    Example:
+      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> population_of(from_arrays({"y": jnp.arange(3)}, [0, 1, 1]), None).sizes.tolist()
+      [1, 2]
+    """
+    return Population(data.num_clients, lambda: counted_sizes(counts, data))
 
 
 def _counted_sizes(counts: Counts, data: ClientData) -> Array:

@@ -9,17 +9,16 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count
-from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.program import (
-    Program,
+    Job,
     Strategy,
     Table,
     Work,
-    message_shape,
+    empty_metrics,
     train_lanes,
 )
 from fedjax_lite.made import made
-from fedjax_lite.types import Array, Key, PyTree
+from fedjax_lite.types import Array, PyTree
 
 
 @made
@@ -33,8 +32,8 @@ def vmapped() -> Strategy:
       'vmapped()'
     """
 
-    def execute(program: Program, *args: Any) -> tuple[Table, PyTree, dict[str, Any]]:
-        return _execute(args[-1].ids.shape[0], program, *args)
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        return _execute(job.work.ids.shape[0], job, table, acc)
 
     return Strategy(execute, "vmapped()")
 
@@ -59,8 +58,8 @@ def chunked(num_lanes: int) -> Strategy:
     """
     check_count(num_lanes, "num_lanes", minimum=1)
 
-    def execute(program: Program, *args: Any) -> tuple[Table, PyTree, dict[str, Any]]:
-        return _execute(min(num_lanes, args[-1].ids.shape[0]), program, *args)
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        return _execute(min(num_lanes, job.work.ids.shape[0]), job, table, acc)
 
     return Strategy(execute, f"chunked({num_lanes})")
 
@@ -79,25 +78,16 @@ def sequential() -> Strategy:
 
 
 def _execute(
-    num_lanes: int,
-    program: Program,
-    key: Key,
-    table: Table,
-    acc: PyTree,
-    broadcast: PyTree,
-    round: Array,
-    data: ClientData,
-    work: Work,
+    num_lanes: int, job: Job, table: Table, acc: PyTree
 ) -> tuple[Table, PyTree, dict[str, Any]]:
+    program, work = job.program, job.work
     cohort_size = work.ids.shape[0]
-    row = jax.tree.map(lambda leaf: leaf[0], table)
-    _, shapes = message_shape(program, broadcast, row.clients, row.uplink)
-    metrics = jax.tree.map(lambda s: jnp.zeros((cohort_size, *s.shape), s.dtype), shapes)
+    metrics = empty_metrics(job, table)
 
     def run_chunk(
         chunk: Work, table: Table, acc: PyTree, metrics: dict[str, Any]
     ) -> tuple[Table, PyTree, dict[str, Any]]:
-        done = train_lanes(program, key, table, broadcast, round, data, chunk)
+        done = train_lanes(job._replace(work=chunk), table)
         acc = program.aggregator.add(acc, done.message, chunk.slots, chunk.mask & done.counts)
         table = trees.scatter_rows(table, chunk.rows, chunk.mask & done.moved, done.row)
         metrics = trees.scatter_rows(metrics, chunk.slots, chunk.mask, done.metrics)

@@ -9,16 +9,15 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.data.dataset import ClientData
-from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.messages import CLIENT_COUNTED
-from fedjax_lite.engine.program import Program, Strategy, Table, Work, message_shape
-from fedjax_lite.types import Array, Cohort, Key
+from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work, message_shape
+from fedjax_lite.types import Array, Cohort, Key, Phase
 
 
 @runtime_checkable
 class HasMetrics(Protocol):
-    """An aggregator's state that measures something: scalars that become metrics of the round."""
+    """A slot's state that measures something: scalars that become metrics of the round."""
 
     metrics: dict[str, Array]
 
@@ -47,46 +46,59 @@ def one_pass(
     cohort: Cohort,
     round: Array,
     data: ClientData,
+    found: Any = (),
 ) -> Pass:
     """Runs a program over the cohort and finishes its aggregate.
 
     Where nobody counts the aggregator's state stays as it is, but in a private round: what came of
-    it must not tell whether anybody was there.
+    it must not tell whether anybody was there. ``found``, leaves `[C]`, is what clients measured in
+    a pass before this one.
     """
     key_clients, key_aggregate = jax.random.split(key)
-    work = work_list(program.plan, key_clients, cohort, data)
-    work = count_work(program.client.counts, data, work)
+    work = work_list(program.phases, key_clients, cohort, data)
+    work = count_work(program.client.counts, data, work)._replace(found=found)
     if program.aggregator.at is not None:
         program = program._replace(aggregator=program.aggregator.at(aggregator_state))
-    row = jax.tree.map(lambda leaf: leaf[0], table)
-    message, _ = message_shape(program, broadcast, row.clients, row.uplink)
+    job = Job(program, key_clients, broadcast, round, data, work)
+    row, own = jax.tree.map(lambda leaf: leaf[0], (table, found))
+    message, _ = message_shape(program, broadcast, row.clients, row.uplink, own)
     acc = program.aggregator.init(message, cohort.ids.shape[0])
-    table, acc, metrics = strategy.execute(
-        program, key_clients, table, acc, broadcast, round, data, work
-    )
+    table, acc, metrics = strategy.execute(job, table, acc)
     if program.weighed:
         cohort = cohort._replace(mask=metrics[CLIENT_COUNTED] > 0)
     state, value = program.aggregator.finish(key_aggregate, aggregator_state, acc, cohort)
-    measured = state.metrics if isinstance(state, HasMetrics) else {}
+    measured = measured_by(state)
     if program.weighed:
         state = trees.where(cohort.mask.any(), state, aggregator_state)
     return Pass(table, state, value, metrics, work, cohort, measured)
 
 
-def work_list(plan: Plan, key: Key, cohort: Cohort, data: ClientData) -> Work:
+def measured_by(state: Any) -> dict[str, Array]:
+    """The metrics that a slot's state carries; none where it has no such field."""
+    return dict(state.metrics) if isinstance(state, HasMetrics) else {}
+
+
+def work_list(phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientData) -> Work:
     """The cohort as a work list: a masked client has no steps, an empty one neither."""
     ids = jnp.clip(cohort.ids, 0, data.num_clients - 1)
     slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
     found = data.find(ids, slots)
-    # Apart from the client's keys 0..3, which its training uses.
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4))(ids)
-    steps = jax.vmap(plan.num_steps)(keys, ids, found.sizes)
+
+    def steps_in(phase: Phase) -> Array:
+        # Apart from the client's keys 0..3, which its training uses.
+        keys = jax.vmap(
+            lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4 + (phase.stream or 0))
+        )(ids)
+        return jnp.where(cohort.mask, jax.vmap(phase.plan.num_steps)(keys, ids, found.sizes), 0)
+
+    steps = tuple(map(steps_in, phases))
     return Work(
         ids=ids,
         members=found.members,
         rows=found.rows,
         slots=slots,
         sizes=found.sizes,
-        num_steps=jnp.where(cohort.mask, steps, 0),
+        num_steps=sum(steps[1:], start=steps[0]),
         mask=cohort.mask,
+        phase_steps=steps if len(steps) > 1 else (),
     )

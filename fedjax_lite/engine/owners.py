@@ -17,21 +17,16 @@ from fedjax_lite.engine.choose import choose, planned_steps
 from fedjax_lite.engine.collective import AXIS, add_devices
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.lanes import chunked
-from fedjax_lite.engine.program import Program, Strategy, Table, Work
+from fedjax_lite.engine.program import Job, Strategy, Table, Work
 from fedjax_lite.types import Array, Key, PyTree
 
 
 def owners_compute(
     mesh: Mesh,
     inner: Strategy | None,
-    program: Program,
-    key: Key,
+    job: Job,
     table: Table,
     acc: PyTree,
-    broadcast: PyTree,
-    round: Array,
-    data: ShardedDataset,
-    work: Work,
 ) -> tuple[Table, PyTree, dict[str, Any]]:
     """Runs a cohort on a population that is split over the mesh, as `sharded` does.
 
@@ -42,6 +37,8 @@ def owners_compute(
     Raises:
       ValueError: if the data were split for another number of devices, or the table was.
     """
+    program, data, work = job.program, job.data, job.work
+    assert isinstance(data, ShardedDataset)
     num_devices, block_size = mesh.shape[AXIS], data.block_size
     if data.num_blocks != num_devices:
         raise ValueError(
@@ -70,19 +67,13 @@ def owners_compute(
         places = work.members - jax.lax.axis_index(AXIS) * block_size
         mine = (places >= 0) & (places < block_size)
         places = jnp.clip(places, 0, block_size - 1)
-        work = work._replace(
-            members=places,
-            rows=places,
-            num_steps=jnp.where(mine, work.num_steps, 0),
-            mask=work.mask & mine,
-        )
+        work = work.only(mine)._replace(members=places, rows=places, mask=work.mask & mine)
         work = count_work(program.client.counts, block, work)
         strategy = inner
         if strategy is None:  # auto(), but for the clients that a device may expect to own
             strategy = chunked(choose(broadcast, block, share).num_lanes)
-        table, acc, metrics = strategy.execute(
-            program, key, table, acc, broadcast, round, block, work
-        )
+        own = Job(program, key, broadcast, round, block, work)
+        table, acc, metrics = strategy.execute(own, table, acc)
         return table, *add_devices((acc, metrics))
 
     whole, part = PartitionSpec(), PartitionSpec(AXIS)
@@ -93,7 +84,10 @@ def owners_compute(
         in_specs=(whole, part, whole, whole, whole, part, part, whole),
         out_specs=(part, whole, whole),
         check_vma=False,
-    )(key, table, acc, broadcast, round, data.examples, data.block_offsets, work)
+    )(
+        *(job.key, table, acc, job.broadcast, job.round),
+        *(data.examples, data.block_offsets, work),
+    )
 
 
 def imbalance(

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.counting import apply_counts
+from fedjax_lite.counting import Counts, apply_counts
 from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.batches import Plan, take_batch
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS, ENGINE_METRICS, well_formed
+from fedjax_lite.engine.phases import phases_of, step_names, stream_key, stream_seed
+from fedjax_lite.made import Made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Aggregator,
@@ -21,8 +23,8 @@ from fedjax_lite.types import (
     ClientInfo,
     ClientUpdate,
     Key,
-    Made,
     Message,
+    Phase,
     PyTree,
     Transform,
 )
@@ -37,6 +39,11 @@ class Program(NamedTuple):
     aggregator: Aggregator
     weighed: bool = True
     """A message of weight 0 counts nowhere, so it is not sent; False: all of the cohort send."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of local work, each with its plan."""
+        return phases_of(self.client, self.plan)
 
 
 class Work(NamedTuple):
@@ -54,9 +61,25 @@ class Work(NamedTuple):
     sizes: Array
     """int32: its examples that count."""
     num_steps: Array
+    """int32: its steps, of all phases."""
     mask: Array
     stored: Array | None = None
     """int32: all its examples, which its batches are drawn from; None: as `sizes`."""
+    phase_steps: tuple[Array, ...] = ()
+    """int32: its steps in each phase, where there are several."""
+    found: Any = ()
+    """What it measured in the prologue."""
+
+    def steps_of(self, phase: int) -> Array:
+        """int32: its steps in one phase."""
+        return self.phase_steps[phase] if self.phase_steps else self.num_steps
+
+    def only(self, some: Array) -> Work:
+        """The same list, in which the others have no steps."""
+        keep = lambda steps: jnp.where(some, steps, 0)  # noqa: E731
+        return self._replace(
+            num_steps=keep(self.num_steps), phase_steps=tuple(map(keep, self.phase_steps))
+        )
 
 
 class Table(NamedTuple):
@@ -66,64 +89,98 @@ class Table(NamedTuple):
     uplink: PyTree
 
 
+class Job(NamedTuple):
+    """What a cohort has to do in a round, whoever executes it."""
+
+    program: Program
+    key: Key
+    """Of the round; a client's own is folded with its id."""
+    broadcast: PyTree
+    """What clients downloaded."""
+    round: Array
+    """int32 scalar."""
+    data: ClientData
+    work: Work
+
+
 class Strategy(NamedTuple):
     """How a cohort is executed. All strategies give equal results, up to rounding."""
 
-    execute: Callable[..., tuple[Table, PyTree, dict[str, Any]]]
-    """``(program, key, table, acc, broadcast, round, data, work) -> (table, acc, metrics [C])``."""
+    execute: Callable[[Job, Table, PyTree], tuple[Table, PyTree, dict[str, Any]]]
+    """``(job, table, acc) -> (table, acc, metrics [C])``."""
     name: str
     made: Made | None = None
     """Which factory made it; None: your own."""
 
 
-def train_lanes(
-    program: Program,
-    key: Key,
-    table: Table,
-    broadcast: PyTree,
-    round: Array,
-    data: ClientData,
-    work: Work,
-) -> Finished:
-    """Trains the `L` clients of `work` side by side, each to its own last step.
+def train_lanes(job: Job, table: Table, *, own_broadcast: bool = False) -> Finished:
+    """Trains the `L` clients of a job side by side, each to its own last step.
 
-    The loop runs to the longest of them; a lane that has finished keeps its carry by a select, so
-    its result is what it would be alone. One lane needs no select.
+    Each phase is one loop to the longest of them; a lane that has finished keeps its carry by a
+    select, so its result is what it would be alone. One lane needs no select.
+
+    Args:
+      job: its work has leaves `[L]`.
+      table: rows of all clients.
+      own_broadcast: whether each lane has a broadcast of its own, leaves `[L, ...]`.
 
     Returns:
       What the clients end with, leaves `[L, ...]`.
     """
+    program, work = job.program, job.work
     num_lanes = work.ids.shape[0]
-    over_lanes = lambda f: trees.map_lanes(f, num_lanes)  # noqa: E731
     rows = trees.gather_rows(table, work.rows)
+    downloaded = (job.broadcast,) if own_broadcast else ()
 
-    def start(work: Work, row: Table) -> Started:
-        return start_client(program, key, broadcast, round, work, row)
+    def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with the broadcast as its first argument, for all lanes."""
+        if own_broadcast:
+            return trees.map_lanes(lambda *args: function(args[-1], *args[:-1]), num_lanes)
+        return trees.map_lanes(lambda *args: function(job.broadcast, *args), num_lanes)
 
-    carry, seeds, keys_batch, keys_uplink = over_lanes(start)(work, rows)
+    def start(broadcast: PyTree, work: Work, row: Table) -> Started:
+        return start_client(program, job.key, broadcast, job.round, work, row)
 
-    def body(step: Array, carry: PyTree) -> PyTree:
-        def one(work: Work, seed: Array, key_batch: Key, carry: PyTree) -> PyTree:
-            batch = client_batch(program, data, seed, key_batch, work.members, step)
-            return program.client.step(broadcast, carry, batch)
+    carry, seeds, keys_batch, keys_uplink = over_lanes(start)(work, rows, *downloaded)
 
-        new = over_lanes(one)(work, seeds, keys_batch, carry)
-        return new if num_lanes == 1 else trees.where(step < work.num_steps, new, carry)
+    for i, phase in enumerate(program.phases):
 
-    carry = jax.lax.fori_loop(0, work.num_steps.max(), body, carry)
+        def body(step: Array, carry: PyTree, i: int = i, phase: Phase = phase) -> PyTree:
+            def one(
+                broadcast: PyTree, work: Work, seed: Array, key_batch: Key, carry: PyTree
+            ) -> PyTree:
+                batch = client_batch(
+                    phase, program.client.counts, job.data, seed, key_batch, work.members, step
+                )
+                return phase.step(broadcast, carry, batch)
 
-    def finish(work: Work, row: Table, carry: PyTree, key_uplink: Key) -> Finished:
+            new = over_lanes(one)(work, seeds, keys_batch, carry, *downloaded)
+            return new if num_lanes == 1 else trees.where(step < work.steps_of(i), new, carry)
+
+        carry = jax.lax.fori_loop(0, work.steps_of(i).max(), body, carry)
+
+    def finish(
+        broadcast: PyTree, work: Work, row: Table, carry: PyTree, key_uplink: Key
+    ) -> Finished:
         return finish_client(program, broadcast, work, row, carry, key_uplink)
 
-    return over_lanes(finish)(work, rows, carry, keys_uplink)
+    return over_lanes(finish)(work, rows, carry, keys_uplink, *downloaded)
 
 
 def client_batch(
-    program: Program, data: ClientData, seed: Array, key: Key, client: Array, step: Array
+    phase: Phase,
+    counts: Counts | None,
+    data: ClientData,
+    seed: Array,
+    key: Key,
+    client: Array,
+    step: Array,
 ) -> Batch:
-    """`take_batch`, with the examples masked that do not count."""
-    batch = take_batch(program.plan, data, seed, key, client, step)
-    return batch._replace(mask=apply_counts(program.client.counts, batch.examples, batch.mask))
+    """`take_batch` of a phase, with the examples masked that do not count."""
+    assert phase.stream is not None
+    seed, key = stream_seed(seed, phase.stream), stream_key(key, phase.stream)
+    batch = take_batch(phase.plan, data, seed, key, client, step)
+    return batch._replace(mask=apply_counts(counts, batch.examples, batch.mask))
 
 
 class Started(NamedTuple):
@@ -144,7 +201,9 @@ def start_client(
         jax.random.fold_in(key, work.ids), 4
     )
     seed = jax.random.bits(key_shuffle, (2,), jnp.uint32)
-    info = ClientInfo(work.ids, work.sizes, work.num_steps, round, work.stored)
+    info = ClientInfo(
+        work.ids, work.sizes, work.num_steps, round, work.stored, work.phase_steps, work.found
+    )
     carry = program.client.start(key_start, row.clients, broadcast, info)
     return Started(carry, seed, key_batch, key_uplink)
 
@@ -186,6 +245,10 @@ def finish_client(
         "uplink_entropy_bits": wire.entropy,
         CLIENT_COUNTED: counts.astype(jnp.float32),
         CLIENT_STEPS: work.num_steps.astype(jnp.float32),
+        **{
+            name: work.steps_of(i).astype(jnp.float32)
+            for name, i in step_names(program.phases).items()
+        },
     }
     if not program.weighed:
         counts = moved = jnp.ones_like(counts)
@@ -195,18 +258,39 @@ def finish_client(
 
 
 def message_shape(
-    program: Program, broadcast: PyTree, row: PyTree, uplink_row: PyTree | None = None
+    program: Program,
+    broadcast: PyTree,
+    row: PyTree,
+    uplink_row: PyTree | None = None,
+    found: Any = (),
 ) -> tuple[Message, dict[str, Any]]:
-    """Shapes of one client's message (before the uplink where `uplink_row` is None) and metrics."""
+    """Shapes of one client's message (before the uplink where `uplink_row` is None) and metrics.
+
+    ``found`` is what a client measured in a prologue, arrays or shapes.
+    """
+    found = trees.zeros(found)
 
     def one(key: Key) -> tuple[Message, dict[str, Any]]:
-        info = ClientInfo(*(jnp.int32(0) for _ in ClientInfo._fields))
+        none = jnp.int32(0)
+        phases = program.phases
+        several = (none,) * len(phases) if len(phases) > 1 else ()
+        info = ClientInfo(none, none, none, none, none, several, found)
         carry = program.client.start(key, row, broadcast, info)
         _, message, metrics = well_formed(*program.client.finish(broadcast, carry))
         if uplink_row is None:
             return message, metrics
         _, value = program.uplink.update(key, uplink_row, message.value)
-        own = dict.fromkeys(ENGINE_METRICS, jnp.float32(0))
+        names = (*ENGINE_METRICS, *step_names(phases))
+        own = dict.fromkeys(names, jnp.float32(0))
         return Message(value, message.weight), {**metrics, **own}
 
     return jax.eval_shape(one, jax.random.key(0))
+
+
+def empty_metrics(job: Job, table: Table) -> dict[str, Any]:
+    """Zeros for the metrics `[C]` of a job."""
+    row = jax.tree.map(lambda leaf: leaf[0], table)
+    found = jax.tree.map(lambda leaf: leaf[0], job.work.found)
+    _, shapes = message_shape(job.program, job.broadcast, row.clients, row.uplink, found)
+    size = job.work.ids.shape[0]
+    return jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,11 @@ import numpy as np
 
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count
-from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.batches import Amount, Plan
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS
 from fedjax_lite.engine.program import (
     Finished,
-    Program,
+    Job,
     Started,
     Strategy,
     Table,
@@ -25,7 +24,7 @@ from fedjax_lite.engine.program import (
     start_client,
 )
 from fedjax_lite.made import made
-from fedjax_lite.types import Array, Key, PyTree
+from fedjax_lite.types import Array, Key, Phase, PyTree
 
 
 @made
@@ -81,19 +80,12 @@ def differentiable(max_steps: int | None = None, *, remat: bool = True) -> Strat
     if max_steps is not None:
         check_count(max_steps, "max_steps", minimum=1)
 
-    def execute(
-        program: Program,
-        key: Key,
-        table: Table,
-        acc: PyTree,
-        broadcast: PyTree,
-        round: Array,
-        data: ClientData,
-        work: Work,
-    ) -> tuple[Table, PyTree, dict[str, Any]]:
-        length = scan_length(program.plan, data.max_client_size, max_steps)
-        done = _train(program, key, table, broadcast, round, data, work, length=length, remat=remat)
-        acc = program.aggregator.add(acc, done.message, work.slots, work.mask & done.counts)
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        work = job.work
+        longest = job.data.max_client_size
+        lengths = [scan_length(phase.plan, longest, max_steps) for phase in job.program.phases]
+        done = _train(job, table, lengths=lengths, remat=remat)
+        acc = job.program.aggregator.add(acc, done.message, work.slots, work.mask & done.counts)
         table = trees.scatter_rows(table, work.rows, work.mask & done.moved, done.row)
         empty = jax.tree.map(jnp.zeros_like, done.metrics)
         return table, acc, trees.scatter_rows(empty, work.slots, work.mask, done.metrics)
@@ -124,6 +116,9 @@ def scan_length(plan: Plan, max_client_size: int, max_steps: int | None) -> int:
     batch_size = plan.batch_size or max(max_client_size, 1)
     per_epoch = -(-max_client_size // batch_size)
     largest = steps if plan.steps is not None else None if epochs is None else epochs * per_epoch
+    if plan.max_epochs is not None:
+        most = plan.max_epochs * per_epoch
+        largest = most if largest is None else min(largest, most)
     if max_steps is None:
         if largest is None:
             raise ValueError(
@@ -150,60 +145,66 @@ def _largest(amount: Amount | None) -> int | None:
     return int(np.max(np.asarray(amount), initial=0))
 
 
-def _train(
-    program: Program,
-    key: Key,
-    table: Table,
-    broadcast: PyTree,
-    round: Array,
-    data: ClientData,
-    work: Work,
-    *,
-    length: int,
-    remat: bool,
-) -> Finished:
-    """`engine.program.train_lanes` with a scan instead of a loop of traced length."""
+def _train(job: Job, table: Table, *, lengths: list[int], remat: bool) -> Finished:
+    """`engine.program.train_lanes` with scans instead of loops of traced length."""
+    program, broadcast, work = job.program, job.broadcast, job.work
     num_lanes = work.ids.shape[0]
     rows = trees.gather_rows(table, work.rows)
-    # Whose data a lane reads: its own, or those of the busiest where it has no step.
-    busiest = work.members[jnp.argmax(work.num_steps)]
-    sources = jnp.where(work.num_steps > 0, work.members, busiest)
 
     def start(work: Work, row: Table) -> Started:
-        return start_client(program, key, broadcast, round, work, row)
+        return start_client(program, job.key, broadcast, job.round, work, row)
 
-    first, seeds, keys_batch, keys_uplink = trees.map_lanes(start, num_lanes)(work, rows)
+    carry, seeds, keys_batch, keys_uplink = trees.map_lanes(start, num_lanes)(work, rows)
+    cut_off = jnp.zeros(num_lanes, bool)
+    for i, (phase, length) in enumerate(zip(program.phases, lengths, strict=True)):
+        own_steps = work.steps_of(i)
+        # Whose data a lane reads: its own, or those of the busiest where it has no step.
+        busiest = work.members[jnp.argmax(own_steps)]
+        sources = jnp.where(own_steps > 0, work.members, busiest)
+        cut_off |= own_steps > length
+        lanes = _Lanes(sources, own_steps, seeds, keys_batch, carry)
+        carry = _scan(job, phase, lanes, length=length, remat=remat)
 
-    def body(carry: PyTree, step: Array) -> tuple[PyTree, None]:
-        def one(
-            source: Array,
-            num_steps: Array,
-            seed: Array,
-            key_batch: Key,
-            carry: PyTree,
-            safe: PyTree,
-        ) -> PyTree:
-            counts = step < num_steps
-            batch = client_batch(program, data, seed, key_batch, source, jnp.where(counts, step, 0))
-            new = program.client.step(broadcast, trees.where(counts, carry, safe), batch)
-            return trees.where(counts, new, carry)
-
-        lanes = (sources, work.num_steps, seeds, keys_batch, carry, first)
-        return trees.map_lanes(one, num_lanes)(*lanes), None
-
-    if remat:
-        # A scan keeps XLA from merging the two computations of a step by itself.
-        body = jax.checkpoint(body, prevent_cse=False)
-    carry, _ = jax.lax.scan(body, first, jnp.arange(length, dtype=jnp.int32))
-
-    def finish(work: Work, row: Table, carry: PyTree, key_uplink: Key) -> Finished:
+    def finish(work: Work, row: Table, carry: PyTree, key_uplink: Key, cut_off: Array) -> Finished:
         out = finish_client(program, broadcast, work, row, carry, key_uplink)
-        spoilt = jax.tree.map(lambda leaf: _spoil(leaf, work.num_steps > length), out)
+        spoilt = jax.tree.map(lambda leaf: _spoil(leaf, cut_off), out)
         # Who counted stays: a client that did not is left out of the round's means, NaN and all.
         known = {name: out.metrics[name] for name in (CLIENT_COUNTED, CLIENT_STEPS)}
         return spoilt._replace(metrics={**spoilt.metrics, **known})
 
-    return trees.map_lanes(finish, num_lanes)(work, rows, carry, keys_uplink)
+    return trees.map_lanes(finish, num_lanes)(work, rows, carry, keys_uplink, cut_off)
+
+
+class _Lanes(NamedTuple):
+    """What clients enter a phase with, leaves `[L, ...]`."""
+
+    sources: Array
+    num_steps: Array
+    seeds: Array
+    keys: Key
+    carry: PyTree
+
+
+def _scan(job: Job, phase: Phase, lanes: _Lanes, *, length: int, remat: bool) -> PyTree:
+    """The carries after one phase."""
+    counts = job.program.client.counts
+
+    def body(carry: PyTree, step: Array) -> tuple[PyTree, None]:
+        def one(client: _Lanes, carry: PyTree) -> PyTree:
+            active = step < client.num_steps
+            at = jnp.where(active, step, 0)
+            batch = client_batch(
+                phase, counts, job.data, client.seeds, client.keys, client.sources, at
+            )
+            new = phase.step(job.broadcast, trees.where(active, carry, client.carry), batch)
+            return trees.where(active, new, carry)
+
+        return trees.map_lanes(one, lanes.sources.shape[0])(lanes, carry), None
+
+    if remat:
+        # A scan keeps XLA from merging the two computations of a step by itself.
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, lanes.carry, jnp.arange(length, dtype=jnp.int32))[0]
 
 
 def _spoil(leaf: Array, cut_off: Array) -> Array:

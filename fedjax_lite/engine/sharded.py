@@ -15,7 +15,7 @@ from fedjax_lite.engine.choose import auto
 from fedjax_lite.engine.collective import AXIS, add_devices, spread_metrics
 from fedjax_lite.engine.owners import owners_compute
 from fedjax_lite.engine.placement import check_mesh
-from fedjax_lite.engine.program import Program, Strategy, Table, Work
+from fedjax_lite.engine.program import Job, Strategy, Table, Work
 from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, Message, PyTree
 
@@ -72,20 +72,10 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
     dealt_to = auto() if inner is None else inner
     num_devices = mesh.shape[AXIS]
 
-    def execute(
-        program: Program,
-        key: Key,
-        table: Table,
-        acc: PyTree,
-        broadcast: PyTree,
-        round: Array,
-        data: ClientData,
-        work: Work,
-    ) -> tuple[Table, PyTree, dict[str, Any]]:
-        if isinstance(data, ShardedDataset):
-            return owners_compute(
-                mesh, inner, program, key, table, acc, broadcast, round, data, work
-            )
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        program, work = job.program, job.work
+        if isinstance(job.data, ShardedDataset):
+            return owners_compute(mesh, inner, job, table, acc)
         cohort_size = work.ids.shape[0]
         dealt = deal(work, num_devices)
         rows = trees.gather_rows(table, dealt.rows)
@@ -108,16 +98,9 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
             # aggregator needs to know their places in the whole cohort.
             places = jnp.arange(share, dtype=jnp.int32)
             local = program._replace(aggregator=_with_slots(program.aggregator, mine.slots))
-            rows, acc, metrics = dealt_to.execute(
-                local,
-                key,
-                rows,
-                acc,
-                broadcast,
-                round,
-                data,
-                mine._replace(rows=places, slots=places),
-            )
+            here = mine._replace(rows=places, slots=places)
+            own = Job(local, key, broadcast, round, data, here)
+            rows, acc, metrics = dealt_to.execute(own, rows, acc)
             metrics = spread_metrics(metrics, mine.slots, mine.mask, cohort_size)
             return rows, *add_devices((acc, metrics))
 
@@ -129,7 +112,7 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
             in_specs=(whole, part, whole, whole, whole, whole, whole),
             out_specs=(part, whole, whole),
             check_vma=False,
-        )(key, rows, acc, broadcast, round, data, dealt)
+        )(job.key, rows, acc, job.broadcast, job.round, job.data, dealt)
         return trees.scatter_rows(table, dealt.rows, dealt.mask, rows), acc, metrics
 
     return Strategy(execute, f"sharded({num_devices} devices, {dealt_to.name})")

@@ -13,7 +13,7 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.checks import check_count, check_fraction, check_non_negative, check_positive
 from fedjax_lite.counting import counts_of
-from fedjax_lite.local import LocalCarry, LossFn, check_loss
+from fedjax_lite.local import LocalCarry, LossFn, check_loss, no_loss
 from fedjax_lite.made import made
 from fedjax_lite.privacy import accounting
 from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
@@ -124,7 +124,7 @@ def dp_sgd(
         return jax.value_and_grad(value)(params)
 
     def start(key: Key, row: PyTree, broadcast: Params, info: ClientInfo) -> LocalCarry:
-        return LocalCarry(broadcast, (), Mean(jnp.float32(0), jnp.float32(0)), info)
+        return LocalCarry(broadcast, (), no_loss(), info)
 
     def step(broadcast: Params, carry: LocalCarry, batch: Batch) -> LocalCarry:
         key_draw, key_noise, key_loss = jax.random.split(batch.key, 3)
@@ -147,9 +147,9 @@ def dp_sgd(
         def move(leaf: Array, total: Array, noise: Array) -> Array:
             return (leaf - rate * ((total + noise) / denominator)).astype(leaf.dtype)
 
-        seen = Mean(
-            carry.loss.total + jnp.where(counts, losses, 0).sum().astype(jnp.float32),
-            carry.loss.count + counts.sum().astype(jnp.float32),
+        seen = carry.loss + Mean(
+            jnp.where(counts, losses, 0).sum().astype(jnp.float32),
+            counts.sum().astype(jnp.float32),
         )
         return LocalCarry(jax.tree.map(move, params, total, noise), (), seen, carry.info)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-
-from fedjax_lite.engine.program import Program, Strategy
-from fedjax_lite.types import Key, PyTree
+from fedjax_lite.engine.program import Job, Strategy, Table
+from fedjax_lite.types import PyTree
 
 
 def idle(inner: Strategy, client: int) -> Strategy:
@@ -23,11 +21,8 @@ def idle(inner: Strategy, client: int) -> Strategy:
       'sequential(), client 4 idle'
     """
 
-    def execute(
-        program: Program, key: Key, table: PyTree, acc: PyTree, broadcast: PyTree, round: Any,
-        data: Any, work: Any,
-    ) -> Any:  # fmt: skip
-        work = work._replace(num_steps=jnp.where(work.ids == client, 0, work.num_steps))
-        return inner.execute(program, key, table, acc, broadcast, round, data, work)
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        work = job.work.only(job.work.ids != client)
+        return inner.execute(job._replace(work=work), table, acc)
 
     return Strategy(execute, f"{inner.name}, client {client} idle")

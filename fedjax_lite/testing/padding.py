@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.engine.program import Program, Strategy
+from fedjax_lite.engine.phases import Step, around
+from fedjax_lite.engine.program import Job, Strategy, Table
 from fedjax_lite.types import Array, Batch, PyTree
 
 
@@ -24,18 +25,20 @@ def overwritten(inner: Strategy, value: float = 3.0) -> Strategy:
       'sequential(), padding overwritten'
     """
 
-    def execute(program: Program, *rest: Any) -> Any:
-        client = program.client
-
-        def step(broadcast: PyTree, carry: PyTree, batch: Batch) -> PyTree:
+    def spoilt(step: Step) -> Step:
+        def on_spoilt(broadcast: PyTree, carry: PyTree, batch: Batch) -> PyTree:
             def spoil(leaf: Array) -> Array:
                 real = batch.mask.reshape((-1,) + (1,) * (leaf.ndim - 1))
                 return jnp.where(real, leaf, jnp.asarray(value, leaf.dtype))
 
-            return client.step(
-                broadcast, carry, batch._replace(examples=jax.tree.map(spoil, batch.examples))
-            )
+            examples = jax.tree.map(spoil, batch.examples)
+            return step(broadcast, carry, batch._replace(examples=examples))
 
-        return inner.execute(program._replace(client=client._replace(step=step)), *rest)
+        return on_spoilt
+
+    def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
+        client = job.program.client
+        client = client._replace(step=around(client.step, spoilt))
+        return inner.execute(job._replace(program=job.program._replace(client=client)), table, acc)
 
     return Strategy(execute, f"{inner.name}, padding overwritten")
