@@ -25,6 +25,7 @@ from fedjax_lite.engine.program import Program, Strategy, Table, message_shape
 from fedjax_lite.engine.prologue import Prefaced as Prefaced
 from fedjax_lite.engine.prologue import Prologue as Prologue
 from fedjax_lite.engine.prologue import measured_in, narrowed, preface_shape, prologue_program
+from fedjax_lite.engine.round_keys import round_keys
 from fedjax_lite.evaluate.own_models import models_of
 from fedjax_lite.label_checks import outputs_of, watching
 from fedjax_lite.ledger import empty
@@ -51,8 +52,6 @@ from fedjax_lite.types import (
     Slots,
     Transform,
 )
-
-ROUND_STREAM = 0x726F756E
 
 
 @made
@@ -298,15 +297,6 @@ def federated_algorithm(
     )
     accountant = None if privacy is None else privacy.accountant
     return FederatedAlgorithm(init, round, sample, with_strategy, accountant, models_of, slots)
-
-
-def round_keys(key: Key, round: Array) -> Array:
-    """Keys of one round: sampling, clients, server, prologue.
-
-    A stream apart: ``split(key)[i]`` equals ``fold_in(key, i)``, and the caller may have used the
-    same key to initialise the model.
-    """
-    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), round), 4)
 
 
 def make_table(name: str, row: Any, data: Any) -> Any:

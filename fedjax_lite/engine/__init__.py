@@ -4,6 +4,7 @@ from fedjax_lite.checked import check_calls
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import auto, choose, explain
 from fedjax_lite.engine.lanes import chunked, sequential, vmapped
+from fedjax_lite.engine.one_client import Trained, train_clients
 from fedjax_lite.engine.owners import imbalance
 from fedjax_lite.engine.peak_memory import Forecast, forecast
 from fedjax_lite.engine.placement import (
@@ -13,17 +14,19 @@ from fedjax_lite.engine.placement import (
     replicate,
     shard_population,
 )
-from fedjax_lite.engine.program import Program, Strategy, Table, Work
+from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work
 from fedjax_lite.engine.scanned import differentiable
 from fedjax_lite.engine.sharded import sharded
 from fedjax_lite.engine.shuffle import shuffle_index
 
 __all__ = [
     "Forecast",
+    "Job",
     "Plan",
     "Program",
     "Strategy",
     "Table",
+    "Trained",
     "Work",
     "auto",
     "choose",
@@ -40,6 +43,7 @@ __all__ = [
     "shard_population",
     "sharded",
     "shuffle_index",
+    "train_clients",
     "vmapped",
 ]
 

@@ -12,6 +12,7 @@ from fedjax_lite.data.dataset import ClientData
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.messages import CLIENT_COUNTED
 from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work, message_shape
+from fedjax_lite.engine.round_keys import split_pass_key
 from fedjax_lite.types import Array, Cohort, Key, Phase
 
 
@@ -54,7 +55,7 @@ def one_pass(
     it must not tell whether anybody was there. ``found``, leaves `[C]`, is what clients measured in
     a pass before this one.
     """
-    key_clients, key_aggregate = jax.random.split(key)
+    key_clients, key_aggregate = split_pass_key(key)
     work = work_list(program.phases, key_clients, cohort, data)
     work = count_work(program.client.counts, data, work)._replace(found=found)
     if program.aggregator.at is not None:

@@ -120,7 +120,8 @@ def valid_arguments(full: str, value: Callable[..., Any]) -> dict[str, Any]:
             argument = own[name] if name in own else BY_NAME[name]
             is_made = any(argument is maker for maker in MADE)
             given[name] = argument() if is_made else argument
-    if any(p.name == "slots" for p in inspect.signature(value).parameters.values()):
+    kinds = {p.name: p.kind for p in inspect.signature(value).parameters.values()}
+    if kinds.get("slots") is inspect.Parameter.VAR_KEYWORD:
         given = {"plan": PLAN, "sampler": BY_NAME["sampler"], **given}
         if full == "fedsgd":
             del given["plan"]

@@ -19,7 +19,7 @@ import numpy as np
 from workloads import WORKLOADS, Workload
 
 import fedjax_lite as fl
-from fedjax_lite.compose import ROUND_STREAM
+from fedjax_lite.engine.round_keys import ROUND_STREAM
 from fedjax_lite.models.inputs import as_floats
 from peers_programs import jax_models
 

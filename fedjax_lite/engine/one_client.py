@@ -1,0 +1,104 @@
+"""Clients one by one: local training apart from any round, each from a broadcast of its own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from fedjax_lite import trees
+from fedjax_lite.data.dataset import ClientData, check_data
+from fedjax_lite.engine.counted import count_work
+from fedjax_lite.engine.one_pass import work_list
+from fedjax_lite.engine.program import Job, Program, Table, train_lanes
+from fedjax_lite.engine.round_keys import clients_key
+from fedjax_lite.transforms.chain import chain, identity
+from fedjax_lite.types import Array, Cohort, Key, Message, PyTree, Slots
+
+
+class Trained(NamedTuple):
+    """What some clients end with, leaves `[L, ...]`."""
+
+    rows: Table
+    """Their rows and the states of their uplinks; of who did not count, as they were."""
+    messages: Message
+    """What they send, after the uplink."""
+    metrics: dict[str, Any]
+    counts: Array
+    """bool `[L]`: whose message counts."""
+
+
+def train_clients(
+    slots: Slots | None,
+    key: Key,
+    broadcasts: PyTree,
+    rows: Table,
+    ids: Array,
+    round: Array,
+    data: ClientData,
+    mask: Array | None = None,
+) -> Trained:
+    """Trains some clients, each from its own broadcast; nothing is aggregated.
+
+    The same `start`, steps, `finish` and uplink as in a round of the algorithm, and the same
+    randomness: of the key, the round's number and the client's id. For methods whose clients
+    start from different models (asynchronous, clustered, matched), and for one client on a machine
+    of its own. To be called under `jax.jit`.
+
+    Args:
+      slots: of an algorithm, ``algo.slots``.
+      key: as `algo.round` is given it; a client that trains twice in a round needs another one.
+      broadcasts: leaves `[L, ...]`, what each of them downloaded.
+      rows: leaves `[L, ...]`: their rows and uplink states, ``Table(clients, uplink)``.
+      ids: int32 `[L]`; one client may come up twice.
+      round: int32 scalar, the round's number.
+      data: the population.
+      mask: bool `[L]`, False for an empty lane; default all True.
+
+    Returns:
+      `Trained`.
+
+    Raises:
+      TypeError: if `slots` are none, or the data no data set.
+      ValueError: if there is a prologue, which needs a cohort.
+
+    Example:
+      >>> import jax, optax, fedjax_lite as fl
+      >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 3.0])}, [0, 1])
+      >>> algo = fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(0.5),
+      ...                  plan=fl.Plan(batch_size=1), sampler=fl.everyone())
+      >>> done = train_clients(algo.slots, jax.random.key(0), jnp.array([1.0, 0.0, 5.0]),
+      ...                      Table((), ()), jnp.array([0, 1, 0]), jnp.int32(0), data)
+      >>> done.messages.value.tolist()
+      [1.0, -1.5, 3.0]
+    """
+    if not isinstance(slots, Slots):
+        raise TypeError(
+            f"slots must be those of an algorithm, got {type(slots).__name__}; algo.slots (None "
+            "where an algorithm was not wired from slots)"
+        )
+    if slots.prologue is not None:
+        raise ValueError(
+            "slots have a prologue, a pass over a whole cohort, so that no client trains alone; "
+            "use algo.round"
+        )
+    data = check_data(data)
+    uplink = slots.uplink
+    if slots.privacy is not None and slots.privacy.uplink is not None:
+        uplink = slots.privacy.uplink if uplink is None else chain(uplink, slots.privacy.uplink)
+    program = Program(
+        slots.client,
+        slots.plan,
+        identity() if uplink is None else uplink,
+        slots.aggregator,
+        weighed=slots.privacy is None,
+    )
+    ids = jnp.asarray(ids, jnp.int32)
+    mask = jnp.ones(ids.shape, bool) if mask is None else mask
+    key = clients_key(key, round)
+    work = work_list(program.phases, key, Cohort(ids, mask), data)
+    work = count_work(program.client.counts, data, work)._replace(rows=jnp.arange(len(ids)))
+    job = Job(program, key, broadcasts, round, data, work)
+    done = train_lanes(job, rows, own_broadcast=True)
+    kept = trees.where(mask & done.moved, done.row, rows)
+    return Trained(kept, done.message, done.metrics, mask & done.counts)
