@@ -12,11 +12,11 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite.anatomy import describe
+from fedjax_lite.anatomy.models import num_parameters
+from fedjax_lite.anatomy.notes import read
 from fedjax_lite.anatomy.optimizers import read_optimizer
-from fedjax_lite.anatomy.pieces import ALIASES, PLUMBING, factory_of, read, steps
-from fedjax_lite.anatomy.rounds import num_parameters
 from fedjax_lite.anatomy.words import WORDS, phrase
-from fedjax_lite.testing import registry
+from fedjax_lite.testing import registered_slots, registry
 from fedjax_lite.types import Aggregator, ClientUpdate, Sampler, Transform
 
 PLAN = fl.Plan(batch_size=10, epochs=3)
@@ -124,7 +124,7 @@ def test_every_part_is_named(part):
     assert "your own" not in words
     piece = read(part)
     assert piece.module.startswith("fedjax_lite.")
-    assert piece.name not in PLUMBING
+    assert piece.name == piece.note.name
     shown = ("cohort_size", "rate", "clip", "max_norm", "num_byzantine", "fraction", "levels")
     for setting, value in piece.settings.items():
         if setting in (*shown, "stddev") and value is not None:
@@ -143,7 +143,6 @@ def test_no_public_factory_is_told_by_plumbing():
 def test_the_tables_name_factories_that_exist():
     names = {n for g in (registry.SAMPLERS, registry.AGGREGATORS, registry.TRANSFORMS, ATTACKS)
              for n in (read(part).name for part in g.values())}  # fmt: skip
-    assert set(ALIASES.values()) <= names
     # Without these nothing of the kind is in the registries.
     rest = {"modular_mean", "noisy_codes", "of_direction", "inverse_variance", "once_an_epoch"}
     rest |= {"edge_averages"}
@@ -214,6 +213,14 @@ def test_noise_is_told_by_what_is_added():
     matrix = fl.privacy.matrix_noise(noise_multiplier=2.0, per_layer=True, **common)
     assert "clipped to L2 norm 0.5 (layer by layer), summed" in describe(matrix)
     assert "deviation 2.82843 times" in describe(matrix)  # two turns: the root of 2 times 2
+
+
+@pytest.mark.parametrize("name", registered_slots.mechanisms())
+def test_no_part_of_a_mechanism_is_called_the_users(name):
+    mechanism = registered_slots.mechanisms()[name]
+    for words in (describe(mechanism), describe(make(privacy=mechanism))):
+        assert "your own" not in words.replace(f"your own `loss` ({__name__})", "")
+        assert not [leak for leak in LEAKS if leak in words]
 
 
 def test_plans():
@@ -291,7 +298,8 @@ def test_running_statistics_are_no_parameters_and_a_failing_init_has_no_size():
     model = fl.models.from_linen(Net(), jnp.zeros((1, 4)), statistics="averaged")
     assert "(18 parameters)" in loss_line(model)  # 4 * 3 weights, scale and bias
     broken = fl.models.from_functions(lambda key: 1 / 0, lambda params, x, key: x)
-    assert num_parameters(list(steps([broken.loss], into_parts=True))) is None
+    assert num_parameters(broken.made) is None
+    assert loss_line(broken) == "Loss: cross_entropy of from_functions."
 
 
 @pytest.mark.parametrize(
@@ -329,28 +337,36 @@ COSINE = optax.cosine_decay_schedule(0.5, 90)
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        (COSINE, "optax.cosine_decay_schedule(init_value 0.5, decay_steps 90)"),
-        (optax.linear_schedule(0.5, 0.25, 9),
-         "optax.linear_schedule(init_value 0.5, end_value 0.25, transition_steps 9)"),
-        (optax.piecewise_constant_schedule(0.5, {7: 0.25}), "boundaries_and_scales {7: 0.25})"),
-        (optax.linear_onecycle_schedule(100, 0.5), "interpolate_type linear, init_value 0.02, "),
+        (COSINE, "a schedule: along a cosine from 0.5 to 0 in 90 steps"),
+        (optax.cosine_decay_schedule(0.5, 90, alpha=0.25),
+         "a schedule: along a cosine from 0.5 to 0.125 in 90 steps"),
+        (optax.linear_schedule(0.5, 0.25, 9), "a schedule: linearly from 0.5 to 0.25 in 9 steps"),
+        (optax.exponential_decay(0.5, 1, 0.75), "a schedule: from 0.5 on, times 0.75 a step"),
+        (optax.piecewise_constant_schedule(0.5, {7: 0.25, 20: 0.5}),
+         "a schedule: 0.5, 0.125 from step 7 on, 0.0625 from step 20 on"),
         (optax.warmup_cosine_decay_schedule(0.0, 0.5, 10, 100),
-         "optax.join_schedules(optax.linear_schedule(init_value 0, end_value 0.5, transition_steps "
-         "10), from 10 on optax.cosine_decay_schedule(init_value 0.5, decay_steps 90))"),
-        (lambda round: 2 * COSINE(round), f"your own function ({__name__}), which uses "
-         "optax.cosine_decay_schedule(init_value 0.5, decay_steps 90)"),
+         "a schedule: linearly from 0 to 0.5 in 10 steps, then along a cosine from 0.5 to 0 in 90"),
+        (lambda round: 0.5 / (1 + round), f"the schedule your own function ({__name__}): 0.5 at "
+         "step 0, 0.25 at step 1, 0.0454545 at step 10, 0.0049505 at step 100"),
     ],
 )  # fmt: skip
-def test_schedules_are_told_with_their_numbers(schedule, words):
-    assert words in read_optimizer(optax.sgd(schedule)).words
+def test_schedules_are_told_by_what_they_do(schedule, words):
+    told = words.replace(f"the schedule your own function ({__name__})", "a schedule")
+    assert f"learning rate by {told}" in read_optimizer(optax.sgd(schedule)).words
+    assert f"learning rate by {told}" in read_optimizer(optax.adam(schedule)).words
+    assert f"learning rate by {words}" in read_optimizer(fl.server.yogi(schedule)).words
     if schedule is COSINE:
         for factory in (fl.scaffold, fl.fednova, fl.mime):
             text, _ = lines_of(factory(loss, schedule, plan=PLAN, sampler=fl.uniform(4)))
-            assert f"SGD with learning rate by the schedule {words}" in text
-        by_round = fl.fedavg(
-            loss, lambda r: optax.sgd(schedule(r)), plan=PLAN, sampler=fl.uniform(4)
-        )
-        assert f"which uses {words} and optax.sgd." in lines_of(by_round)[0]
+            assert f"SGD with learning rate by {words}" in text
+
+
+def test_an_optimizer_of_the_round_is_told_by_its_first_round():
+    by_round = fl.fedavg(loss, lambda r: optax.sgd(COSINE(r)), plan=PLAN, sampler=fl.uniform(4))
+    assert (
+        "depends on the round: your own `test_an_optimizer_of_the_round_is_told_by_its_first_"
+        f"round` ({__name__}), in round 0 SGD with learning rate 0.5."
+    ) in lines_of(by_round)[0]
 
 
 def test_what_is_refused_is_told_by_its_type():
@@ -369,18 +385,13 @@ def test_what_is_known_of_an_optimizer():
         "optax.clip_by_global_norm(max_norm 2), then "
         "AdamW (b1 0.9, b2 0.999, eps 1e-08, weight decay 0.25) with learning rate 0.5"
     )
-    schedule = optax.sgd(optax.exponential_decay(0.5, 10, 0.75))
-    assert "init_value 0.5, transition_steps 10, decay_rate 0.75" in read_optimizer(schedule).words
     scaled = optax.chain(optax.scale_by_trust_ratio(), optax.scale(-0.5))
-    assert (
-        read_optimizer(scaled).words
-        == "optax.scale_by_trust_ratio, then times the learning rate 0.5"
-    )
+    assert read_optimizer(scaled).words == "an optax chain of 2 transformations"
     assert read_optimizer(optax.sgd(0.1)).plain
     assert not read_optimizer(optax.sgd(0.1, momentum=0.9)).plain
     masked = optax.masked(optax.sgd(0.5), True)
     assert "SGD with learning rate 0.5" in read_optimizer(masked).words
-    injected = "optax.sgd (learning_rate 0.5), its settings injected into its state"
+    injected = "SGD with learning rate 0.5, its settings injected into its state"
     for optimizer, words in (
         (optax.rmsprop(0.5, momentum=0.75), "with learning rate 0.5, then momentum 0.75"),
         (optax.inject_hyperparams(optax.sgd)(0.5), injected),
@@ -430,19 +441,21 @@ def first_three(key, state, sizes):
 
 def test_the_users_own_parts_are_called_so():
     module = __name__
+    signed = describe(fl.made(my_rule)(fl.median(), limit=3))
+    assert signed == f"your own `my_rule` ({module}) with limit 3 around the coordinate-wise median"
     algorithm = fl.federated_algorithm(
         my_client(),
         plan=PLAN,
         sampler=Sampler(lambda num_clients: (), first_three),
         server=fl.optimizer_server(optax.sgd(1.0)),
         uplink=my_transform(2.0),
-        aggregator=my_rule(),
+        aggregator=my_rule(fl.median()),
     )
     text, _ = lines_of(algorithm)
     assert text.startswith("Your own algorithm (client `my_client`) ")
     assert f"Cohort: each round your own `first_three` ({module})." in text
     assert f"sent your own `my_transform` ({module})." in text
-    assert f"your own `my_rule` ({module}) around the coordinate-wise median" in text
+    assert f"your own `my_rule` ({module}); a message weighs what" in text
 
 
 PARTS = [fl.qsgd(7), fl.krum(1), fl.optimizer_server(optax.sgd(1.0)),
@@ -456,9 +469,7 @@ def test_a_part_with_a_field_of_the_users_is_not_called_ours(part):
         assert (changed.own, changed.name) == (True, "first_three"), field
 
 
-def my_rule():
-    inner = fl.median()
-
+def my_rule(inner, limit=None):
     def finish(key, state, acc, cohort):
         return inner.finish(key, state, acc, cohort)
 
@@ -469,19 +480,33 @@ def test_an_algorithm_that_is_not_composed():
     def my_round(key, state, data, cohort=None):
         return state, {}
 
-    text = describe(make()._replace(round=my_round))
+    text = describe(fl.FederatedAlgorithm(make().init, my_round))
     assert text.startswith("An algorithm of your own: `test_an_algorithm_that_is_not_composed`")
+
+
+def logged(algorithm, where):
+    def logged_round(key, state, data, cohort=None):
+        return algorithm.round(key, state, data, cohort)
+
+    return algorithm._replace(round=logged_round)
 
 
 def test_a_wrapper_is_looked_through():
     algorithm = make()
-
-    def logged_round(key, state, data, cohort=None):
-        return algorithm.round(key, state, data, cohort)
-
-    title, *rest = describe(algorithm._replace(round=logged_round)).splitlines()
-    assert title.startswith("FedAvg, its round wrapped in your own `test_a_wrapper_is_looked_")
-    assert rest == describe(algorithm).splitlines()[1:]
+    whole = "FedAvg (McMahan et al., 2017)"
+    for wrapped, words in (
+        (logged(algorithm, "here"), f", its round replaced by your own `logged` ({__name__}); the "
+         "slots that it had"),
+        (fl.made(logged)(algorithm, "here"), f", wrapped in your own `logged` ({__name__})"),
+        (fl.with_init(algorithm, lambda init: init), ", wrapped in `with_init`"),
+        (fl.made(lambda: make())(), f", made by your own `<lambda>` ({__name__})"),
+    ):  # fmt: skip
+        title, *rest = describe(wrapped).splitlines()
+        assert title == whole + words
+        assert rest == describe(algorithm).splitlines()[1:]
+    bare = fl.made(lambda inner: fl.FederatedAlgorithm(inner.init, inner.round))
+    assert describe(bare(algorithm)).splitlines()[1:] == describe(algorithm).splitlines()[1:]
+    assert fl.citation(bare(algorithm)) == fl.citation(algorithm)
     again = algorithm._replace(round=functools.partial(jax.jit(algorithm.round)))
     assert describe(again) == describe(algorithm)
 
@@ -524,6 +549,4 @@ def test_it_runs_nothing_and_is_fast():
 def test_phrases_of_nested_parts():
     nested = fl.transforms.rotated(fl.transforms.stochastic_levels(6))
     assert "6 levels" in phrase(nested)
-    assert factory_of(read(nested).module, read(nested).name) is inspect.unwrap(
-        fl.transforms.rotated
-    )
+    assert read(nested).note.factory is inspect.unwrap(fl.transforms.rotated)

@@ -91,7 +91,7 @@ def compared_with_itself(patch):
 
 
 def mu_is_not_passed_on(patch):
-    patch.setattr(FEDPROX, "_pulled", lambda optimizer, mu: optimizer)
+    patch.setattr(FEDPROX, "pulled", lambda optimizer, mu: optimizer)
 
 
 # -- FedNova: defect 9, and its share of 8 --------------------------------------------------

@@ -144,7 +144,7 @@ def centralised(
             )
         return models_of(state, ids)
 
-    return FederatedAlgorithm(init, round, models=models)
+    return FederatedAlgorithm(init, round, models=models, slots=one.slots)
 
 
 class OwnModel(NamedTuple):

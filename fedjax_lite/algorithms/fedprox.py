@@ -101,12 +101,12 @@ def fedprox(
         client = adaptive_client(loss, client_optimizer, weighting=weighting)
         server = adaptive_mu(server, mu=mu)
     else:
-        client = local_sgd(loss, _pulled(client_optimizer, mu), weighting=weighting)
+        client = local_sgd(loss, pulled(client_optimizer, mu), weighting=weighting)
     return federated_algorithm(client, plan=plan, sampler=sampler, server=server, **slots)
 
 
 @made
-def _pulled(client_optimizer: ClientOptimizer, mu: float | Array) -> ClientOptimizer:
+def pulled(client_optimizer: ClientOptimizer, mu: float | Array) -> ClientOptimizer:
     """The proximal term before a client optimizer."""
     resolve = resolve_optimizer(client_optimizer)
     return lambda round: optax.chain(proximal(mu), penalised(resolve(round), mu))
@@ -279,7 +279,7 @@ def adaptive_client(
     """
 
     def local(mu: float | Array) -> ClientUpdate:
-        return local_sgd(loss, _pulled(client_optimizer, mu), weighting=weighting)
+        return local_sgd(loss, pulled(client_optimizer, mu), weighting=weighting)
 
     local(0.0)  # checks the arguments before anything is traced
 

@@ -1,4 +1,4 @@
-"""What an algorithm is made of, read from its closures: in words, and as citations."""
+"""What an algorithm is made of, read from the notes of factories: in words, and as citations."""
 
 from fedjax_lite.anatomy.citation import citation
 from fedjax_lite.anatomy.describe import describe

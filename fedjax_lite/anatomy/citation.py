@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
+
+import optax
 
 from fedjax_lite.anatomy.composed import (
     Composed,
@@ -13,12 +15,14 @@ from fedjax_lite.anatomy.composed import (
     composed,
     server_optimizer,
 )
+from fedjax_lite.anatomy.notes import PACKAGE, Piece, is_ours, is_part, read
 from fedjax_lite.anatomy.optimizers import is_optimizer, read_optimizer
-from fedjax_lite.anatomy.pieces import PACKAGE, Piece, factory_of, is_part, read, steps
 from fedjax_lite.anatomy.references import entries, named_in
 from fedjax_lite.anatomy.text import Text
+from fedjax_lite.downlink import downlinked
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.types import Accountant, FederatedAlgorithm, Mechanism
+from fedjax_lite.made import maker_of
+from fedjax_lite.types import FederatedAlgorithm, Mechanism
 from fedjax_lite.version import __version__
 
 YEAR = 2026
@@ -63,7 +67,7 @@ def citation(*used: Any) -> Text:
 
     The papers are those that the docstrings of the composed pieces name: method, local steps,
     sampler, uplink, downlink, aggregator with attack and inner rules, privacy mechanism and its
-    accounting. Nothing is run or traced.
+    accounting. Nothing is run but optimizers of optax, on two numbers.
 
     Args:
       *used: algorithms, parts of them (aggregators, transforms, privacy mechanisms ...), models,
@@ -144,42 +148,42 @@ def keys_of(thing: Any) -> Iterator[str]:
 def _algorithm(algorithm: FederatedAlgorithm) -> Iterator[str]:
     whole = composed(algorithm)
     if whole is None:
-        yield from _inner_parts(read(algorithm.round))
         return
-    yield from named_in(whole.origin.__doc__ if whole.origin else None)
+    slots = whole.slots
+    yield from _doc(whole.origin)
     yield from _client(whole)
-    yield from _parts(whole.sampler)
-    yield from _parts(whole.uplink)
-    if whole.privacy is not None:
-        yield from _mechanism(whole.privacy)
+    yield from _parts(slots.sampler)
+    if slots.uplink is not None:
+        yield from _parts(slots.uplink)
+    if slots.privacy is not None:
+        yield from _mechanism(slots.privacy)
     else:
-        yield from _parts(whole.aggregator)
-    if whole.downlink is not None:
-        yield from _doc(factory_of("fedjax_lite.downlink", "downlinked"))
-        yield from _parts(getattr(whole.downlink, "transform", whole.downlink))
+        yield from _parts(slots.aggregator)
+    if slots.downlink is not None:
+        yield from _doc(downlinked)
+        yield from _parts(slots.downlink.transform)
     yield from _server(whole.server)
 
 
 def _client(whole: Composed) -> Iterator[str]:
     client = whole.client
-    if not client.own:
-        yield from _doc(factory_of(client.module, client.name))
-    if (optimizer := client_optimizer(client)) is not None:
+    if not client.own and client.note is not None:
+        yield from _doc(client.note.factory)
+    if (optimizer := client_optimizer(whole)) is not None:
         yield from _optimizer_names(optimizer.names)
-    for name in ("function", "loss"):
-        function = client.found.get(name)
-        if isinstance(function, FunctionType) and function.__module__.startswith(PACKAGE + "."):
-            yield from _parts(function)
+    for name in ("weighting", "loss"):
+        if (note := maker_of(whole.known.get(name))) is not None:
+            yield from _doc(note.factory)
 
 
 def _server(server: Piece) -> Iterator[str]:
-    if not server.own and server.name not in QUIET:
-        yield from _doc(factory_of(server.module, server.name))
+    if not server.own and server.name not in QUIET and server.note is not None:
+        yield from _doc(server.note.factory)
     if (optimizer := server_optimizer(server)) is None:
         return
     step = optimizer.plain or optimizer.momentum or optimizer.core.startswith(PACKAGE)
-    if not step and server.name == "optimizer_server":
-        yield from _doc(factory_of(server.module, server.name))
+    if not step and server.name == "optimizer_server" and server.note is not None:
+        yield from _doc(server.note.factory)
     yield from _optimizer_names(optimizer.names)
 
 
@@ -189,25 +193,24 @@ def _optimizer_names(names: tuple[str, ...]) -> Iterator[str]:
             continue
         if name in OPTAX:
             yield OPTAX[name]
-        elif name.startswith(PACKAGE):
-            module, _, factory = name.rpartition(".")
-            yield from _doc(factory_of(module, factory))
+        elif is_ours(name):
+            yield from _documented(*name.rpartition(".")[::2])
 
 
 def _mechanism(privacy: Mechanism) -> Iterator[str]:
     yield from _parts(privacy.aggregator)
     if privacy.uplink is not None:
         yield from _parts(privacy.uplink)
-    yield from _accountant(privacy.accountant)
+    yield from _accountant(privacy)
 
 
-def _accountant(accountant: Accountant) -> Iterator[str]:
-    walked = list(steps([accountant.spent]))
-    by_rdp = any(step.cells.get("method") == "rdp" for step in walked)
-    for step in walked:
-        if step.factory in ACCOUNTANTS:
-            module, name = ACCOUNTANTS[step.factory]
-            found = _doc(factory_of(f"{PACKAGE}.privacy.{module}", name))
+def _accountant(privacy: Mechanism) -> Iterator[str]:
+    note = privacy.accountant.made
+    by_rdp = note is not None and note.arguments.get("method") == "rdp"
+    for maker in (note, privacy.made):
+        if maker is not None and maker.name in ACCOUNTANTS:
+            module, name = ACCOUNTANTS[maker.name]
+            found = _documented(f"{PACKAGE}.privacy.{module}", name)
             # The other papers that accounting names are of the default, PLD.
             yield from (key for key in found if key == RDP or not by_rdp)
 
@@ -224,9 +227,9 @@ def _parts(part: Any) -> Iterator[str]:
     piece = read(part)
     if piece.name in MECHANISMS and not piece.own:
         module, name = MECHANISMS[piece.name]
-        yield from _doc(factory_of(f"{PACKAGE}.privacy.{module}", name))
-    elif not piece.own and piece.name not in QUIET:
-        yield from _doc(factory_of(piece.module, piece.name))
+        yield from _documented(f"{PACKAGE}.privacy.{module}", name)
+    elif piece.note is not None and not piece.own and piece.name not in QUIET:
+        yield from _doc(piece.note.factory)
     yield from _inner_parts(piece)
 
 
@@ -236,8 +239,12 @@ def _inner_parts(piece: Piece) -> Iterator[str]:
         yield from _parts(piece.parts[name])
 
 
-def _doc(function: FunctionType | None) -> Iterator[str]:
-    yield from named_in(function.__doc__ if function else None)
+def _doc(factory: Callable[..., Any] | None) -> Iterator[str]:
+    yield from named_in(factory.__doc__ if factory else None)
+
+
+def _documented(module: str, name: str) -> Iterator[str]:
+    yield from _doc(getattr(importlib.import_module(module), name))
 
 
 def _uncalled(function: FunctionType) -> list[str] | None:
@@ -247,9 +254,9 @@ def _uncalled(function: FunctionType) -> list[str] | None:
       TypeError: if it names none; what it makes may have some.
     """
     module, name = function.__module__ or "", function.__name__
-    if module.startswith(PACKAGE + ".") and factory_of(module, name) is inspect.unwrap(function):
+    if is_ours(module) and hasattr(function, "__wrapped__") and maker_of(function) is None:
         called, found = name, named_in(function.__doc__)
-    elif module.startswith("optax.") and function.__qualname__ == name:
+    elif getattr(optax, name, None) is function:
         called = f"optax.{name}"
         found = [OPTAX[name]] if name in OPTAX else []
         found = found or named_in((function.__doc__ or "").replace("arxiv.org/abs/", "arXiv:"))

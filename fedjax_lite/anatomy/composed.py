@@ -1,65 +1,64 @@
-"""Which slots `federated_algorithm` wired, read from the round's closures."""
+"""Which parts a round is wired from, by an algorithm's slots, and what the method is called."""
 
 from __future__ import annotations
 
-from types import FunctionType
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from fedjax_lite.anatomy.figures import figure, function_words, within
-from fedjax_lite.anatomy.optimizers import Optimizer, is_optimizer, read_optimizer
-from fedjax_lite.anatomy.pieces import Piece, factory_of, read, step_of, steps, unwrapped
-from fedjax_lite.anatomy.words import own_words
-from fedjax_lite.types import FederatedAlgorithm
+from fedjax_lite import algorithms
+from fedjax_lite.anatomy.notes import Piece, called, is_ours, notes_of, read, replaced_in
+from fedjax_lite.anatomy.optimizers import Optimizer, is_optimizer, of_the_round, read_optimizer
+from fedjax_lite.anatomy.stages import PROXIMAL
+from fedjax_lite.types import FederatedAlgorithm, Made, Slots
 
 
 class Composed(NamedTuple):
-    """The slots of a round."""
+    """A round, read."""
 
-    client: Piece
-    plan: Any
-    sampler: Any
-    server: Piece
-    """The innermost server that is not merely wrapped for privacy or the downlink."""
-    aggregator: Any
-    uplink: Any
-    downlink: Any
-    """A `Downlink`, or None."""
-    privacy: Any
-    strategy: Any
-    prologue: Any
+    slots: Slots
     title: str
     """What the method is called."""
-    origin: FunctionType | None
+    origin: Callable[..., Any] | None
     """The factory whose docstring names its paper."""
+    method: str
+    """Its name, where it is a method of the package; else ""."""
+    client: Piece
+    """The client's update, or the method's own arguments where it wires one itself."""
+    server: Piece
+    known: dict[str, Any]
+    """Arguments of all factories that had a part in it, the last word first."""
+    around: str = ""
+    """What was put around the method, in words that begin with a comma."""
 
 
-TITLES: dict[str, tuple[str, str, str]] = {
-    "local_gradient": ("FedSGD", "fedsgd", "fedsgd"),
-    "adaptive_client": ("FedProx with an adaptive mu", "fedprox", "fedprox"),
-    "nova_client": ("FedNova", "fednova", "fednova"),
-    "scaffold_client": ("SCAFFOLD", "scaffold", "scaffold"),
-    "feddyn_client": ("FedDyn", "feddyn", "feddyn"),
-    "mime_client": ("Mime", "mime", "mime"),
-    "at_edges": ("HierFAVG", "hierfavg", "hierfavg"),
-    "local_leaves": ("FedAvg with local leaves", "local_leaves", "local_leaves"),
-    "centralised": ("Centralised training", "baselines", "centralised"),
-    "local_only": ("Local training only", "baselines", "local_only"),
-    "dp_sgd": ("FedAvg with DP-SGD on every client", "fedavg", "fedavg"),
+METHODS = {
+    "fedsgd": "FedSGD",
+    "fedprox": "FedProx",
+    "fednova": "FedNova",
+    "scaffold": "SCAFFOLD",
+    "feddyn": "FedDyn",
+    "mime": "Mime",
+    "mimelite": "MimeLite",
+    "hierfavg": "HierFAVG",
+    "fedbn": "FedBN",
+    "local_leaves": "FedAvg with local leaves",
+    "centralised": "Centralised training",
+    "local_only": "Local training only",
 }
-"""By the client's factory: the method, and module and name of the factory in `algorithms`."""
+"""By the factory in `fedjax_lite.algorithms`; FedAvg's family is told by its server."""
 SERVERS = {
     "fedjax_lite.server.adagrad": ("FedAdagrad", "fedadagrad"),
     "fedjax_lite.server.adam": ("FedAdam", "fedadam"),
     "fedjax_lite.server.yogi": ("FedYogi", "fedyogi"),
 }
-PROXIMAL = "fedjax_lite.proximal.proximal"
 
 
 def composed(algorithm: FederatedAlgorithm) -> Composed | None:
-    """The slots of an algorithm; None where `federated_algorithm` did not wire it.
+    """The slots of an algorithm; None where it has none.
 
     Args:
-      algorithm: any; algorithms that wrap another's round are looked through.
+      algorithm: any; one whose factory signed it, and was given another algorithm, is looked
+        through.
 
     Returns:
       What was composed. Nothing is run or traced.
@@ -69,85 +68,50 @@ def composed(algorithm: FederatedAlgorithm) -> Composed | None:
       >>> algo = fl.fedavg(lambda w, e, key: w * e["x"], optax.sgd(0.1),
       ...                  plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
       >>> whole = composed(algo)
-      >>> whole.title, whole.client.name, whole.plan.batch_size
+      >>> whole.title, whole.client.name, whole.slots.plan.batch_size
       ('FedAvg', 'local_sgd', 10)
     """
-    for step in steps([algorithm.round]):
-        if step.factory == "federated_algorithm" and {"program", "strategy"} <= set(step.cells):
-            break
-    else:
-        return _wrapped(algorithm)
-    slots, program = step.cells, step.cells["program"]
-    server, downlink = read(slots["server"]), None
-    while (
-        server.name in ("blindfolded", "downlinked", "standing_still") and "server" in server.parts
-    ):
-        downlink = server.parts.get("downlink", downlink)
-        server = read(server.parts["server"])
-    client = read(program.client)
-    title, origin = _title(algorithm, client, server)
-    return Composed(
-        client=client,
-        plan=program.plan,
-        sampler=slots.get("sampler"),
-        server=server,
-        aggregator=program.aggregator,
-        uplink=program.uplink,
-        downlink=downlink,
-        privacy=slots.get("privacy"),
-        strategy=slots.get("strategy"),
-        prologue=slots.get("prologue"),
-        title=title,
-        origin=origin,
-    )
+    notes = list(notes_of(algorithm))
+    inner = _wrapped(notes[0]) if notes else None
+    slots = algorithm.slots or (inner.slots if inner else None)
+    if slots is None:
+        return None
+    method = next((n for n in notes if is_ours(n.module) and n.name in METHODS), None)
+    client = read(_client(notes, slots))
+    server = read(slots.server)
+    sources = [*notes, *_inside(client)]
+    known: dict[str, Any] = {}
+    for note in sources:
+        for name, value in note.arguments.items():
+            if known.get(name) is None:
+                known[name] = value
+    whole = Composed(slots, "", None, method.name if method else "", client, server, known)
+    title, origin = _title(whole, method)
+    return whole._replace(title=title, origin=origin, around=_around(algorithm, notes, method))
 
 
-def _wrapped(algorithm: FederatedAlgorithm) -> Composed | None:
-    """An algorithm whose round is the user's function around that of a composed one."""
-    wrapper = read(algorithm.round)
-    for part in wrapper.parts.values():
-        if isinstance(part, FederatedAlgorithm) and (inner := composed(part)) is not None:
-            title = f"{inner.title}, its round wrapped in {own_words(wrapper._replace(parts={}))}"
-            return inner._replace(title=title)
-    return None
-
-
-def client_optimizer(piece: Piece) -> Optimizer | None:
-    """The optimizer of a client's local steps; None where it has none or it is not known.
+def client_optimizer(whole: Composed) -> Optimizer | None:
+    """The optimizer of a client's local steps; None where it has none.
 
     Example:
       >>> import optax, fedjax_lite as fl
-      >>> client_optimizer(read(fl.local_sgd(lambda w, e, key: w, optax.adam(0.1)))).names
-      ('scale_by_adam', 'scale')
+      >>> algo = fl.fedavg(lambda w, e, key: w * e["x"], optax.adam(0.1),
+      ...                  plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
+      >>> client_optimizer(composed(algo)).names
+      ('scale_by_adam',)
     """
-    for name in ("resolve", "client_optimizer", "local"):
-        if name in piece.found and (found := _resolved(piece.found[name])) is not None:
-            return found
-    for part in piece.parts.values():
-        if not is_optimizer(part) and (found := client_optimizer(read(part))) is not None:
-            return found
+    # The client's own argument goes first: the method may have put something around the optimizer.
+    sources = [note.arguments for note in _inside(whole.client)] + [whole.known]
+    for arguments in sources:
+        chosen = arguments.get("client_optimizer")
+        if whole.method in ("centralised", "local_only"):
+            chosen = arguments.get("optimizer", chosen)
+        if chosen is not None:
+            return of_the_round(chosen)
     return None
 
 
-def round_words(resolve: Any) -> str:
-    """An optimizer that is a function of the round, behind `resolve_optimizer`.
-
-    Example:
-      >>> from fedjax_lite.local import resolve_optimizer
-      >>> from textwrap import dedent  # a function from elsewhere
-      >>> round_words(resolve_optimizer(dedent))
-      'an optimizer that depends on the round: your own `dedent` (textwrap)'
-    """
-    function = unwrapped(resolve) if callable(resolve) else None
-    cells = step_of(function).cells if isinstance(function, FunctionType) else {}
-    chosen = cells.get("client_optimizer")
-    told = "a function of its own"
-    if callable(chosen):
-        told = function_words(chosen) + within(chosen)
-    return f"an optimizer that depends on the round: {told}"
-
-
-def server_optimizer(piece: Piece) -> Optimizer | None:
+def server_optimizer(server: Piece) -> Optimizer | None:
     """The optimizer that descends on the aggregate; None where the server has none.
 
     Example:
@@ -155,66 +119,79 @@ def server_optimizer(piece: Piece) -> Optimizer | None:
       >>> server_optimizer(read(fl.optimizer_server(optax.sgd(1.0)))).plain
       True
     """
-    optimizer = piece.parts.get("optimizer", piece.found.get("optimizer"))
-    if optimizer is not None and is_optimizer(optimizer):
+    optimizer = server.arguments.get("optimizer")
+    if is_optimizer(optimizer):
         return read_optimizer(optimizer)
-    inner = piece.parts.get("server", piece.found.get("server"))
+    inner = server.arguments.get("server")
     return None if inner is None else server_optimizer(read(inner))
 
 
-def _resolved(value: Any) -> Optimizer | None:
-    """An optimizer behind `resolve_optimizer`, with FedProx' pull before it."""
-    if is_optimizer(value):
-        return read_optimizer(value)
-    if not isinstance(value, FunctionType):
-        return None
-    step = step_of(value)
-    if "constant" in step.cells:
-        return _resolved(step.cells["constant"])
-    if step.factory == "_pulled" and "resolve" in step.cells:
-        inner = _resolved(step.cells["resolve"])
-        words = inner.words if inner else round_words(step.cells["resolve"])
-        pull = f"a pull towards the server's model (mu {figure(step.cells.get('mu'))})"
-        names = (PROXIMAL, *(inner.names if inner else ()))
-        return Optimizer(f"{pull}, then {words}", names, False, False, "", ())
-    if step.factory == "resolve_optimizer" and "client_optimizer" in step.cells:
-        return _resolved(step.cells["client_optimizer"])
-    return None
+def _client(notes: list[Made], slots: Slots) -> Any:
+    """The client's update that a factory was given: methods may put their own around it."""
+    for note in notes:
+        if (client := note.arguments.get("client")) is not None:
+            return client
+    return slots.client
 
 
-def _title(
-    algorithm: FederatedAlgorithm, client: Piece, server: Piece
-) -> tuple[str, FunctionType | None]:
+def _inside(client: Piece) -> Iterator[Made]:
+    """The notes of a client, and of the clients inside it."""
+    while not client.own and client.note is not None:
+        yield client.note
+        if (inner := client.arguments.get("client")) is None:
+            return
+        client = read(inner)
+
+
+def _wrapped(note: Made) -> FederatedAlgorithm | None:
+    values = note.arguments.values()
+    return next((v for v in values if isinstance(v, FederatedAlgorithm)), None)
+
+
+def _around(algorithm: FederatedAlgorithm, notes: list[Made], method: Made | None) -> str:
+    """What was put around a method: by a factory that was given it, by `_replace`, by the user."""
+    words = ""
+    for note in notes[: notes.index(method)] if method else notes:
+        own = not is_ours(note.module)
+        name = f"your own `{note.name}` ({note.module})" if own else f"`{note.name}`"
+        if _wrapped(note) is not None:
+            words = f", wrapped in {name}{words}"
+        elif own:
+            words = f", made by {name}{words}"
+    if notes and (replaced := replaced_in(algorithm, notes[0])):
+        name, module = called(getattr(algorithm, replaced[0]))
+        whose = f"your own `{name}` ({module})" if name else f"your own function ({module})"
+        words += f", its {' and '.join(replaced)} replaced by {whose}; the slots that it had"
+    return words
+
+
+def _title(whole: Composed, method: Made | None) -> tuple[str, Callable[..., Any] | None]:
+    client, server = whole.client, whole.server
+    if method is not None:
+        adaptive = " with an adaptive mu" if method.arguments.get("adaptive") else ""
+        return METHODS[method.name] + adaptive, method.factory
     if client.own:
-        name = (
-            f"Your own algorithm (client `{client.name}`)" if client.name else "Your own algorithm"
-        )
-        return name, None
-    if client.name == "mime_client" and client.found.get("correct") is False:
-        return "MimeLite", factory_of("fedjax_lite.algorithms.mime", "mimelite")
-    if algorithm.made is not None and algorithm.made.name == "fedbn":
-        return "FedBN", factory_of("fedjax_lite.algorithms.local_leaves", "fedbn")
-    if client.name in TITLES:
-        title, module, name = TITLES[client.name]
-        return title, factory_of(f"fedjax_lite.algorithms.{module}", name)
-    if client.name != "local_sgd":
-        return f"An algorithm of its own (client {client.name})", None
-    training, descent = client_optimizer(client), server_optimizer(server)
+        named = f" (client `{client.name}`)" if client.name else ""
+        return f"Your own algorithm{named}", None
+    names = [note.name for note in _inside(client)]
+    if names[-1] == "dp_sgd":
+        return "FedAvg with DP-SGD on every client", algorithms.fedavg
+    if names[-1] != "local_sgd" or (len(names) > 1 and names[0] != "with_client_losses"):
+        return f"An algorithm of its own (client {names[0]})", None
+    training, descent = client_optimizer(whole), server_optimizer(server)
     if training and PROXIMAL in training.names:
-        return "FedProx", factory_of("fedjax_lite.algorithms.fedprox", "fedprox")
+        return "FedProx", algorithms.fedprox
     if server.own or server.name != "optimizer_server":
-        return "FedAvg's clients with another server", factory_of(
-            "fedjax_lite.algorithms.fedavg", "fedavg"
-        )
+        return "FedAvg's clients with another server", algorithms.fedavg
     if descent is None:
-        return "FedAvg", factory_of("fedjax_lite.algorithms.fedavg", "fedavg")
+        return "FedAvg", algorithms.fedavg
     # A server that clips, say, before its step is still the method that its step is.
     more = f" with {' and '.join(descent.aside)}" if descent.aside else ""
     if descent.core in SERVERS:
         title, name = SERVERS[descent.core]
-        return title + more, factory_of("fedjax_lite.algorithms.fedopt", name)
+        return title + more, getattr(algorithms, name)
     if descent.momentum:
-        return "FedAvgM" + more, factory_of("fedjax_lite.algorithms.fedopt", "fedavgm")
+        return "FedAvgM" + more, algorithms.fedavgm
     if descent.plain:
-        return "FedAvg" + more, factory_of("fedjax_lite.algorithms.fedavg", "fedavg")
-    return "FedOpt" + more, factory_of("fedjax_lite.server", "optimizer_server")
+        return "FedAvg" + more, algorithms.fedavg
+    return "FedOpt" + more, server.note.factory if server.note else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fedjax_lite.anatomy.composed import composed
+from fedjax_lite.anatomy.notes import called, is_part
 from fedjax_lite.anatomy.optimizers import is_optimizer
-from fedjax_lite.anatomy.pieces import is_part, read
 from fedjax_lite.anatomy.references import named_in, short
 from fedjax_lite.anatomy.rounds import downlink_words, lines, plan_words, privacy_words
 from fedjax_lite.anatomy.text import Text
-from fedjax_lite.anatomy.words import own_words, paragraph, phrase
+from fedjax_lite.anatomy.words import paragraph, phrase
 from fedjax_lite.downlink import Downlink
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.types import Accountant, FederatedAlgorithm, Mechanism
@@ -19,9 +19,10 @@ from fedjax_lite.types import Accountant, FederatedAlgorithm, Mechanism
 def describe(algorithm: Any) -> Text:
     """Says in words what one round of an algorithm does: a draft of the methods section.
 
-    It reads the closures that the round is made of and runs and compiles nothing; it traces nothing
-    but a model's init, to count parameters. Settings that closures do not hold are left out; what
-    you wrote yourself is called so.
+    It reads what factories note on the parts that they make (`fedjax_lite.made`), traces a model's
+    init to count parameters, and tries optimizers of optax on a model of two numbers, to call them
+    what they do. No loss is run. What you wrote yourself is called so, by its name; put
+    ``@fl.made`` above a factory of your own, and its settings are told, too.
 
     Args:
       algorithm: a `FederatedAlgorithm`; or a part of one: a sampler, a plan, an aggregator, an
@@ -76,12 +77,13 @@ def describe(algorithm: Any) -> Text:
 def _whole(algorithm: FederatedAlgorithm) -> str:
     whole = composed(algorithm)
     if whole is None:
-        words = own_words(read(algorithm.round)._replace(own=True))
-        text = [f"An algorithm of your own: {words.removeprefix('your own ')}"]
+        name, module = called(algorithm.round)
+        text = [f"An algorithm of your own: {f'`{name}`' if name else 'a function'} ({module})"]
         if algorithm.accountant is not None:
             text.append(paragraph("Privacy", privacy_words(algorithm.accountant)))
         return "\n".join(text)
     papers = named_in(whole.origin.__doc__ if whole.origin else None)
     head = f"{whole.title} ({short(papers[0])})" if papers else whole.title
+    head += whole.around
     shown = lines(whole, algorithm.accountant)
     return "\n".join([head, *(paragraph(label, text) for label, text in shown)])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from fedjax_lite.anatomy.pieces import PACKAGE, SILENT, read, step_of, unwrapped
+from fedjax_lite.anatomy.notes import called, is_ours, plain
+from fedjax_lite.made import maker_of
+
+LIBRARIES = ("jax", "jaxlib", "functools", "builtins", "optax", "contextlib")
+"""Whose functions are nobody's own."""
 
 
 def figure(value: Any) -> str:
@@ -55,89 +57,30 @@ def figure(value: Any) -> str:
 
 
 def function_words(function: Callable) -> str:
-    """A function in words: the package's and optax's by their factory, others as the user's own.
+    """A function in words: one that a factory signed by its call, others by name and module.
 
     Example:
-      >>> function_words(optax.exponential_decay(0.1, 10, 0.9))
-      'optax.exponential_decay(init_value 0.1, transition_steps 10, decay_rate 0.9)'
+      >>> from fedjax_lite.aggregation import inverse_variance
+      >>> function_words(inverse_variance([1.0, 2.0], floor=0.5))
+      'inverse_variance(variances [1, 2], floor 0.5, per_example no)'
+      >>> from textwrap import dedent  # a function from elsewhere
+      >>> function_words(dedent)
+      'your own `dedent` (textwrap)'
     """
-    plain: Any = unwrapped(function)
-    if not hasattr(plain, "__qualname__") or not hasattr(plain, "__code__"):
-        kind = type(plain)
-        return f"your own `{kind.__name__}` ({kind.__module__})"
-    step = step_of(plain)
-    top = step.module.split(".")[0]
-    if top == "optax":
-        return optax_words(step.factory or step.name, step.cells)
-    if top == PACKAGE:
-        piece = read(plain)
-        if piece.own:
-            return f"your own `{piece.name or 'function'}` ({piece.module})"
-        if piece.name != "lambda":
-            shown = [f"{k} {figure(v)}" for k, v in piece.settings.items() if v is not None]
-            return f"{piece.name}({', '.join(shown)})" if shown else piece.name
-    if top in SILENT:
-        return f"`{step.factory or step.name}` ({step.module})"
-    name = plain.__name__
-    if name == "<lambda>":
-        return f"your own function ({step.module})"
-    return f"your own `{name}` ({step.module})"
-
-
-def optax_words(name: str, cells: dict[str, Any]) -> str:
-    """An optax factory with those of its arguments that say something.
-
-    Example:
-      >>> optax_words("clip_by_global_norm", {"max_norm": 1.0})
-      'optax.clip_by_global_norm(max_norm 1)'
-    """
-    if name == "polynomial_schedule" and _equal(cells.get("power"), 1):
-        name = "linear_schedule"  # which optax makes as a polynomial one
-    if name == "join_schedules" and "schedules" in cells:
-        parts = [figure(part) for part in cells["schedules"]]
-        starts = [figure(step) for step in cells.get("boundaries", ())]
-        later = [f"from {step} on {part}" for step, part in zip(starts, parts[1:])]
-        return f"optax.join_schedules({', '.join([*parts[:1], *later])})"
-    if name == "piecewise_interpolate_schedule" and "boundaries" in cells:
-        scales = dict(zip(cells["boundaries"], cells.get("scales", ())))
-        kind = getattr(cells.get("interpolate_fn"), "__name__", "").split("_")[1:2]
-        cells = {**cells, "boundaries_and_scales": scales}
-        cells |= {"interpolate_type": kind[0]} if kind else {}
-    factory = getattr(optax, name, None) or getattr(optax.schedules, name, None)
-    if factory is None or not callable(factory):
-        return f"optax's {name.strip('<>')}"
-    signature = inspect.signature(factory).parameters
-    shown = []
-    for key, parameter in signature.items():
-        value = cells.get(key)
-        if value is None or callable(value) or _equal(value, parameter.default):
-            continue
-        shown.append(f"{key} {figure(value)}")
-    return f"optax.{name}({', '.join(shown)})" if shown else f"optax.{name}"
-
-
-def within(function: Any) -> str:
-    """What of optax a function of the user's is made with, as far as its code and closure say.
-
-    Example:
-      >>> from types import FunctionType  # a function from elsewhere
-      >>> code = (lambda round: optax.sgd(0.1 / round)).__code__
-      >>> within(FunctionType(code, {"optax": optax, "__name__": "script"})), within(optax.adam)
-      (', which uses optax.sgd', '')
-    """
-    plain: Any = unwrapped(function)
-    if not hasattr(plain, "__code__") or step_of(plain).module.split(".")[0] in (PACKAGE, *SILENT):
-        return ""
-    names, known = plain.__code__.co_names, plain.__globals__
-    values = {**{n: known[n] for n in names if n in known}, **step_of(plain).cells}
-    found = [function_words(value) for value in values.values() if _of_optax(value)]
-    if any(value is optax for value in values.values()):
-        found += [f"optax.{n}" for n in names if callable(getattr(optax, n, None))]
-    return f", which uses {' and '.join(dict.fromkeys(found))}" if found else ""
-
-
-def _of_optax(value: Any) -> bool:
-    return callable(value) and (getattr(value, "__module__", None) or "").startswith("optax.")
+    note = maker_of(function)
+    if note is not None:
+        given = note.arguments.items()
+        shown = ", ".join(f"{k} {figure(v)}" for k, v in given if v is not None)
+        if not is_ours(note.module):
+            return f"your own `{note.name}` ({note.module})"
+        return f"{note.name}({shown})" if shown else note.name
+    name, module = called(function)
+    inner = getattr(plain(function), "__qualname__", name) != name
+    if is_ours(module):
+        return f"a function of {module}" if inner else name
+    if module.split(".")[0] in LIBRARIES:
+        return f"a function of {module.split('.')[0]}" if inner else f"`{name}` ({module})"
+    return f"your own `{name}` ({module})" if name else f"your own function ({module})"
 
 
 def _number(value: float) -> str:
@@ -164,7 +107,3 @@ def _array(value: Any) -> str:
 
 def _numeric(value: Any) -> bool:
     return all(isinstance(v, int | float | np.number) for v in value)
-
-
-def _equal(value: Any, default: Any) -> bool:
-    return isinstance(value, int | float | str | bool) and value == default

@@ -1,83 +1,70 @@
-"""An optax optimizer in words, from its closures."""
+"""An optimizer in words: by the note of its factory, else by what it does to known gradients."""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_lite.anatomy.figures import figure, optax_words, within
-from fedjax_lite.anatomy.pieces import PACKAGE, read, step_of, steps, unwrapped
+from fedjax_lite import server
+from fedjax_lite.anatomy.families import FAMILIES, Family, Reading
+from fedjax_lite.anatomy.figures import LIBRARIES, figure, function_words
+from fedjax_lite.anatomy.notes import called, is_ours
+from fedjax_lite.anatomy.schedules import NEAR, TIMES, curve_words, rate_words
+from fedjax_lite.anatomy.stages import PROXIMAL, Arrangement, Stage, arrangements, pull
+from fedjax_lite.anatomy.trials import (
+    CHECKS,
+    PROBES,
+    STEPS,
+    Trial,
+    found_in,
+    replaced_in_state,
+    trial_of,
+    tried,
+)
+from fedjax_lite.made import maker_of
+from fedjax_lite.types import Made
 
-NAMED = {
-    "scale_by_adam": "Adam",
-    "scale_by_yogi": "Yogi as optax has it",
-    "scale_by_rss": "Adagrad as optax has it",
-    "scale_by_rms": "RMSProp",
-    "scale_by_lion": "Lion",
-    "scale_by_amsgrad": "AMSGrad",
-    "scale_by_adamax": "AdaMax",
-    "scale_by_belief": "AdaBelief",
-    "scale_by_sign": "sign SGD",
-}
-"""Optimizers by the stage that makes them."""
-SHOWN = ("b1", "b2", "decay", "eps", "nesterov", "initial_accumulator_value")
-OWN = {
-    "adagrad": "FedAdagrad's server step",
-    "adam": "FedAdam's server step",
-    "yogi": "FedYogi's server step",
-}
-"""Those of `fedjax_lite.server`."""
-PREPARING = ("add_decayed_weights", "centralize", "zero_nans", "proximal", "add_noise")
-"""Stages after which a step along the result is still called SGD; those that clip are, too."""
-ASIDE = {
-    "add_decayed_weights": "weight decay",
-    "centralize": "a centralised pseudo-gradient",
-    "zero_nans": "NaNs set to zero",
-    "add_noise": "noise on the pseudo-gradient",
-}
-"""What a server optimizer does beside its step, in a title; stages that clip are told by place."""
-RATES = ("scale", "scale_by_schedule", "scale_by_learning_rate")
-NOTHING = ("identity", "init_empty_state", "")
-INJECTED = "inject_hyperparams"
-INSIDE = {"adam": ("scale_by_adam",), "adamw": ("scale_by_adam", "add_decayed_weights")}
-"""Stages of optax' optimizers that `inject_hyperparams` makes only when it is run."""
-
-
-class Stage(NamedTuple):
-    """One transformation of a chain."""
-
-    name: str
-    module: str
-    cells: dict[str, Any]
+TRACED = float("nan")
+"""Stands in a reading for a number that is traced."""
+TWO = jax.ShapeDtypeStruct((2,), np.float32)
 
 
 class Optimizer(NamedTuple):
     """An optimizer, read."""
 
     words: str
-    names: tuple[str, ...]
-    """Names of its stages, such as "scale_by_adam", "proximal" or "fedjax_lite.server.yogi"."""
-    momentum: bool
+    names: tuple[str, ...] = ()
+    """What citations know its stages by: "scale_by_adam", "fedjax_lite.server.yogi" ..."""
+    momentum: bool = False
     """SGD with momentum, apart from `aside`."""
-    plain: bool
+    plain: bool = False
     """SGD without momentum, apart from `aside`."""
-    core: str
-    """The name of its only stage, apart from `aside`; "" where there are more."""
-    aside: tuple[str, ...]
+    core: str = ""
+    """Its only step, if citations know it, apart from `aside`."""
+    aside: tuple[str, ...] = ()
     """What it does beside its step, such as "a clipped pseudo-gradient"."""
+
+
+_known: weakref.WeakKeyDictionary[Any, Optimizer] = weakref.WeakKeyDictionary()
 
 
 def read_optimizer(optimizer: Any) -> Optimizer:
     """Names an optimizer and its settings.
 
+    One of optax carries no note: it is tried on known gradients, and called what does the same. One
+    that is like nothing known is told by the number of its transformations and by its states.
+
     Args:
-      optimizer: an optax optimizer, or the update function of one.
+      optimizer: an optax optimizer.
 
     Returns:
-      An `Optimizer`; stages that are not known are told by their factory's name.
+      An `Optimizer`.
 
     Example:
       >>> read_optimizer(optax.sgd(0.1)).words
@@ -86,227 +73,20 @@ def read_optimizer(optimizer: Any) -> Optimizer:
       'AdamW (b1 0.9, b2 0.999, eps 1e-08, weight decay 0.0001) with learning rate 0.001'
       >>> read_optimizer(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))).words
       'optax.clip_by_global_norm(max_norm 1), then SGD with learning rate 0.1'
+      >>> read_optimizer(optax.lion(0.1)).words
+      'an optax chain of 3 transformations with ScaleByLionState'
     """
-    flat = [stage for stage in stages(optimizer) if stage.name not in NOTHING]
-    words: list[str] = []
-    rest = list(flat)
-    while rest:
-        rate = _rate(rest[0])
-        if rate is not None:
-            before = flat[: len(flat) - len(rest)]
-            plainly = all(s.name in PREPARING or "clip" in s.name for s in before)
-            words.append(f"{'SGD with' if plainly else 'times the'} learning rate {rate}")
-            rest = rest[1:]
-            continue
-        used, phrase = _known(rest, after=flat[: len(flat) - len(rest)])
-        words.append(phrase if used else stage_words(rest[0]))
-        rest = rest[max(used, 1) :]
-    names = tuple(name for stage in flat for name in _names(stage))
-    core = [stage for stage in flat if not _beside(stage)]
-    kinds = [_kind(stage) for stage in core]
-    plain = set(kinds) == {"rate"}
-    momentum = bool(kinds) and kinds[0] == "momentum" and set(kinds[1:]) <= {"rate"}
-    only = _names(core[0]) if len(core) == 1 else []
-    return Optimizer(
-        words=", then ".join(words) or "no change",
-        names=names,
-        momentum=momentum,
-        plain=plain,
-        core=only[0] if only else "",
-        aside=tuple(dict.fromkeys(_aside(flat, core))),
-    )
-
-
-def stages(optimizer: Any) -> list[Stage]:
-    """The chain laid flat: every transformation with what its closure holds.
-
-    Example:
-      >>> [stage.name for stage in stages(optax.sgd(0.1, momentum=0.9))]
-      ['trace', 'scale']
-    """
-    function = unwrapped(getattr(optimizer, "update", optimizer))
-    if not hasattr(function, "__code__"):
-        return [Stage(type(function).__name__, type(function).__module__, {})]
-    step = step_of(function)
-    if step.factory == "with_extra_args_support" and "tx" in step.cells:
-        return stages(step.cells["tx"])
-    if step.factory == "chain" and "update_fns" in step.cells:
-        updates = step.cells["update_fns"]
-        inits = step_of(optimizer.init).cells.get("init_fns") if is_optimizer(optimizer) else None
-        pairs = [optax.GradientTransformation(*pair) for pair in zip(inits or (), updates)]
-        return [stage for inner in pairs or updates for stage in stages(inner)]
-    if step.module.split(".")[0] == PACKAGE:
-        if step.factory == "_apart" and "inner" in step.cells:
-            return [*stages(step.cells["inner"]), Stage("with_statistics", step.module, {})]
-        piece = read(function)
-        if piece.own:  # a schedule of the user's inside one of ours
-            ours = (s.factory for s in steps([function]) if s.module == step.module)
-            name = next((name for name in ours if name in OWN), piece.name)
-            return [Stage(name, step.module, piece.found)]
-        return [Stage(piece.name, piece.module, piece.found)]
-    if step.factory == INJECTED and hasattr(optimizer, "init"):  # init alone holds the numbers
-        return [Stage(INJECTED, step.module, {**step_of(optimizer.init).cells, **step.cells})]
-    name = step.factory or function.__qualname__.split(".")[0]
-    return [Stage(name, step.module, step.cells)]
-
-
-def _beside(stage: Stage) -> bool:
-    """Whether a stage prepares or bounds a step rather than makes one."""
-    return stage.name in ASIDE or (stage.module.split(".")[0] == "optax" and "clip" in stage.name)
-
-
-def _aside(flat: list[Stage], core: list[Stage]) -> list[str]:
-    """The stages beside the core, in words; a decay of 0 is none."""
-    last = max((flat.index(stage) for stage in core), default=len(flat))
-    found = []
-    for position, stage in enumerate(flat):
-        if stage.name in ASIDE:
-            nothing = stage.name not in _names(stage)
-            found += [] if nothing else [ASIDE[stage.name]]
-        elif _beside(stage):
-            found.append("a clipped " + ("pseudo-gradient" if position < last else "server step"))
+    note = maker_of(optimizer)
+    if note is not None and (signed := _signed(note)) is not None:
+        return signed
+    if optimizer.update in _known:
+        return _known[optimizer.update]
+    found, traced = _tried(optimizer)
+    if found is None:
+        found = _unknown(optimizer)
+    if not traced:
+        _known[optimizer.update] = found
     return found
-
-
-def _kind(stage: Stage) -> str:
-    """The word "rate" or "momentum" for what plain SGD is made of."""
-    if stage.name == INJECTED and stage.cells.get("inner_factory") is optax.sgd:
-        given = {**stage.cells.get("sched_hps", {}), **stage.cells.get("numeric_hps", {})}
-        given |= stage.cells.get("other_hps", {})
-        return "rate" if given.get("momentum") is None else "momentum"
-    if stage.module.split(".")[0] != "optax":
-        return ""
-    return "rate" if stage.name in RATES else "momentum" if stage.name == "trace" else ""
-
-
-def stage_words(stage: Stage) -> str:
-    """A stage that is no optimizer by itself.
-
-    Example:
-      >>> from fedjax_lite.proximal import proximal
-      >>> stage_words(stages(proximal(0.1))[0])
-      "a pull towards the server's model (mu 0.1)"
-    """
-    top = stage.module.split(".")[0]
-    if stage.module == f"{PACKAGE}.proximal":
-        return f"a pull towards the server's model (mu {figure(stage.cells.get('mu'))})"
-    if stage.module == f"{PACKAGE}.server":
-        settings = [
-            f"{k} {figure(stage.cells[k])}" for k in ("b1", "b2", "tau") if k in stage.cells
-        ]
-        rate = stage.cells.get("learning_rate")
-        tail = "" if rate is None else f" with learning rate {rate_words(rate)}"
-        return f"{OWN.get(stage.name, stage.name)} ({', '.join(settings)}){tail}"
-    if top == "optax":
-        if stage.name == INJECTED:
-            return _injected(stage.cells)
-        inner = [read_optimizer(v).words for v in _inner(stage)]
-        plain = {k: v for k, v in stage.cells.items() if not isinstance(v, tuple)}
-        around = f" around ({'; '.join(inner)})" if inner else ""
-        return optax_words(stage.name, plain) + around
-    if top == PACKAGE:
-        apart = stage.name == "with_statistics"
-        return "running statistics averaged apart" if apart else stage.name
-    inner = [read_optimizer(v).words for v in stage.cells.values() if is_optimizer(v)]
-    around = f" around ({'; '.join(inner)})" if inner else ""
-    return f"your own `{stage.name.strip('<>')}` ({stage.module}){around}"
-
-
-def _inner(stage: Stage) -> list[Any]:
-    """Optimizers that a stage was given, alone or by label."""
-    groups = [v.values() if isinstance(v, dict) else [v] for v in stage.cells.values()]
-    return [value for group in groups for value in group if is_optimizer(value)]
-
-
-def _names(stage: Stage) -> list[str]:
-    """A stage's name, and the names inside it; a decay of 0 is none."""
-    if stage.module.startswith(PACKAGE):
-        return [f"{stage.module}.{stage.name}"]
-    if stage.name == "add_decayed_weights" and _is_zero(stage.cells.get("weight_decay")):
-        return []
-    names = [name for inner in _inner(stage) for name in read_optimizer(inner).names]
-    if stage.name == INJECTED:
-        names += INSIDE.get(getattr(stage.cells.get("inner_factory"), "__name__", ""), ())
-    return [stage.name, *names]
-
-
-def _injected(cells: dict[str, Any]) -> str:
-    """An optimizer whose hyper-parameters are part of its state."""
-    factory = cells.get("inner_factory")
-    values = {**cells.get("sched_hps", {}), **cells.get("numeric_hps", {})}
-    values |= {k: v for k, v in cells.get("other_hps", {}).items() if v is not None}
-    values = {k: getattr(v, "schedule_fn", v) for k, v in values.items() if v is not False}
-    shown = ", ".join(f"{name} {rate_words(value)}" for name, value in values.items())
-    name = getattr(factory, "__name__", "a function")
-    ours = getattr(factory, "__module__", "").split(".")[0] == "optax"
-    called = f"optax.{name}" if ours else f"your own `{name}`"
-    return f"{called}{f' ({shown})' if shown else ''}, its settings injected into its state"
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, int | float) and value == 0
-
-
-def _is_set(value: Any) -> bool:
-    """Whether a setting says something; a traced one does, whatever it will be."""
-    if isinstance(value, jax.core.Tracer) or np.ndim(value):
-        return True
-    return value is not None and bool(value)
-
-
-def _known(rest: list[Stage], *, after: list[Stage]) -> tuple[int, str]:
-    """How many stages from the first make an optimizer with a name, and its words."""
-    first = rest[0]
-    settings = [f"{k} {figure(first.cells[k])}" for k in SHOWN if _is_set(first.cells.get(k))]
-    name, used = NAMED.get(first.name, ""), 1
-    if first.name == "trace":
-        kind = "Nesterov momentum" if first.cells.get("nesterov") else "momentum"
-        # Behind an adaptive step or a rate it is no SGD any more.
-        lead = "SGD with " if all(s.name in PREPARING or "clip" in s.name for s in after) else ""
-        name, settings = f"{lead}{kind} {figure(first.cells.get('decay'))}", []
-    if not name:
-        return 0, ""
-    if len(rest) > used and rest[used].name == "add_decayed_weights":
-        decay = rest[used].cells.get("weight_decay")
-        used += 1
-        if not _is_zero(decay):
-            settings.append(f"weight decay {figure(decay)}")
-            name = "AdamW" if name == "Adam" else name
-    phrase = f"{name} ({', '.join(settings)})" if settings else name
-    if len(rest) > used and (rate := _rate(rest[used])) is not None:
-        joint = " and" if first.name == "trace" else " with"
-        return used + 1, f"{phrase}{joint} learning rate {rate}"
-    return used, phrase
-
-
-def _rate(stage: Stage) -> str | None:
-    """The learning rate that a stage multiplies with, in words."""
-    if stage.name == "scale" and "step_size" in stage.cells:
-        size = stage.cells["step_size"]
-        if isinstance(size, jax.core.Tracer):
-            return "a traced value"
-        if (
-            isinstance(size, int | float | np.ndarray | np.generic | jax.Array)
-            and np.ndim(size) == 0
-        ):
-            return figure(-float(size)) if float(size) <= 0 else None
-        return None
-    if stage.name == "scale_by_schedule" and "step_size_fn" in stage.cells:
-        function = unwrapped(stage.cells["step_size_fn"])
-        cells = step_of(function).cells if hasattr(function, "__code__") else {}
-        return rate_words(cells.get("learning_rate", function))
-    return None
-
-
-def rate_words(rate: Any) -> str:
-    """A learning rate in words.
-
-    Example:
-      >>> rate_words(0.1), rate_words(optax.linear_schedule(1.0, 0.5, 10))
-      ('0.1', 'by the schedule optax.linear_schedule(init_value 1, end_value 0.5, \
-transition_steps 10)')
-    """
-    return f"by the schedule {figure(rate)}{within(rate)}" if callable(rate) else figure(rate)
 
 
 def is_optimizer(value: Any) -> bool:
@@ -317,3 +97,258 @@ def is_optimizer(value: Any) -> bool:
       (True, False)
     """
     return isinstance(value, optax.GradientTransformation)
+
+
+def of_the_round(chosen: Any) -> Optimizer:
+    """A client's optimizer, or a function of the round that gives one.
+
+    Example:
+      >>> from textwrap import dedent  # a function from elsewhere
+      >>> of_the_round(dedent).words
+      'an optimizer that depends on the round: your own `dedent` (textwrap)'
+    """
+    if is_optimizer(chosen):
+        return read_optimizer(chosen)
+    note = maker_of(chosen)
+    if note is not None and (signed := _signed(note)) is not None:
+        return signed
+    words = f"an optimizer that depends on the round: {function_words(chosen)}"
+    try:
+        first = read_optimizer(chosen(jnp.int32(0))).words
+    except Exception:  # whatever a user's function raises: it is left untold
+        return Optimizer(words)
+    return Optimizer(f"{words}, in round 0 {first}")
+
+
+def _signed(note: Made) -> Optimizer | None:
+    """An optimizer of the package, or of a factory of the user's that signs."""
+    given = note.arguments
+    key = f"{note.module}.{note.name}"
+    inner = given.get("client_optimizer", given.get("optimizer", given.get("server_optimizer")))
+    if not is_ours(note.module):
+        settings = [f"{k} {figure(v)}" for k, v in given.items() if not is_optimizer(v)]
+        around = [read_optimizer(v).words for v in given.values() if is_optimizer(v)]
+        words = f"your own `{note.name}` ({note.module})"
+        words += f" with {', '.join(settings)}" if settings else ""
+        return Optimizer(words + (f" around ({'; '.join(around)})" if around else ""))
+    if note.module == server.__name__:
+        family = next(family for family in FAMILIES if key in family.keys)
+        shown = [f"{k} {figure(given[k])}" for k in ("b1", "b2", "tau") if k in given]
+        rate = f"with learning rate {rate_words(given['learning_rate'])}"
+        return Optimizer(f"{family.name} ({', '.join(shown)}) {rate}", (key,), core=key)
+    if key == PROXIMAL:
+        return Optimizer(pull(given["mu"]).words, (PROXIMAL,))
+    if note.name == "pulled":
+        rest = of_the_round(inner)
+        return Optimizer(f"{pull(given['mu']).words}, then {rest.words}", (PROXIMAL, *rest.names))
+    if inner is not None:  # with_statistics, with_averaged_statistics
+        rest = of_the_round(inner)
+        return rest._replace(words=f"{rest.words}, then running statistics averaged apart")
+    return None
+
+
+def _tried(optimizer: Any) -> tuple[Optimizer | None, bool]:
+    """What an optimizer is by its behaviour, and whether traced numbers have a part in it."""
+    state = _state(optimizer)
+    if found_in(state, optax.MultiStepsState) or len(_labels(state)) > 1:
+        return None, False  # they do several things
+    found, traced = _hypothesis(optimizer, stand_in=0.5)
+    if found is None or not traced:
+        return (None if found is None else _told(optimizer, *found)), traced
+    other, _ = _hypothesis(optimizer, stand_in=0.75)
+    if other is None:
+        return None, True
+    family, reading, arrangement, curve = found
+    numbers = {k: _same(v, other[1].numbers.get(k)) for k, v in reading.numbers.items()}
+    reading = Reading(_same(reading.rate, other[1].rate), numbers, None)
+    return _told(optimizer, family, reading, arrangement, curve), True
+
+
+def _same(one: Any, other: Any) -> Any:
+    return one if abs(one - other) <= 1e-4 * abs(one) else TRACED
+
+
+def _labels(state: Any) -> list[str]:
+    parts = found_in(state, optax.transforms.PartitionState)
+    return sorted(map(str, parts[0].inner_states)) if parts else []
+
+
+def _hypothesis(optimizer: Any, *, stand_in: float) -> tuple[Any, bool]:
+    """Family, reading, arrangement and learning rates of the first that does the same."""
+    start, rates = 0, None
+    try:
+        rates, varies = _rates(optimizer, stand_in)
+        if varies:
+            start = int(np.argmax(np.abs(rates[: NEAR - 4])))
+        at = lambda state: _later(state, start)  # noqa: E731
+        trial, traced = trial_of(optimizer, stand_in=stand_in, at=at)
+        if varies and rates[start + 1]:  # as if the rate had stayed
+            stayed = np.array([[1.0], [rates[start] / rates[start + 1]]])
+            trial = trial._replace(updates=trial.updates * stayed)
+        original, _ = trial_of(optimizer, CHECKS, stand_in=stand_in, at=at)
+    except Exception:  # masks of another model, a loss that is asked for, a user's own error
+        return None, False
+    for family in FAMILIES:
+        reading = family.read(trial)
+        if reading is None or not np.isfinite([reading.rate, *reading.numbers.values()]).all():
+            continue
+        curve = _rounded(reading.rate) * rates / rates[start] if varies else None
+        rate = reading.rate if curve is None else _table(curve)
+        core = family.factory(rate, **reading.numbers)
+        for arrangement in _likely_first(list(arrangements(reading, trial)), core, optimizer):
+            same, _ = trial_of(arrangement.around(core), CHECKS, stand_in=stand_in, at=at)
+            if _agree(same, original):
+                return (family, reading, arrangement, curve), traced
+    return None, traced
+
+
+def _rates(optimizer: Any, stand_in: float) -> tuple[np.ndarray, bool]:
+    """Updates at `TIMES`, in proportion to the learning rates, and whether they differ."""
+    takes = optax.with_extra_args_support(optimizer)
+    gradient, params, anchor = PROBES.gradients[STEPS, 0], PROBES.params[STEPS], PROBES.anchors[0]
+
+    def at(time: Any) -> Any:
+        state = _later(takes.init(params), time)
+        return takes.update(gradient, state, params, anchor=anchor)[0][0]
+
+    if _later(state := _state(optimizer), 1) is state:
+        return np.ones(len(TIMES)), False
+    rates, _ = tried(jax.vmap(at), TIMES, stand_in=stand_in)
+    rates = np.asarray(rates, np.float64)
+    return rates, not np.allclose(rates, rates[0], rtol=1e-6, atol=0)
+
+
+COUNTED = (optax.ScaleByScheduleState, server.AdaptiveState, optax.InjectStatefulHyperparamsState)
+"""States whose counters learning rates may follow."""
+
+
+def _later(state: Any, time: Any) -> Any:
+    """A fresh state whose learning rates are those of a later step."""
+
+    def counts(one: Any) -> Any:
+        if not isinstance(one, optax.InjectStatefulHyperparamsState):
+            return one._replace(count=jnp.asarray(time, jnp.int32))
+        states = jax.tree.map(
+            lambda leaf: jnp.full(leaf.shape, time, leaf.dtype), one.hyperparams_states
+        )
+        return one._replace(hyperparams_states=states)
+
+    kinds = [kind for kind in COUNTED if found_in(state, kind)]
+    for kind in kinds:
+        state = replaced_in_state(state, kind, counts)
+    return state
+
+
+def _table(curve: np.ndarray) -> Callable[[Any], Any]:
+    return lambda count: jnp.asarray(curve[:NEAR], jnp.float32)[jnp.clip(count, 0, NEAR - 1)]
+
+
+def _likely_first(found: list[Arrangement], core: Any, optimizer: Any) -> list[Arrangement]:
+    """Those before the others whose states have the structure of the original's."""
+    wanted = jax.tree.structure(_state(optimizer))
+    return sorted(found, key=lambda one: jax.tree.structure(_state(one.around(core))) != wanted)
+
+
+def _state(optimizer: Any) -> Any:
+    """What an optimizer keeps of a model of two numbers, as shapes; () where it keeps another's."""
+    try:
+        return jax.eval_shape(optimizer.init, TWO)
+    except Exception:
+        return ()
+
+
+def _agree(one: Trial, other: Trial) -> bool:
+    scale = np.abs(other.updates).max(axis=(1, 2), keepdims=True)
+    near = np.abs(one.updates - other.updates) <= 1e-4 * np.abs(other.updates) + 1e-6 * scale
+    return bool(near.all())
+
+
+def _told(
+    optimizer: Any, family: Family, reading: Reading, around: Arrangement, curve: Any
+) -> Optimizer:
+    """An optimizer that was recognised."""
+    plain = family.factory is optax.sgd
+    momentum = plain and bool(reading.numbers)
+    rate = figure_of(reading.rate)
+    if curve is not None:
+        rate = "by a schedule" + ("" if np.isnan(reading.rate) else f": {curve_words(curve)}")
+    if plain and reading.rate == -1 and not momentum and around.before:
+        step = ""  # what is before it is all
+    elif momentum:
+        kind = "Nesterov momentum" if reading.numbers["nesterov"] else "momentum"
+        step = f"SGD with {kind} {figure_of(reading.numbers['momentum'])} and learning rate {rate}"
+    else:
+        later = reading.numbers.get("momentum")
+        given = {k: v for k, v in reading.numbers.items() if k != "momentum"}
+        shown = [f"{k.replace('_', ' ') if k == 'weight_decay' else k} {figure_of(v)}"
+                 for k, v in given.items() if v]  # fmt: skip
+        step = family.name + (f" ({', '.join(shown)})" if shown else "")
+        step += f" with learning rate {rate}"
+        step += "" if later is None else f", then momentum {figure_of(later)}"
+    before: tuple[Stage, ...] = around.before
+    words = ", then ".join(
+        [*(s.words for s in before), *([step] if step else []), *(s.words for s in around.after)]
+    )
+    state = _state(optimizer)
+    if labels := _labels(state):
+        words = f"optax.partition by the label {labels[0]} around ({words})"
+    elif found_in(state, optax.MaskedState):
+        words += ", where its mask says so"
+    if found_in(state, optax.InjectStatefulHyperparamsState):
+        words += ", its settings injected into its state"
+    stages = (*before, *around.after)
+    return Optimizer(
+        words=words,
+        names=(*(s.key for s in before), *family.keys, *(s.key for s in around.after)),
+        momentum=momentum and all(s.aside for s in stages),
+        plain=plain and not momentum and bool(step) and all(s.aside for s in stages),
+        core=family.keys[0] if family.keys and all(s.aside for s in stages) else "",
+        aside=tuple(dict.fromkeys(s.aside for s in stages if s.aside)),
+    )
+
+
+def figure_of(number: Any) -> str:
+    """A number of a reading in words."""
+    return "a traced value" if number != number else figure(_rounded(number))
+
+
+def _rounded(number: float) -> float:
+    """The fewest digits: Adam's own rounding in float32 moves a rate by some millionths."""
+    shorter = (float(f"{number:.{digits}g}") for digits in range(1, 7))
+    return next((x for x in shorter if abs(x - number) < 2e-5 * abs(number)), number)
+
+
+def _unknown(optimizer: Any) -> Optimizer:
+    """An optimizer that is like nothing known."""
+    name, module = called(optimizer.update)
+    if not is_ours(module) and module.split(".")[0] not in LIBRARIES:
+        return Optimizer(f"your own `{name}` ({module})" if name else f"your own ({module})")
+    state = _state(optimizer)
+    if labels := _labels(state):
+        return Optimizer(f"optax.partition by the labels {', '.join(labels)}", _moments(state))
+    kinds = list(dict.fromkeys(_classes(state)))
+    keeping = f" with {', '.join(kinds)}" if kinds else ""
+    if type(state) is tuple and state:
+        plural = "" if len(state) == 1 else "s"
+        return Optimizer(
+            f"an optax chain of {len(state)} transformation{plural}{keeping}", _moments(state)
+        )
+    return Optimizer(f"an optax transformation{keeping}", _moments(state))
+
+
+def _moments(state: Any) -> tuple[str, ...]:
+    return ("scale_by_adam",) if found_in(state, optax.ScaleByAdamState) else ()
+
+
+def _classes(state: Any) -> list[str]:
+    """Names of the public classes of a state, in its order, but for the empty one."""
+    if isinstance(state, optax.EmptyState):
+        return []
+    if hasattr(state, "_fields"):
+        inner = [name for field in state for name in _classes(field)]
+        return [type(state).__name__, *inner]
+    if isinstance(state, tuple | list):
+        return [name for one in state for name in _classes(one)]
+    if isinstance(state, dict):
+        return [name for one in state.values() for name in _classes(one)]
+    return []

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_lite.anatomy.composed import Composed, client_optimizer, round_words, server_optimizer
+from fedjax_lite.anatomy.composed import Composed, client_optimizer, server_optimizer
 from fedjax_lite.anatomy.figures import figure, function_words
-from fedjax_lite.anatomy.optimizers import rate_words
-from fedjax_lite.anatomy.pieces import PLUMBING, Piece, Step, factory_of, is_part, read, steps
+from fedjax_lite.anatomy.models import loss_words
+from fedjax_lite.anatomy.notes import Piece, is_part, read
+from fedjax_lite.anatomy.schedules import rate_words
 from fedjax_lite.anatomy.words import own_words, phrase, plain_words, weighting_words
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.models.batch_norm import statistics_mask
 from fedjax_lite.types import Accountant
 
 UNWEIGHTED = frozenset(
@@ -23,9 +23,10 @@ UNWEIGHTED = frozenset(
 )
 """Rules to which a message's weight says no more than whether it counts."""
 LOCAL_KEEPS = {
-    "scaffold_client": "its control variate",
-    "feddyn_client": "its gradient correction",
+    "scaffold": "its control variate",
+    "feddyn": "its gradient correction",
     "local_leaves": "its local leaves",
+    "fedbn": "its local leaves",
 }
 UPLINK_KEEPS = {
     "error_feedback": "what compression left out",
@@ -33,15 +34,18 @@ UPLINK_KEEPS = {
     "worker_momentum": "its momentum",
     "powersgd": "PowerSGD's last factor",
 }
-MODEL_WRAPPERS = ("with_precision", "augmented")
 SPECIAL = {
-    "scaffold_client": "SGD with learning rate {learning_rate}, each gradient corrected by the "
-    "control variates (option {option})",
-    "mime_client": "SGD with learning rate {learning_rate} along the server's momentum {momentum}",
+    "scaffold": "SGD with learning rate {learning_rate}, each gradient corrected by the control "
+    "variates (option {option})",
+    "mime": "SGD with learning rate {learning_rate} along the server's momentum {momentum}, "
+    "corrected by gradients at the server's model",
+    "mimelite": "SGD with learning rate {learning_rate} along the server's momentum {momentum}",
     "dp_sgd": "DP-SGD with learning rate {learning_rate}: each example's gradient clipped to L2 "
     "norm {clip}, Gaussian noise of {noise_multiplier} times the clip on the sum",
+    "fedsgd": "none: the gradient itself is sent",
     "local_gradient": "none: the gradient itself is sent",
 }
+"""Local steps by the method's factory, or the client's."""
 
 
 def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str]]:
@@ -55,37 +59,45 @@ def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str
       >>> [label for label, _ in lines(composed(algo), None)][:3]
       ['Cohort', 'Local work', 'Local steps']
     """
-    shown = [("Cohort", f"each round {phrase(whole.sampler)}")]
-    if whole.title == "Centralised training":
+    slots = whole.slots
+    central, alone = whole.method == "centralised", whole.method == "local_only"
+    shown = [("Cohort", f"each round {phrase(slots.sampler)}")]
+    if central:
         shown = [("Data", "the union of all clients, as one client")]
-    if whole.prologue is not None:
-        passes = read(whole.prologue.client)
+    if slots.prologue is not None:
+        passes = read(slots.prologue.client)
         gradient = passes.name == "full_gradient"
         what = "the gradient at the server's model" if gradient else part_words(passes)
-        rule = phrase(whole.prologue.aggregator)
-        words = f"each client sends {what} ({plan_words(whole.prologue.plan)}), aggregated: {rule}"
+        rule = phrase(slots.prologue.aggregator)
+        words = f"each client sends {what} ({plan_words(slots.prologue.plan)}), aggregated: {rule}"
         shown.append(("First pass", words))
-    shown.append(("Local work", plan_words(whole.plan)))
-    shown.append(("Local steps", training_words(whole.client, whole.server)))
-    if (loss := loss_words(whole.client)) is not None:
-        shown.append(("Loss", loss))
-    if whole.title == "Local training only":
-        kept = "its model" + (" and optimizer state" if keeps_optimizer(whole.client) else "")
+    shown.append(("Local work", plan_words(slots.plan)))
+    shown.append(("Local steps", training_words(whole)))
+    if callable(loss := whole.known.get("loss")):
+        shown.append(("Loss", loss_words(loss)))
+    if alone:
+        kept = "its model" + (" and optimizer state" if whole.known["keep_optimizer"] else "")
         shown += [("Messages", "nothing is sent or averaged"), ("Clients keep", kept)]
-        return [*shown, ("Execution", strategy_words(whole.strategy))]
-    if whole.title != "Centralised training":
-        words = uplink_words(whole.uplink)
+        return [*shown, ("Execution", strategy_words(slots.strategy))]
+    if not central:
+        words = ", then ".join(phrase(part) for part in uplinks(whole)) or "as they are"
         shown.append(("Uplink", f"messages are sent {words.removeprefix('sent ')}"))
         shown.append(("Aggregation", aggregation_words(whole)))
     if accountant is not None:
         shown.append(("Privacy", privacy_words(accountant)))
-    shown.append(("Server", server_words(whole.server)))
-    if whole.downlink is not None:
-        shown.append(("Downlink", downlink_words(whole.downlink)))
+    shown.append(("Server", server_words(whole)))
+    if slots.downlink is not None:
+        shown.append(("Downlink", downlink_words(slots.downlink)))
     if kept := keeps(whole):
-        central = whole.title == "Centralised training"
         shown.append(("Kept between rounds" if central else "Clients keep", ", ".join(kept)))
-    return [*shown, ("Execution", strategy_words(whole.strategy))]
+    return [*shown, ("Execution", strategy_words(slots.strategy))]
+
+
+def uplinks(whole: Composed) -> list[Any]:
+    """What is done to a message on its way: the algorithm's own, then the privacy mechanism's."""
+    privacy = whole.slots.privacy
+    both = (whole.slots.uplink, privacy.uplink if privacy is not None else None)
+    return [part for part in both if part is not None]
 
 
 def plan_words(plan: Plan) -> str:
@@ -109,51 +121,38 @@ def plan_words(plan: Plan) -> str:
     return f"{work} in " + ("one batch of all its data" if size is None else f"batches of {size}")
 
 
-def training_words(client: Piece, server: Piece) -> str:
+def training_words(whole: Composed) -> str:
     """What a client does in a step.
 
     Example:
       >>> import optax, fedjax_lite as fl
-      >>> training_words(read(fl.local_sgd(lambda w, e, key: w, optax.sgd(0.1))), None)
+      >>> from fedjax_lite.anatomy.composed import composed
+      >>> algo = fl.fedavg(lambda w, e, key: w * e["x"], optax.sgd(0.1),
+      ...                  plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
+      >>> training_words(composed(algo))
       'SGD with learning rate 0.1'
     """
-    if client.own:
-        return own_words(client)
-    optimizer = client_optimizer(client)
-    if client.name in SPECIAL:
-        known = {k: figure(v) for k, v in client.found.items() if not is_part(v)}
-        # A function of the round is used as it is.
-        rate = client.found.get("learning_rate", client.found.get("rate_at"))
-        known |= {} if rate is None else {"learning_rate": rate_words(rate)}
-        try:
-            words = SPECIAL[client.name].format(**known)
-        except KeyError:
-            return plain_words(client)
-        corrected = client.name == "mime_client" and client.found.get("correct")
-        return words + (", corrected by gradients at the server's model" if corrected else "")
-    if client.name == "nova_client":
-        extra = [
-            f"{k} {figure(client.found[k])}" for k in ("momentum", "mu") if client.found.get(k)
-        ]
-        rate = rate_words(client.found.get("learning_rate"))
+    known = whole.known
+    special = next((SPECIAL[n] for n in (whole.method, whole.client.name) if n in SPECIAL), None)
+    if special is not None:
+        shown = {k: figure(v) for k, v in known.items() if not is_part(v)}
+        return special.format(**{**shown, "learning_rate": rate_words(known.get("learning_rate"))})
+    if whole.method == "fednova":
+        extra = [f"{k} {figure(known[k])}" for k in ("momentum", "mu") if _is_set(known[k])]
         joined = f" ({', '.join(extra)})" if extra else ""
+        rate = rate_words(known["learning_rate"])
         return (
             f"SGD with learning rate {rate}{joined}; what is sent is normalised by the steps done"
         )
+    optimizer = client_optimizer(whole)
     if optimizer is None:
-        if client.name in ("local_sgd", "adaptive_client", "feddyn_client", "local_leaves"):
-            words = round_words(_resolve(client))
-        else:
-            return part_words(client)
-    else:
-        words = optimizer.words
-    if client.name == "adaptive_client":
-        mu = figure(server.found.get("mu"))
+        return part_words(whole.client)
+    words = optimizer.words
+    if whole.method == "fedprox" and known.get("adaptive"):
+        mu = figure(known["mu"])
         return f"{words}, pulled towards the server's model (mu from {mu}, adapted by the server)"
-    if client.name == "feddyn_client":
-        return (
-            f"{words} on the dynamically regularised loss (alpha {figure(client.found['alpha'])})"
-        )
+    if whole.method == "feddyn":
+        return f"{words} on the dynamically regularised loss (alpha {figure(known['alpha'])})"
     return words
 
 
@@ -168,67 +167,65 @@ def aggregation_words(whole: Composed) -> str:
       >>> aggregation_words(composed(algo))
       'the weighted mean; a message weighs its number of examples'
     """
-    words = phrase(whole.aggregator)
-    innermost = read(whole.aggregator)
+    words = phrase(whole.slots.aggregator)
+    innermost = read(whole.slots.aggregator)
     while innermost.name not in UNWEIGHTED and "inner" in innermost.parts:
         innermost = read(innermost.parts["inner"])
-    weight = _weight(whole.client)
-    if whole.privacy is not None or innermost.name in UNWEIGHTED or weight is None:
+    weight = whole.known.get("weighting")
+    if whole.slots.privacy is not None or innermost.name in UNWEIGHTED:
         return words
-    if innermost.found.get("weighting") == "uniform" or innermost.found.get("weighted") is False:
+    settings = innermost.settings
+    if settings.get("weighting") == "uniform" or settings.get("weighted") is False:
         return words  # secure_mean, geometric_median: weights can count, but here they do not
-    if whole.client.own:
+    if whole.client.own and not whole.method:
         return f"{words}; a message weighs what your own client says"
+    if weight is None:
+        return words
     if innermost.own:  # it may count the weights, or not
         return f"{words}, handed each message with the weight: {weighting_words(weight)}"
     return f"{words}; a message weighs {weighting_words(weight)}"
 
 
-def server_words(server: Piece) -> str:
+def server_words(whole: Composed) -> str:
     """What the server does with the aggregate.
 
     Example:
       >>> import optax, fedjax_lite as fl
-      >>> server_words(read(fl.optimizer_server(optax.sgd(1.0))))
+      >>> from fedjax_lite.anatomy.composed import composed
+      >>> algo = fl.fedavg(lambda w, e, key: w * e["x"], optax.sgd(0.1),
+      ...                  plan=fl.Plan(batch_size=10), sampler=fl.uniform(10))
+      >>> server_words(composed(algo))
       'SGD with learning rate 1 on the aggregate'
     """
-    if server.own:
-        return own_words(server)
-    if server.name == "centralised" or server.name == "local_only" or server.name == "init":
+    server, method, known = whole.server, whole.method, whole.known
+    if method == "centralised":
         return "takes the result as its model"
-    if server.name == "feddyn_server":
-        alpha = figure(server.found["alpha"])
+    if method == "feddyn":
+        alpha = figure(known["alpha"])
         return f"the model less the aggregate, corrected by what clients keep (alpha {alpha})"
-    if server.name == "edge_server":
+    if method == "hierfavg":
         return (
             "every edge takes the mean of its own clients; the cloud averages the edges that meet"
         )
+    if method in ("scaffold", "mime", "mimelite"):
+        words = f"SGD with learning rate {rate_words(known['server_learning_rate'])} on the "
+        words += "aggregate"
+        if method == "scaffold":
+            return f"{words}; its control variate moves by the mean change of the clients'"
+        momentum = figure(known["momentum"])
+        return f"{words}; its momentum {momentum} is fed with the gradients of the first pass"
+    if server.own:
+        return own_words(server)
     optimizer = server_optimizer(server)
     if optimizer is None:
         return part_words(server)
     words = f"{optimizer.words} on the aggregate"
-    if server.name == "scaffold_server":
-        return f"{words}; its control variate moves by the mean change of the clients'"
-    if server.name == "mime_server":
-        momentum = figure(server.found.get("momentum"))
-        return f"{words}; its momentum {momentum} is fed with the gradients of the first pass"
-    if server.name == "nova_server":
+    if method == "fednova":
         return f"{words}, scaled by the mean number of effective steps"
     if server.name == "adaptive_mu":
-        figures = [f"{k} {figure(server.found[k])}" for k in ("increment", "patience")]
-        return f"{words}; mu follows {server.found.get('metric')} ({', '.join(figures)})"
+        figures = [f"{k} {figure(server.settings[k])}" for k in ("increment", "patience")]
+        return f"{words}; mu follows {server.settings['metric']} ({', '.join(figures)})"
     return words
-
-
-def uplink_words(uplink: Any) -> str:
-    """What happens to messages on their way.
-
-    Example:
-      >>> import fedjax_lite as fl
-      >>> uplink_words(fl.clip(1.0)), uplink_words(fl.top_k(0.01))
-      ('clipped to L2 norm 1', 'reduced to the 1% largest coordinates')
-    """
-    return phrase(uplink)
 
 
 def downlink_words(downlink: Any) -> str:
@@ -272,10 +269,8 @@ def strategy_words(strategy: Any) -> str:
 
 def keeps(whole: Composed) -> list[str]:
     """What every client keeps between rounds, a table over the population."""
-    found = []
-    if whole.client.name in LOCAL_KEEPS:
-        found.append(LOCAL_KEEPS[whole.client.name])
-    waiting = [whole.uplink]
+    found = [LOCAL_KEEPS[whole.method]] if whole.method in LOCAL_KEEPS else []
+    waiting = uplinks(whole)
     while waiting:
         part = waiting.pop(0)
         if not hasattr(part, "_fields"):
@@ -284,45 +279,10 @@ def keeps(whole: Composed) -> list[str]:
         piece = read(part)
         if piece.name in UPLINK_KEEPS:
             found.append(UPLINK_KEEPS[piece.name])
-        waiting += [inner for inner in piece.parts.values() if is_part(inner)]
-    if whole.title == "Centralised training" and keeps_optimizer(whole.client):
+        waiting += piece.parts.values()
+    if whole.method == "centralised" and whole.known["keep_optimizer"]:
         found.append("the optimizer's state")
     return found
-
-
-def loss_words(client: Piece) -> str | None:
-    """Whose loss is minimised; None where closures do not say.
-
-    Example:
-      >>> import optax, fedjax_lite as fl
-      >>> model = fl.models.mlp((4,), num_classes=3, input_shape=(2,))
-      >>> loss_words(read(fl.local_sgd(model.loss, optax.sgd(0.1))))
-      'cross_entropy of mlp (27 parameters)'
-    """
-    loss = client.found.get("loss")
-    if not callable(loss):
-        return next((w for p in client.parts.values() if (w := loss_words(read(p)))), None)
-    words = function_words(loss)
-    if words.startswith("your own"):
-        return words
-    within = [
-        step
-        for step in steps([loss], into_parts=True)
-        if step.module.startswith("fedjax_lite.models.")
-    ]
-    criteria = [s.name for s in within if s.module.endswith(".losses") and not s.factory]
-    # A model's own functions bear the name of the factory that was called; what they are built of
-    # may bear that of another.
-    within.sort(key=lambda step: step.name not in ("losses", "predict"))
-    models = dict.fromkeys(s.factory for s in within if factory_of(s.module, s.factory))
-    told = [name for name in models if name not in (*PLUMBING, *MODEL_WRAPPERS)]
-    around = [f", {name}" for name in models if name in MODEL_WRAPPERS]
-    if not criteria or not told:
-        return words
-    name = f"{kind} ({told[0]})" if (kind := _flax_class(within)) else told[0]
-    count = num_parameters(within)
-    size = f" ({count:,} parameters)" if count else ""
-    return f"{criteria[0]} of {name}{size}{''.join(around)}"
 
 
 def part_words(piece: Piece) -> str:
@@ -330,55 +290,6 @@ def part_words(piece: Piece) -> str:
     return own_words(piece) if piece.own else plain_words(piece)
 
 
-def keeps_optimizer(client: Piece) -> bool:
-    """Whether a baseline's optimizer lives on between rounds."""
-    return bool(client.found.get("keep_optimizer"))
-
-
-def _flax_class(within: list[Step]) -> str:
-    """The class of the flax module that a loss runs; "" where there is none."""
-    for step in within:
-        if step.factory == "from_linen" and "module" in step.cells:
-            return type(step.cells["module"]).__name__
-        if step.factory == "from_nnx" and "evaluation" in step.cells:
-            nodes = getattr(step.cells["evaluation"], "nodes", ())
-            return getattr(getattr(nodes[0], "type", None), "__name__", "") if nodes else ""
-    return ""
-
-
-def num_parameters(within: list[Step]) -> int | None:
-    """How many numbers the model behind a loss trains; None where that is not known.
-
-    Example:
-      >>> import fedjax_lite as fl
-      >>> num_parameters(list(steps([fl.models.linear(3, (4,)).loss], into_parts=True)))
-      15
-    """
-    init = next((s.cells["init"] for s in within if {"init", "apply"} <= set(s.cells)), None)
-    if init is None:
-        return None
-    try:
-        shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
-    except Exception:  # whatever a user's network raises: its size is left out
-        return None
-    trained = zip(jax.tree.leaves(shapes), jax.tree.leaves(statistics_mask(shapes)), strict=True)
-    return sum(leaf.size for leaf, is_statistic in trained if not is_statistic)
-
-
-def _weight(client: Piece) -> Any:
-    """The weighting of a client's messages, from the closure of `weight_by`."""
-    weight = client.found.get("weight")
-    if weight is not None and callable(weight):
-        return read(weight).found.get("function")
-    if isinstance(name := client.found.get("weighting"), str):
-        return name
-    for part in client.parts.values():
-        if (found := _weight(read(part))) is not None:
-            return found
-    return client.found.get("function")
-
-
-def _resolve(client: Piece) -> Any:
-    """What `resolve_optimizer` made, of this client or of the one inside it."""
-    inner = next((p for p in map(_resolve, map(read, client.parts.values())) if p), None)
-    return client.found.get("resolve", inner)
+def _is_set(value: Any) -> bool:
+    """Whether a setting says something; a traced one does, whatever it will be."""
+    return isinstance(value, jax.core.Tracer) or bool(np.any(value))

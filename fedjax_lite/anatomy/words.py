@@ -8,8 +8,9 @@ import textwrap
 from typing import Any
 
 from fedjax_lite.anatomy.figures import figure, function_words
+from fedjax_lite.anatomy.notes import Piece, is_ours, is_part, read
 from fedjax_lite.anatomy.optimizers import is_optimizer, read_optimizer
-from fedjax_lite.anatomy.pieces import Piece, is_part, read
+from fedjax_lite.made import maker_of
 
 Segments = tuple[str, ...]
 
@@ -176,7 +177,7 @@ def phrase(value: Any) -> str:
         return ", then ".join(phrase(part) for part in value)
     piece = read(value)
     if piece.name in CHAINED and not piece.own:
-        return phrase(piece.parts["transforms"]) if piece.parts else "as they are"
+        return ", then ".join(map(phrase, piece.arguments["transforms"])) or "as they are"
     if piece.own:
         return own_words(piece)
     segments = WORDS.get(piece.name)
@@ -191,9 +192,9 @@ def filled(segments: Segments, piece: Piece) -> str:
       >>> filled(("a clip to {max_norm}", ", {nothing}"), read(fl.clip(2.0)))
       'a clip to 2'
     """
-    grid = piece.found.get("grid")
+    grid = piece.settings.get("grid")
     agreed = vars(grid) if dataclasses.is_dataclass(grid) else {}
-    known: dict[str, Any] = {**agreed, **piece.found, **piece.settings, **piece.parts}
+    known: dict[str, Any] = {**agreed, **piece.arguments}
     text = ""
     for i, segment in enumerate(segments):
         fields = re.findall(r"\{(\w+)(?::([^}]*))?\}", segment)
@@ -214,7 +215,7 @@ def plain_words(piece: Piece) -> str:
     Example:
       >>> import fedjax_lite as fl
       >>> plain_words(read(fl.privacy.once_an_epoch(7, 3)))
-      'once_an_epoch (cohort_size 3, num_clients 7, seed 0)'
+      'once_an_epoch (num_clients 7, cohort_size 3, seed 0)'
     """
     shown = [
         f"{name} {figure(value)}"
@@ -229,15 +230,14 @@ def own_words(piece: Piece) -> str:
     """A part that was made outside the package.
 
     Example:
-      >>> from fedjax_lite.types import Transform
-      >>> def halve(key, state, value):
-      ...     return state, value / 2
-      >>> own_words(read(Transform(lambda value: (), halve)))  # doctest: +ELLIPSIS
-      'your own `...` (...)'
+      >>> own_words(Piece("halve", "script", {"times": 2}, None, True))
+      'your own `halve` (script) with times 2'
     """
     name = f"your own `{piece.name}`" if piece.name else "your own function"
+    shown = [f"{k} {figure(v)}" for k, v in piece.settings.items() if k not in ("loss", "plan")]
     around = "; ".join(phrase(part) for part in piece.parts.values() if not _is_model(part))
-    return f"{name} ({piece.module})" + (f" around {around}" if around else "")
+    words = f"{name} ({piece.module})" + (f" with {', '.join(shown)}" if shown else "")
+    return words + (f" around {around}" if around else "")
 
 
 def paragraph(label: str, text: str, *, width: int = 92) -> str:
@@ -257,25 +257,18 @@ def paragraph(label: str, text: str, *, width: int = 92) -> str:
     )
 
 
-def weighting_words(function: Any) -> str:
-    """What a weight of a message is, from the function behind `weight_by`.
+def weighting_words(weighting: Any) -> str:
+    """What a message weighs.
 
     Example:
-      >>> from fedjax_lite.aggregation import weight_by
-      >>> cell = read(weight_by("examples")).found["function"]
-      >>> weighting_words(cell)
-      'its number of examples'
+      >>> weighting_words("examples"), weighting_words("uniform")
+      ('its number of examples', '1')
     """
-    if isinstance(function, str):
-        return {"examples": "its number of examples", "uniform": "1"}.get(function, function)
-    code = getattr(function, "__code__", None)
-    if getattr(function, "__qualname__", "") == "weight_by.<locals>.<lambda>" and code is not None:
-        return "its number of examples" if "size" in code.co_names else "1"
-    if getattr(function, "__module__", "").startswith("fedjax_lite."):
-        piece = read(function)
-        if piece.name in WORDS:
-            return filled(WORDS[piece.name], piece)
-    return function_words(function)
+    if isinstance(weighting, str):
+        return {"examples": "its number of examples", "uniform": "1"}.get(weighting, weighting)
+    if (note := maker_of(weighting)) is not None and note.name in WORDS and is_ours(note.module):
+        return filled(WORDS[note.name], read(weighting))
+    return function_words(weighting)
 
 
 def _silent(value: Any, form: str) -> bool:
@@ -294,7 +287,7 @@ def _formed(value: Any, form: str) -> str:
 
 def _ours(value: Any) -> bool:
     """Whether this is a function of the package's own: how a factory works, not a setting."""
-    return callable(value) and getattr(value, "__module__", "").startswith("fedjax_lite.")
+    return callable(value) and is_ours(getattr(value, "__module__", ""))
 
 
 def _is_model(part: Any) -> bool:

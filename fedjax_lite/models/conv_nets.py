@@ -166,8 +166,7 @@ def mcmahan_cnn(
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
       Decentralized Data", 2017, arXiv:1602.05629.
     """
-    model = conv_net((32, 64), (512,), num_classes=num_classes, input_shape=input_shape, **options)
-    return _called("mcmahan_cnn", model)
+    return conv_net((32, 64), (512,), num_classes=num_classes, input_shape=input_shape, **options)
 
 
 @made
@@ -197,10 +196,9 @@ def cifar_cnn24(
       Decentralized Data", 2017, arXiv:1602.05629.
     """
     settings: dict[str, Any] = {"pool_size": 3, "pool_padding": "SAME"} | options
-    model = conv_net(
+    return conv_net(
         (64, 64), (384, 192), num_classes=num_classes, input_shape=input_shape, **settings
     )
-    return _called("cifar_cnn24", model)
 
 
 @made
@@ -234,7 +232,7 @@ def pfl_cnn(
     Reference: Granqvist et al., "pfl-research: simulation framework for accelerating research in
       Private Federated Learning", 2024, arXiv:2404.06430.
     """
-    model = conv_net(
+    return conv_net(
         (32, 64),
         (128,),
         num_classes=num_classes,
@@ -246,7 +244,6 @@ def pfl_cnn(
         dense_dropout=dense_dropout,
         **options,
     )
-    return _called("pfl_cnn", model)
 
 
 @made
@@ -272,7 +269,7 @@ def lenet(num_classes: int = 10, input_shape: Sequence[int] = (32, 32, 3), **opt
       arXiv:2102.02079.
     """
     settings: dict[str, Any] = {"init": "torch"} | options
-    model = conv_net(
+    return conv_net(
         (6, 16),
         (120, 84),
         num_classes=num_classes,
@@ -280,12 +277,3 @@ def lenet(num_classes: int = 10, input_shape: Sequence[int] = (32, 32, 3), **opt
         padding="VALID",
         **settings,
     )
-    return _called("lenet", model)
-
-
-def _called(factory: str, model: Model) -> Model:
-    """The model, its functions named after the factory that the user called, as its own are."""
-    for function in (model.loss, model.predict):
-        function.__qualname__ = f"{factory}.<locals>.{function.__name__}"
-        function.__module__ = __name__
-    return model

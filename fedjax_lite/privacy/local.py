@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_count
 from fedjax_lite.ledger import LOCAL
-from fedjax_lite.made import made
+from fedjax_lite.made import made, signed
 from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced, shown
@@ -171,7 +171,8 @@ def _clipped(max_norm: float) -> Transform:
     def update(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree]:
         return inner.update(key, state, widened(value))
 
-    return inner._replace(update=update)
+    assert inner.made is not None
+    return signed(inner._replace(update=update), inner.made)
 
 
 def _sampler(participation: str, num_clients: int, cohort_size: int, seed: int) -> Sampler:
@@ -188,4 +189,5 @@ def _sampler(participation: str, num_clients: int, cohort_size: int, seed: int) 
         turns.init(size)  # the declared population
         return inner.init(size)
 
-    return Sampler(init, inner.sample)
+    assert inner.made is not None
+    return signed(Sampler(init, inner.sample), inner.made)

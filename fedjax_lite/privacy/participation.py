@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_lite.checks import check_count, check_fraction
 from fedjax_lite.engine.shuffle import shuffle_index
-from fedjax_lite.made import made
+from fedjax_lite.made import made, signed
 from fedjax_lite.privacy.arguments import check_population
 from fedjax_lite.sampling import poisson, poisson_capacity
 from fedjax_lite.types import Array, Cohort, Key, PyTree, Sampler
@@ -74,7 +74,9 @@ def poisson_cohorts(
         return inner.init(size)
 
     overflow = overflow_probability(num_clients, sampling_rate, capacity)
-    return PoissonCohorts(Sampler(init, inner.sample), rate, capacity, overflow)
+    assert inner.made is not None
+    sampler = signed(Sampler(init, inner.sample), inner.made)
+    return PoissonCohorts(sampler, rate, capacity, overflow)
 
 
 def overflow_probability(num_clients: int, sampling_rate: float, capacity: int) -> float:
