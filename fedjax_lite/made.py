@@ -93,8 +93,11 @@ def made(factory: Factory) -> Factory:
     return call  # type: ignore[return-value]
 
 
-def signed(product: Any, note: Made) -> Any:
+def signed(product: Any, note: Made | None) -> Any:
     """What a factory made, with the note of it.
+
+    For factories that put another function into the product of an inner one, and want it to go by
+    the inner one's name; None leaves it as it is.
 
     Example:
       >>> from fedjax_lite.types import Sampler
@@ -102,6 +105,8 @@ def signed(product: Any, note: Made) -> Any:
       >>> sampler.made.name, sampler.made.replaced(sampler._replace(sample=max))
       ('len', ['sample'])
     """
+    if note is None:
+        return product
     fields = getattr(product, "_fields", ())
     algorithm: Any = product
     if isinstance(algorithm, FederatedAlgorithm) and product.with_strategy:

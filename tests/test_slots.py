@@ -23,6 +23,10 @@ def private():
     )
 
 
+def renamed(algo):
+    return algo._replace(models=None)
+
+
 ALGORITHMS = {
     "plain": lambda: fl.fedavg(loss, optax.sgd(0.5), plan=PLAN, sampler=fl.uniform(2)),
     "downlink": lambda: fl.fedavg(
@@ -94,6 +98,7 @@ def test_algorithms_are_hashed_by_identity_whatever_their_arguments_are():
     )  # fmt: skip
     assert {inner: 1, inner.slots: 2}[inner] == 1
     assert inner != inner._replace(slots=inner.slots._replace(plan=PLAN))
-    wrapped = fl.with_init(inner, lambda init: init)
+    wrapped = fl.made(renamed)(inner)
     assert wrapped.made.arguments["algo"] is inner
+    assert wrapped.made.before is inner.made
     assert wrapped.slots is inner.slots

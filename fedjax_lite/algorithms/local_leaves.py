@@ -18,7 +18,7 @@ from fedjax_lite.engine.phases import Step, around
 from fedjax_lite.evaluate.clients import evaluate_personal as evaluate_personal
 from fedjax_lite.evaluate.own_models import keeps_own, kept, models_of
 from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
-from fedjax_lite.made import made
+from fedjax_lite.made import made, signed
 from fedjax_lite.models.batch_norm import (
     batch_norm_mask,
     check_no_local_statistics,
@@ -102,7 +102,7 @@ def fedbn(
         return client.init(params)
 
     return local_leaves(
-        client._replace(init=init),
+        signed(client._replace(init=init), client.made),
         is_local=batch_norm_mask if scale_and_bias else statistics_mask,
         plan=plan,
         sampler=sampler,
@@ -239,7 +239,7 @@ def local_leaves(
         ClientUpdate(init, start, around(client.step, on_own), finish, client.counts),
         plan=plan,
         sampler=sampler,
-        server=server._replace(init=init_server),
+        server=signed(server._replace(init=init_server), server.made),
         **slots,
     )
 

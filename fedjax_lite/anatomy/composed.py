@@ -9,7 +9,8 @@ from fedjax_lite import algorithms
 from fedjax_lite.anatomy.notes import Piece, called, is_ours, notes_of, read, replaced_in
 from fedjax_lite.anatomy.optimizers import Optimizer, is_optimizer, of_the_round, read_optimizer
 from fedjax_lite.anatomy.stages import PROXIMAL
-from fedjax_lite.types import FederatedAlgorithm, Made, Slots
+from fedjax_lite.made import Made
+from fedjax_lite.types import FederatedAlgorithm, Slots
 
 
 class Composed(NamedTuple):

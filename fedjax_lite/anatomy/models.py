@@ -9,10 +9,9 @@ import jax
 
 from fedjax_lite.anatomy.figures import function_words
 from fedjax_lite.anatomy.notes import called, is_ours
-from fedjax_lite.made import maker_of
+from fedjax_lite.made import Made, maker_of
 from fedjax_lite.models.batch_norm import statistics_mask
 from fedjax_lite.models.model import Model
-from fedjax_lite.types import Made
 
 
 def loss_words(loss: Callable[..., Any]) -> str:

@@ -11,8 +11,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from fedjax_lite.made import maker_of
-from fedjax_lite.types import Made
+from fedjax_lite.made import Made, maker_of
 
 PACKAGE = "fedjax_lite"
 SECONDARY = frozenset(("accountant", "with_strategy", "slots", "name", "kinds", "counts"))

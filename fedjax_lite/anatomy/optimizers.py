@@ -27,8 +27,7 @@ from fedjax_lite.anatomy.trials import (
     trial_of,
     tried,
 )
-from fedjax_lite.made import maker_of
-from fedjax_lite.types import Made
+from fedjax_lite.made import Made, maker_of
 
 TRACED = float("nan")
 """Stands in a reading for a number that is traced."""

@@ -171,7 +171,6 @@ def _clipped(max_norm: float) -> Transform:
     def update(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree]:
         return inner.update(key, state, widened(value))
 
-    assert inner.made is not None
     return signed(inner._replace(update=update), inner.made)
 
 
@@ -189,5 +188,4 @@ def _sampler(participation: str, num_clients: int, cohort_size: int, seed: int) 
         turns.init(size)  # the declared population
         return inner.init(size)
 
-    assert inner.made is not None
     return signed(Sampler(init, inner.sample), inner.made)

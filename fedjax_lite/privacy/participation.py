@@ -74,7 +74,6 @@ def poisson_cohorts(
         return inner.init(size)
 
     overflow = overflow_probability(num_clients, sampling_rate, capacity)
-    assert inner.made is not None
     sampler = signed(Sampler(init, inner.sample), inner.made)
     return PoissonCohorts(sampler, rate, capacity, overflow)
 
