@@ -72,12 +72,20 @@ except fl.data.DatasetNotFoundError as error:
     dataset = "digits"
     train, test = fl.data.load(dataset)
 
-split = fl.data.dirichlet(alpha=alpha, num_clients=num_clients, seed=0, min_size=5)
-data = fl.data.partition(train, split)
-print(f"{dataset}: {data.num_examples} examples on {data.num_clients} clients")
+deal = fl.data.dirichlet(alpha=alpha, num_clients=num_clients, seed=0, min_size=5)
+clients = fl.data.partition(train, deal)
+print(f"{dataset}: {clients.num_examples} examples on {clients.num_clients} clients")
 
-counts = fl.data.label_counts(data, 10)
+counts = fl.data.label_counts(clients, 10)
 display(report.plot_partition(counts, dataset=dataset))
+
+# %% [markdown]
+# Of every client's examples a tenth is held out: clients train on the rest, and later you will see
+# how well each is served on examples that nobody trained on. Both parts have the same clients.
+
+# %%
+data, held_out = fl.data.split_clients(clients, 0.1, seed=0)
+print(f"{data.num_examples} to train on, {held_out.num_examples} held out")
 
 # %% [markdown]
 # ## FedAvg
@@ -126,14 +134,21 @@ for name, value in history[-1].items():
 # ## The same model on every client
 #
 # The mean over a test set hides who is served badly. Here is the global model on each client's
-# own (training) data; `summarize_clients` has the usual measures of fairness. Its `worst` is the
+# own held-out data; `summarize_clients` has the usual measures of fairness. Its `worst` is the
 # mean over the tenth of the clients that are served worst, its `best` over the tenth served best.
+# `metrics` measures more than accuracy, for each client and (`scores["all"]`) for all together.
+# To have such figures in the history, hand `fl.client_evaluator(model, held_out)` to `fl.run`.
 
 # %%
-clients = fl.evaluate_clients(model, state.server.params, data)
-display(report.plot_client_accuracies(clients["accuracy"], dataset=dataset, title="FedAvg"))
+scores = fl.evaluate_clients(model, state, held_out, metrics={"f1": fl.metrics.f1(10)})
+display(
+    report.plot_client_accuracies(
+        scores["accuracy"], dataset=dataset, split="held out", title="FedAvg, held-out data"
+    )
+)
+print(f"F1, mean over classes, of all held-out examples: {scores['all']['f1']:.3f}")
 
-fairness = fl.summarize_clients(clients["accuracy"], clients["size"])
+fairness = fl.summarize_clients(scores["accuracy"], scores["size"])
 for name in ("mean", "weighted_mean", "std", "worst", "best", "gini", "jain"):
     print(f"{name:15} {fairness[name]:.3f}")
 

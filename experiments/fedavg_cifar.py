@@ -141,7 +141,8 @@ def main(flags: Flags) -> dict[str, Any]:
     writes, mesh = distributed.is_coordinator(), device_mesh(run.devices)
 
     owners = fl.data.partition(train, flags.data.partitioner(run.seed))
-    data = dataclasses.replace(owners, examples=with_labels(owners.examples))
+    whole = dataclasses.replace(owners, examples=with_labels(owners.examples))
+    data, scored, split = flags.data.split(whole, with_labels(test), run.seed)
     model = build_model(run, train, num_classes)
     trained = fl.models.augmented(model) if run.augment else model
 
@@ -209,11 +210,16 @@ def main(flags: Flags) -> dict[str, Any]:
         gap = centralised_gap(flags, trained.loss, model, data, test, history, output_dir)
     last = history[-1]
     if writes:
-        write_clients(output_dir, name, model, distributed.local(state), data, history)
+        counts = fl.data.label_counts(whole, num_classes)
+        clients = write_clients(
+            output_dir, name, model, distributed.local(state), scored, split, counts
+        )
+        plots(output_dir, name, history, clients, split, counts)
         if run.centralised:
             print(gap)
         print(
-            f"{name}: test accuracy {last['test_accuracy']:.4f} after {last['round']} rounds, "
+            f"{name}: test accuracy {last['test_accuracy']:.4f} after {last['round']} rounds; on "
+            f"the clients' own {split} data {clients['all']['accuracy']:.4f}; "
             f"{time.perf_counter() - began:.0f} s in all; results in {output_dir}"
         )
     distributed.barrier("all is written")
@@ -221,20 +227,25 @@ def main(flags: Flags) -> dict[str, Any]:
 
 
 def write_clients(
-    output_dir: Path, name: str, model: fl.models.Model, state: Any, data: Any, history: list
-) -> None:
-    """The model on every client, as clients.json, and the plots."""
-    clients = fl.evaluate_clients(model, state.server.params, data)
-    counts = fl.data.label_counts(data, int(np.max(data.examples["y"])) + 1)
+    output_dir: Path,
+    name: str,
+    model: fl.models.Model,
+    state: Any,
+    scored: Any,
+    split: str,
+    counts: np.ndarray,
+) -> dict[str, Any]:
+    """The model on every client's data of this split, as clients.json; returns the scores."""
+    clients = fl.evaluate_clients(model, state, scored)
     report.save_clients(
         output_dir,
         clients,
         dataset=name,
-        split="train",
+        split=split,
         round=int(state.round),
         label_counts=counts,
     )
-    plots(output_dir, name, history, clients, counts)
+    return clients
 
 
 def centralised_gap(
@@ -292,14 +303,16 @@ def settings(flags: Flags) -> dict[str, Any]:
     return flat
 
 
-def plots(output_dir: Path, name: str, history: list, clients: dict, counts: np.ndarray) -> None:
+def plots(
+    output_dir: Path, name: str, history: list, clients: dict, split: str, counts: np.ndarray
+) -> None:
     """Curves, client accuracies and the partition, as PNG files."""
     report.plot_curves(history, dataset=name, title="FedAvg", path=output_dir / "curves.png")
     report.plot_client_accuracies(
         clients["accuracy"],
         dataset=name,
-        split="train",
-        title="FedAvg",
+        split=split,
+        title=f"FedAvg, {split} data by client",
         path=output_dir / "clients.png",
     )
     report.plot_partition(counts, dataset=name, path=output_dir / "partition.png")

@@ -39,6 +39,19 @@ class DataFlags:
     """Spread of log sizes, for lognormal and dirichlet_quantity; exponent for power_law."""
     min_size: int = 10
     """Fewest examples of any client (Dirichlet and quantity partitions)."""
+    held_out: float = 0.0
+    """Share of every client's examples that it does not train on: it is scored on them. 0: it is
+    scored on its share of the test split, dealt by the labels that it trains on."""
+
+    def split(
+        self, data: fl.data.FederatedDataset, test: dict[str, np.ndarray], seed: int
+    ) -> tuple[fl.data.FederatedDataset, fl.data.FederatedDataset, str]:
+        """What clients train on, what each is scored on, and the name of the latter."""
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"--held-out must lie in [0, 1), got {self.held_out}")
+        if not self.held_out:
+            return data, fl.data.deal_like(test, data, seed=seed), "test"
+        return *fl.data.split_clients(data, self.held_out, seed=seed), "held out"
 
     def partitioner(self, seed: int) -> fl.data.Partitioner:
         """The partition that the flags name."""

@@ -376,7 +376,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.axhline(
                 row["mean"], color="#555555", linestyle=dash, linewidth=1, label=row["method"]
             )
-    axes.set(xlabel="round", ylabel="accuracy, mean of four hospitals")
+    axes.set(xlabel="round", ylabel="held-out accuracy, mean of four hospitals")
     axes.legend(fontsize=8, frameon=False, ncols=2)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)

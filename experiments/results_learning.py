@@ -309,7 +309,7 @@ def shakespeare(documents: Documents) -> Section | None:
             remark += f"; rate {rate}"
         elif row["rounds"] is None:
             remark = f"falls short: not reached; rate {rate}"
-        roles = row["by_role"]
+        roles = row["test_by_role"]
         here = f"{shown} ({f'median of {len(seeds)} seeds' if len(seeds) > 1 else '1 seed'})"
         remark += f"; roles {number(100 * roles['mean'], 1)} % on average"
         remark += f", worst tenth {number(100 * roles['worst'], 1)} %"

@@ -167,7 +167,7 @@ def run_cell(
         "local_updates": updates,
         "every": every,
         "curves": [np.round(curves[best, s], 5).tolist() for s in setting.seeds],
-        "by_role": score_roles(model, models[best, setting.seeds[0]], deals),
+        "test_by_role": score_roles(model, models[best, setting.seeds[0]], deals),
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -228,7 +228,7 @@ def print_table(rows: list[dict[str, Any]], setting: Setting) -> None:
             f"{row['published']} ({published:.1f} x)",
             f"{rounds} ({ours:.1f} x)" if math.isfinite(ours) else rounds,
             f"{row['best_rate']:g}",
-            f"{row['by_role']['mean']:.1%}, {row['by_role']['worst']:.1%}",
+            f"{row['test_by_role']['mean']:.1%}, {row['test_by_role']['worst']:.1%}",
         )
     Console().print(table)
 
@@ -251,7 +251,7 @@ def plot(rows: list[dict[str, Any]], setting: Setting, path: Path) -> None:
                 rounds, 100 * np.array(curve[1:]), marker=marker, ms=4,
                 markevery=max(1, len(rounds) // 8), label=label if i == 0 else None, **style,
             )  # fmt: skip
-        scores = np.sort([v for v in row["by_role"]["accuracies"].values() if v is not None])
+        scores = np.sort([v for v in row["test_by_role"]["accuracies"].values() if v is not None])
         shares = np.arange(1, len(scores) + 1) / len(scores)
         right.plot(100 * scores, 100 * shares, marker=marker, ms=4,
                    markevery=max(1, len(scores) // 8), **style)  # fmt: skip
@@ -262,7 +262,9 @@ def plot(rows: list[dict[str, Any]], setting: Setting, path: Path) -> None:
     left.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.xaxis.set_minor_formatter(NullFormatter())
     left.set(title=f"{setting.num_roles or 'all'} roles; target dotted")
-    right.set(xlabel="accuracy on a role's later speeches (%)", ylabel="roles at or below it (%)")
+    right.set(
+        xlabel="test accuracy, a role's later speeches (%)", ylabel="roles at or below it (%)"
+    )
     right.set(title="per role, at the end of the best run")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

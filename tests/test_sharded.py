@@ -1,7 +1,7 @@
 """sharded(): equal results on several devices, equal shares of work, tables and slots in place.
 
 A JAX process has the devices that it started with, so `test_with_four_devices` starts a process of
-four, which runs what skips here, and test_streaming.py's test on several devices, too.
+four, which runs what skips here, and the tests on several devices of streams and evaluation, too.
 """
 
 import functools
@@ -446,6 +446,8 @@ def test_with_four_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     here = Path(__file__).parent
     tests = [__file__, f"{here / 'test_streaming.py'}::test_several_devices"]
+    metrics = here / "evaluate" / "test_metrics.py"
+    tests.append(f"{metrics}::test_populations_on_devices_agree_with_numpy")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

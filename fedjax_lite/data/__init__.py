@@ -2,6 +2,7 @@
 
 from fedjax_lite.checked import check_calls
 from fedjax_lite.data.dataset import FederatedDataset, from_arrays
+from fedjax_lite.data.deal_like import deal_like
 from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
 from fedjax_lite.data.feature_skew import brightness, contrast, noise, rotation
 from fedjax_lite.data.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
@@ -44,6 +45,7 @@ __all__ = [
     "by_key",
     "chunks",
     "classes_per_client",
+    "deal_like",
     "contrast",
     "dirichlet",
     "dirichlet_mixture",

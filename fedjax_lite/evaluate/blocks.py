@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.sharded import ShardedDataset
 from fedjax_lite.data.store import example_bytes, offsets_of
+from fedjax_lite.evaluate.device_blocks import device_blocks
 from fedjax_lite.types import Array, PyTree
 
 BYTES = 2**26
@@ -40,6 +42,9 @@ class Streamed(Protocol):
         ...
 
 
+Population: TypeAlias = FederatedDataset | ShardedDataset | Streamed
+
+
 class Block(NamedTuple):
     """Some clients and the examples ``order[starts[i]:starts[i] + sizes[i]]`` of each."""
 
@@ -50,6 +55,8 @@ class Block(NamedTuple):
     order: Array | None
     starts: Array
     sizes: Array
+    device: Any = None
+    """Where the examples lie, and the models have to; None: the default device."""
 
 
 def is_streamed(data: Any) -> bool:
@@ -72,10 +79,18 @@ class Pool(NamedTuple):
     """int32 `[P]`, the examples that are owned; None: all as they lie."""
     owners: np.ndarray
     """int64 `[P]`, -1 for padding."""
+    device: Any = None
+    """Where the examples lie, and the model has to; None: the default device."""
 
 
-def pooled_blocks(data: FederatedDataset | Streamed) -> Iterator[Pool]:
-    """All clients in order: at once where the examples lie on the device."""
+def pooled_blocks(data: Population) -> Iterator[Pool]:
+    """All clients in order: at once where the examples lie on the device, or on each of some."""
+    if isinstance(data, ShardedDataset):
+        for one in device_blocks(data):
+            owners = np.full(jax.tree.leaves(one.examples)[0].shape[0], -1)
+            owners[: one.offsets[-1]] = np.repeat(one.ids, np.diff(one.offsets))
+            yield Pool(one.ids, one.examples, None, owners, one.device)
+        return
     if isinstance(data, FederatedDataset):
         ids, sizes = np.arange(data.num_clients), np.asarray(data.sizes)
         yield Pool(ids, data.examples, data.order, np.repeat(ids, sizes))
@@ -88,16 +103,21 @@ def pooled_blocks(data: FederatedDataset | Streamed) -> Iterator[Pool]:
         yield Pool(block.ids, block.examples, None, owners)
 
 
-def blocks_of(
-    data: FederatedDataset | Streamed, num_clients: int, *, padded: bool = True
-) -> Iterator[Block]:
+def blocks_of(data: Population, num_clients: int, *, padded: bool = True) -> Iterator[Block]:
     """All clients in order, at most `num_clients` at a time.
 
     Args:
-      data: a `FederatedDataset` or a `StreamedDataset`.
+      data: a `FederatedDataset`, a `ShardedDataset` or a `StreamedDataset`.
       num_clients: of a block.
       padded: fill the last block up, so that all have one shape.
     """
+    if isinstance(data, ShardedDataset):
+        for one in device_blocks(data):
+            for low in range(0, len(one.ids), num_clients):
+                ids, starts = one.ids[low : low + num_clients], one.offsets[low:-1][:num_clients]
+                sizes = np.diff(one.offsets)[low : low + num_clients]
+                yield Block(ids, len(ids), one.examples, None, starts, sizes, one.device)
+        return
     total, low = data.num_clients, 0
     num_clients = min(num_clients, total)
     ends, per_example = None, 1

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_lite.checks import shown
 from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.sharded import ShardedDataset
 from fedjax_lite.evaluate.blocks import Streamed
 from fedjax_lite.evaluate.clients import check_population_of, evaluate_clients
 from fedjax_lite.evaluate.columns import columns_of, group_columns
@@ -22,7 +23,7 @@ from fedjax_lite.types import Params, RoundState
 
 def client_evaluator(
     model: Model,
-    data: FederatedDataset | Streamed,
+    data: FederatedDataset | ShardedDataset | Streamed,
     *,
     name: str = "test",
     metrics: Mapping[str, Metric | HostMetric] | None = None,

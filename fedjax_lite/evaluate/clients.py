@@ -12,6 +12,7 @@ from fedjax_lite.checks import check_count, shown
 from fedjax_lite.data.dataset import FederatedDataset
 from fedjax_lite.data.sharded import ShardedDataset
 from fedjax_lite.evaluate.blocks import Streamed, is_streamed
+from fedjax_lite.evaluate.device_blocks import at_hand
 from fedjax_lite.evaluate.groups import groups_of
 from fedjax_lite.evaluate.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.evaluate.metrics.shapes import metric_shapes
@@ -31,7 +32,7 @@ from fedjax_lite.types import Params, PyTree, RoundState
 def evaluate_clients(
     model: Model,
     params: Params | RoundState,
-    data: FederatedDataset | Streamed,
+    data: FederatedDataset | ShardedDataset | Streamed,
     *,
     metrics: Mapping[str, Metric | HostMetric] | None = None,
     groups: Any = None,
@@ -49,7 +50,7 @@ def evaluate_clients(
       params: the parameters of one model, such as ``state.server.params``; or a `RoundState`.
       data: the population, as a rule the test part of `fedjax_lite.data.split_clients`, or test
         data that come with owners, `from_arrays` with the clients' numbers; a dict with ``"y"``. A
-        `StreamedDataset` is read a few clients at a time.
+        `StreamedDataset` is read a few clients at a time, a `ShardedDataset` scored where it lies.
       metrics: what else to measure, ``{"f1": fl.metrics.f1(10)}``; see `fedjax_lite.metrics`.
       groups: whom to report together: integers `[N]`, the group of each client (-1: none), or the
         key of an integer array of the examples.
@@ -91,7 +92,7 @@ def evaluate_clients(
 def evaluate_personal(
     model: Model,
     models: Params | RoundState,
-    data: FederatedDataset | Streamed,
+    data: FederatedDataset | ShardedDataset | Streamed,
     *,
     metrics: Mapping[str, Metric | HostMetric] | None = None,
     groups: Any = None,
@@ -172,7 +173,7 @@ def _asked(
     """What is measured, checked against the shapes of one model and of the examples."""
     metrics, leaves = named(metrics), _leaves(data)
     found = groups_of(groups, leaves, data.num_clients, "client")
-    if not isinstance(data, FederatedDataset):  # a store leaves the axis of examples out
+    if is_streamed(data):  # a store leaves the axis of examples out
         leaves = {
             name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype)
             for name, leaf in leaves.items()
@@ -182,7 +183,7 @@ def _asked(
 
 
 def _leaves(data: Any) -> Mapping[str, Any]:
-    return data.examples if isinstance(data, FederatedDataset) else data.store.leaves
+    return data.store.leaves if is_streamed(data) else data.examples
 
 
 def _one_of(models: Params | RoundState) -> PyTree:
@@ -206,16 +207,19 @@ def _result(parts: Any, data: Any, asked: Asked) -> dict[str, Any]:
 def _check(model: Any, params: Any, data: Any, batch_size: Any, order: str) -> None:
     check_count(batch_size, "batch_size", minimum=1)
     check_model(model)
-    if isinstance(data, ShardedDataset):
+    if isinstance(data, ShardedDataset) and not at_hand(data):
         raise TypeError(
-            f"data must be a FederatedDataset, got {shown(data)}; score the data set that "
-            "shard_population was given: it has the same clients"
+            f"data must lie on devices of this process, got {shown(data)} of "
+            f"{jax.process_count()} processes; score the data set that shard_population was given: "
+            "it has the same clients"
         )
-    known = isinstance(data, FederatedDataset) or is_streamed(data)
+    known = isinstance(data, FederatedDataset | ShardedDataset) or is_streamed(data)
     if not known or hasattr(params, "examples"):
         raise TypeError(f"data must be a FederatedDataset, got {shown(data)}; the order is {order}")
     if isinstance(data, FederatedDataset):
         check_labelled(data.examples)
+    elif isinstance(data, ShardedDataset):
+        check_has_labels(data.examples)
     else:
         check_has_labels(data.store.leaves)
     check_state(params)

@@ -15,8 +15,7 @@ BLOCK = 2**26
 """Bytes of models that are taken from the host at a time."""
 REMEDY = (
     "score each client's own model on its own data: fl.evaluate_personal(model, state, data); in a "
-    'run evaluate=lambda state: {"own_accuracy": '
-    'np.nanmean(fl.evaluate_personal(model, state, data)["accuracy"])}'
+    "run evaluate=fl.client_evaluator(model, test), of train, test = fl.data.split_clients(...)"
 )
 
 

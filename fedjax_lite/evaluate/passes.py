@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from fedjax_lite.data.dataset import FederatedDataset
-from fedjax_lite.evaluate.blocks import Streamed, blocks_of, pooled_blocks
+from fedjax_lite.evaluate.blocks import Population, blocks_of, pooled_blocks
 from fedjax_lite.evaluate.groups import Groups
 from fedjax_lite.evaluate.metrics.metric import HostMetric, Named
 from fedjax_lite.evaluate.metrics.shapes import unit_bytes
 from fedjax_lite.evaluate.own_models import BLOCK, is_table, models_of, row_bytes
-from fedjax_lite.evaluate.programs import score_examples, score_own
+from fedjax_lite.evaluate.own_program import score_own
+from fedjax_lite.evaluate.programs import score_examples
 from fedjax_lite.evaluate.totals import Examples, Part, as_table, first_of
 from fedjax_lite.evaluate.what_counts import check_labels_fit, loss_looking, scoring_of
 from fedjax_lite.models.model import Model
@@ -41,7 +42,11 @@ class Asked(NamedTuple):
 
 
 def pooled_parts(
-    model: Model, params: Params, data: FederatedDataset | Streamed, batch_size: int, asked: Asked
+    model: Model,
+    params: Params,
+    data: Population,
+    batch_size: int,
+    asked: Asked,
 ) -> Iterator[Part]:
     """One model on everybody's examples: each is scored once, so uneven sizes cost nothing.
 
@@ -53,6 +58,8 @@ def pooled_parts(
         if not count:
             yield Part(ids, np.zeros((5, len(ids))), {})
             continue
+        if pool.device is not None:
+            params = jax.device_put(params, pool.device)
         size = min(batch_size, len(owners))
         scoring = scoring_of(model, params, examples, size)
         check_labels_fit(examples["y"], scoring)
@@ -98,7 +105,7 @@ def pooled_parts(
 def own_parts(
     model: Model,
     models: Params | RoundState,
-    data: FederatedDataset | Streamed,
+    data: Population,
     batch_size: int,
     asked: Asked,
 ) -> Iterator[Part]:
@@ -125,6 +132,8 @@ def own_parts(
             mine = jax.tree.map(lambda leaf: leaf[:num_clients], whole)
         else:
             mine = jax.tree.map(lambda leaf, ids=ids: leaf[ids], whole)
+        if block.device is not None:
+            mine = jax.device_put(mine, block.device)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), mine)
         scoring = scoring_of(model, shapes, block.examples, batch_size)
         check_labels_fit(block.examples["y"], scoring)

@@ -88,7 +88,7 @@ def make_panels(scene: Scene) -> list[Panel]:
             "Distributions: clients of all seeds together. Worst 10 %: the mean over that tenth "
             f"of the clients; bars: {level} intervals of the mean over seeds.",
             "after a run call fl.report.save_clients(output_dir, fl.evaluate_clients(model, "
-            'params, data), dataset=..., split="train")', scene,
+            'state, test), dataset=..., split="test")', scene,
         ),
         _partition(scene),
         _panel(

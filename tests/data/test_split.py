@@ -151,3 +151,35 @@ def test_what_cannot_be_split_says_what_can():
     ):
         with pytest.raises(TypeError, match=words):
             fl.data.split_clients(data, 0.5, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_common_test_data_are_dealt_by_the_labels_that_clients_train_on(seed):
+    rng = np.random.default_rng(seed)
+    train = {"y": rng.choice([0, 1, 3], 400, p=[0.6, 0.3, 0.1])}
+    data = fl.data.from_arrays(train, rng.choice(9, 400, p=np.arange(9) / 36), num_clients=9)
+    test = {"i": np.arange(150), "y": rng.choice([0, 1, 2, 3], 150)}
+    dealt = fl.data.deal_like(test, data, seed=seed)
+    rows = np.asarray(dealt.order)
+    assert sorted(rows) == np.flatnonzero(test["y"] != 2).tolist()  # once; class 2 is nobody's
+    counts, got = fl.data.label_counts(data, 4), fl.data.label_counts(dealt, 4)
+    for c in (0, 1, 3):
+        share = (test["y"] == c).sum() * counts[:, c] / counts[:, c].sum()
+        assert (np.abs(got[:, c] - share) < 1).all()
+    assert dealt.num_clients == 9
+    assert dealt.sizes[0] == 0  # it does not train
+    again, other = (fl.data.deal_like(test, data, seed=s) for s in (seed, seed + 1))
+    assert again.order.tolist() == rows.tolist() != other.order.tolist()
+
+
+def test_dealing_is_right_in_the_mean():
+    """Nine clients share 4 test examples by their 18 training examples: 4 / 9 each, on average."""
+    data = fl.data.from_arrays({"y": np.zeros(18, int)}, np.repeat(np.arange(9), 2))
+    test, seeds = {"y": np.zeros(4, int)}, 600
+    sizes = np.array([fl.data.deal_like(test, data, seed=s).sizes for s in range(seeds)])
+    error = 5 * np.sqrt(4 / 9 * 5 / 9 / seeds)
+    assert np.abs(sizes.mean(0) - 4 / 9).max() < error
+    with pytest.raises(ValueError, match="somebody trains on"):
+        fl.data.deal_like({"y": np.array([5])}, data, seed=0)
+    with pytest.raises(TypeError, match="order is"):
+        fl.data.deal_like(test, test, seed=0)

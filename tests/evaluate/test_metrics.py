@@ -141,6 +141,19 @@ def test_all_evaluations_agree_with_numpy(found, model, metrics, monkeypatch):
     check(fl.evaluate_personal(model, zeros, population(found), metrics=asked), found, metrics)
 
 
+def test_populations_on_devices_agree_with_numpy():
+    """Of one device here, of four in the process that test_sharded.py starts."""
+    found, model, metrics = CASES[1]
+    asked = {name: metric for name, (metric, _) in metrics.items()}
+    data = fl.shard_population(population(found), fl.client_mesh())
+    zeros = jnp.zeros(CLIENTS)
+    scores = fl.evaluate_clients(model, zeros[0], data, metrics=asked, groups="site", batch_size=9)
+    check(scores, found, metrics)
+    own = fl.evaluate_personal(model, zeros, data, metrics=asked, groups="site", batch_size=7)
+    check(own, found, metrics)
+    assert own["size"].tolist() == np.bincount(OWNERS, ONE["y"] >= 0, CLIENTS).tolist()
+
+
 @pytest.mark.parametrize(("found", "model", "metrics"), CASES)
 @pytest.mark.parametrize("batch_size", [13, 1000])
 def test_common_examples_agree_with_numpy(found, model, metrics, batch_size):

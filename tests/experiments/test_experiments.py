@@ -82,6 +82,17 @@ def test_a_run_leaves_what_it_promises(finished):
     assert config["config"]["dataset_used"] == "digits"
     assert config["config"]["alpha"] == 0.5
     assert {"jax", "fedjax_lite", "python"} <= set(config["versions"])
+    clients = json.loads((folder / "clients.json").read_text())
+    assert clients["split"] == "test"
+    sizes, dealt = (np.array(clients["per_client"][k]) for k in ("size", "label_counts"))
+    _, test = fl.data.load("digits")
+    assert sizes.sum() == len(test["y"])  # every client has its share of the test split
+    shares = dealt / dealt.sum(0) * np.bincount(test["y"])
+    assert (np.abs(sizes - shares.sum(1)) < 10).all()  # each of ten labels within one
+    per_client = np.array(clients["per_client"]["accuracy"], float)
+    last = rows(folder)[-1]["test_accuracy"]
+    assert np.nansum(per_client * sizes) / sizes.sum() == pytest.approx(last)
+    assert "own test data" in done.stdout
     table = rows(folder)
     assert [row["round"] for row in table] == [0, 1, 2, 3, 4]
     assert set(table[-1]) >= {"train_loss", "test_loss", "test_accuracy", "seconds"}
@@ -141,6 +152,20 @@ def without_cifar(run_here, tmp_path_factory):
     return auto, printed, asked, refused.value
 
 
+def test_clients_hold_data_out_where_asked(run_here, tmp_path):
+    """A tenth of each client's examples, rounded up or down."""
+    out = tmp_path / "out"
+    run = ("--dataset", "digits", "--smoke", "--model", "linear", "--held-out", 0.1)
+    printed = run_here("fedavg_cifar", *run, "--output-dir", out)
+    clients = json.loads((out / "clients.json").read_text())
+    assert clients["split"] == "held out"
+    assert clients["held_out_accuracy"]["num_clients"] <= 10
+    sizes, dealt = (np.array(clients["per_client"][k]) for k in ("size", "label_counts"))
+    assert (np.abs(sizes - 0.1 * dealt.sum(1)) < 1).all()
+    assert dealt.sum() == 500
+    assert "own held out data" in printed
+
+
 @pytest.mark.slow
 def test_missing_cifar_is_said_aloud(without_cifar):
     """auto falls back with the reason; an explicit request fails with the same message."""
@@ -175,6 +200,7 @@ def test_gap_to_centralised(without_cifar):
         (("--strategy", "fast"), "--strategy"),
         (("--resume",), "--output-dir"),
         (("--alpha", "0"), "alpha"),
+        (("--held-out", "1"), "--held-out"),
     ],
 )
 def test_bad_flags_are_named(flags, message, tmp_path, monkeypatch, capsys):
@@ -199,6 +225,7 @@ def test_help_explains_the_flags():
         "num-rounds",
         "num-clients",
         "alpha",
+        "held-out",
         "cohort-size",
         "epochs",
         "batch-size",

@@ -69,9 +69,9 @@ def test_rows_files_and_table(finished):
     assert "164 (23.8 x)" in printed  # 3906 / 164
     assert "target 10%" in printed
     for row in rows:
-        scores = list(row["by_role"]["accuracies"].values())
+        scores = list(row["test_by_role"]["accuracies"].values())
         assert len(scores) == 10  # the preset's roles
-        assert row["by_role"]["mean"] == pytest.approx(np.mean(scores), abs=1e-4)
+        assert row["test_by_role"]["mean"] == pytest.approx(np.mean(scores), abs=1e-4)
         assert row["rounds"] == np.median(row["rounds_by_rate"]["2"])
 
 

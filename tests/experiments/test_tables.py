@@ -221,7 +221,7 @@ def shakespeare_row(cell, deal, published, rounds):
     return {
         "cell": cell, "deal": deal, "published": published, "rounds": rounds, "best_rate": 4.0,
         "rounds_by_rate": {"4": [rounds]}, "seconds": 1.0,
-        "by_role": {"mean": 0.3, "worst": 0.2},
+        "test_by_role": {"mean": 0.3, "worst": 0.2},
     }  # fmt: skip
 
 
