@@ -10,6 +10,7 @@ hyper-parameters.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import re
@@ -26,6 +27,7 @@ import numpy as np
 from fedjax_lite.checks import check_key, shown
 from fedjax_lite.kinds import check_kind, is_told_by_function, may_be_fine
 
+UNPACK = "Unpack["
 UNCHECKED = "_unchecked"
 PACKAGE = str(Path(__file__).parent)
 SITE = Path(jax.__file__ or "").parent.parent
@@ -99,6 +101,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
             return function(*args, **kwargs)  # Python says what is missing or unknown
+        check_names(function, given)
         hints, complaint = _hints(function), None
         for name, value in given.items():
             hint = hints.get(name, Any)
@@ -220,6 +223,33 @@ def _seen(value: Any, text: str) -> bool:
     ):
         written |= {f"{value:g}", f"{float(value):g}", f"{float(value)}"}
     return any(word in text for word in written if word)
+
+
+def check_names(function: Callable[..., Any], given: dict[str, Any]) -> None:
+    """Raises TypeError where a keyword is none of those that a function passes on.
+
+    Its own name is in the error, not that of the function that it calls in the end.
+    """
+    name, passed_on = _passed_on(function)
+    for keyword in given.get(name, ()):
+        if keyword not in passed_on:
+            known = [*inspect.signature(function).parameters, *passed_on]
+            near = difflib.get_close_matches(keyword, known, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(passed_on)}"
+            raise TypeError(
+                f"{function.__name__}() got an unexpected keyword argument {keyword!r}; {remedy}"
+            )
+
+
+@functools.cache
+def _passed_on(function: Callable[..., Any]) -> tuple[str, tuple[str, ...]]:
+    """The name of ``**keywords`` that are annotated ``Unpack[...]``, and which there are."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and str(parameter.annotation).startswith(UNPACK):
+            plain = inspect.unwrap(function)
+            options = plain.__globals__[str(parameter.annotation).removeprefix(UNPACK).rstrip("]")]
+            return name, tuple(typing.get_type_hints(options))
+    return "", ()
 
 
 def _short(value: Any) -> str:

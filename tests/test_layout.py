@@ -58,6 +58,7 @@ LAYERS = {
     "report": 2,
     "sampling": 2,
     "server": 2,
+    "slot_options": 3,
     "settings": 2,
     "transforms": 2,
     "rounds": 2,

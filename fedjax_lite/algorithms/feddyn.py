@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.optimizer_arguments import loss_arguments
 from fedjax_lite.optimizer_rounds import watch
+from fedjax_lite.slot_options import SlotOptions
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -58,7 +59,7 @@ def feddyn(
     plan: Plan,
     sampler: Sampler | None = None,
     weighting: Weighting = "uniform",
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""Local training with a dynamic regulariser.
 

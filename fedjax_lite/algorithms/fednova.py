@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.proximal import proximal
 from fedjax_lite.server import Rate, ServerState, optimizer_server
+from fedjax_lite.slot_options import SlotOptions
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Array,
@@ -52,7 +53,7 @@ def fednova(
     mu: float | Array = 0.0,
     weighting: Weighting = "examples",
     server_optimizer: optax.GradientTransformation | None = None,
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""Federated averaging of directions that do not depend on how many steps a client did.
 
@@ -116,8 +117,9 @@ def fednova(
             "privacy must be left out of fednova: one clipping norm would bound directions and "
             "numbers of steps together; use fedavg or fedprox"
         )
-    if isinstance(slots.get("uplink"), Transform):
-        slots["uplink"] = of_direction(slots["uplink"])
+    uplink = slots.get("uplink")
+    if isinstance(uplink, Transform):
+        slots["uplink"] = of_direction(uplink)
     return federated_algorithm(
         nova_client(loss, learning_rate, momentum=momentum, mu=mu, weighting=weighting),
         plan=plan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import optax
 
@@ -11,6 +11,7 @@ from fedjax_lite.algorithms.fedavg import fedavg
 from fedjax_lite.checks import check_non_negative
 from fedjax_lite.local import ClientOptimizer, LossFn
 from fedjax_lite.made import made
+from fedjax_lite.slot_options import FedAvgOptions
 from fedjax_lite.types import FederatedAlgorithm
 
 
@@ -22,7 +23,7 @@ def fedavgm(
     server_learning_rate: server.Rate = 1.0,
     momentum: float = 0.9,
     nesterov: bool = False,
-    **slots: Any,
+    **slots: Unpack[FedAvgOptions],
 ) -> FederatedAlgorithm:
     r"""FedAvg with server momentum.
 
@@ -67,7 +68,7 @@ def fedadagrad(
     server_learning_rate: server.Rate,
     b1: float = 0.0,
     tau: float = 1e-3,
-    **slots: Any,
+    **slots: Unpack[FedAvgOptions],
 ) -> FederatedAlgorithm:
     """FedAdagrad, the paper's version: see `fedjax_lite.server.adagrad`.
 
@@ -102,7 +103,7 @@ def fedadam(
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    **slots: Any,
+    **slots: Unpack[FedAvgOptions],
 ) -> FederatedAlgorithm:
     """FedAdam, the paper's version, without bias correction: see `fedjax_lite.server.adam`.
 
@@ -138,7 +139,7 @@ def fedyogi(
     b1: float = 0.9,
     b2: float = 0.99,
     tau: float = 1e-3,
-    **slots: Any,
+    **slots: Unpack[FedAvgOptions],
 ) -> FederatedAlgorithm:
     """FedYogi, the paper's version: see `fedjax_lite.server.yogi`.
 

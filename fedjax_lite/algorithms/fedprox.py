@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax.numpy as jnp
 import optax
@@ -19,6 +19,7 @@ from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, re
 from fedjax_lite.made import made
 from fedjax_lite.proximal import penalised, proximal
 from fedjax_lite.server import optimizer_server
+from fedjax_lite.slot_options import SlotOptions
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -47,7 +48,7 @@ def fedprox(
     weighting: Weighting = "examples",
     server_optimizer: optax.GradientTransformation | None = None,
     adaptive: bool = False,
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""Federated averaging with a proximal term in the local objectives.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import optax
 
@@ -14,6 +14,7 @@ from fedjax_lite.engine.batches import Plan
 from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.made import made
 from fedjax_lite.server import optimizer_server
+from fedjax_lite.slot_options import SlotOptions
 from fedjax_lite.types import (
     Batch,
     ClientInfo,
@@ -36,7 +37,7 @@ def fedsgd(
     sampler: Sampler | None = None,
     batch_size: int | None = None,
     weighting: Weighting = "examples",
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""Distributed SGD on the cohort's data: every client sends one gradient.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import optax
@@ -26,6 +26,7 @@ from fedjax_lite.models.batch_norm import (
     with_statistics,
 )
 from fedjax_lite.server import optimizer_server
+from fedjax_lite.slot_options import SlotOptions
 from fedjax_lite.types import (
     ClientInfo,
     ClientUpdate,
@@ -50,7 +51,7 @@ def fedbn(
     scale_and_bias: bool = True,
     server_optimizer: optax.GradientTransformation | None = None,
     weighting: Weighting = "examples",
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""FedAvg in which batch normalisation stays on the client.
 
@@ -146,7 +147,7 @@ def local_leaves(
     plan: Plan,
     sampler: Sampler | None = None,
     server: ServerUpdate,
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     """`federated_algorithm` in which chosen leaves of the model stay in the client's row.
 

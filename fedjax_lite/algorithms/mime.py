@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.server import Rate
+from fedjax_lite.slot_options import SlotOptions
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -48,7 +49,7 @@ def mime(
     momentum: float | Array = 0.9,
     server_learning_rate: Rate = 1.0,
     weighting: Weighting = "uniform",
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""Local steps with the server's momentum, kept fixed, and gradients corrected as in SVRG.
 
@@ -108,7 +109,7 @@ def mimelite(
     momentum: float | Array = 0.9,
     server_learning_rate: Rate = 1.0,
     weighting: Weighting = "uniform",
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""`mime` without the correction: ``g = grad f_i(y; xi)``, one gradient a step.
 
@@ -159,7 +160,7 @@ def _assemble(
     momentum: float | Array,
     server_learning_rate: Rate,
     weighting: Weighting,
-    slots: dict[str, Any],
+    slots: SlotOptions,
 ) -> FederatedAlgorithm:
     first = Prologue(full_gradient(loss, weighting=weighting), _one_epoch(plan), mean())
     return federated_algorithm(

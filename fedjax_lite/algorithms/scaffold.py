@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.server import Rate
+from fedjax_lite.slot_options import SlotOptions
 from fedjax_lite.types import (
     Array,
     Batch,
@@ -52,7 +53,7 @@ def scaffold(
     server_learning_rate: Rate = 1.0,
     weighting: Weighting = "uniform",
     table_dtype: Any = None,
-    **slots: Any,
+    **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""Local SGD whose gradients are corrected by control variates.
 
