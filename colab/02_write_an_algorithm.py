@@ -249,7 +249,7 @@ draw(
 
 # %%
 train, test = fl.data.load("digits")
-digits = fl.data.partition(train, fl.data.shards(50, shards_per_client=2, seed=0))
+digits = fl.data.partition(train, fl.data.shards(num_clients=50, shards_per_client=2, seed=0))
 model = fl.models.mlp((64,), num_classes=10, input_shape=(8, 8, 1))
 slots = {"plan": fl.Plan(batch_size=10, epochs=5), "sampler": fl.uniform(10)}
 methods = {

@@ -189,7 +189,7 @@ plt.show()
 
 # %% [markdown]
 # Which layout wins depends on the device, the model and how uneven clients are; on an accelerator
-# lanes pay, on a CPU often not. `fl.calibrate` times them for your problem. Two pretended CPU
+# lanes pay, on a CPU often not. `fl.fastest` times them for your problem. Two pretended CPU
 # devices on a busy machine need not be faster than one.
 #
 # ## 3. A sweep with error bars

@@ -52,7 +52,7 @@ class Flags:
     """Privacy budgets of the whole run; inf: clipping without noise."""
     delta: float = 1e-5
     """Probability that the privacy bound may fail."""
-    accountant: Literal["pld", "rdp"] = "pld"
+    method: Literal["pld", "rdp"] = "pld"
     """Accountant that calibrates the noise."""
     num_seeds: int = 5
     """Runs for each epsilon, each with its own parameters, cohorts, batches and noise."""
@@ -120,7 +120,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs every epsilon and seed on every data set, prints the table and returns its rows."""
     if flags.smoke:
         flags = dataclasses.replace(
-            flags, epsilons=(2.0, math.inf), num_seeds=2, accountant="rdp", num_rounds=6
+            flags, epsilons=(2.0, math.inf), num_seeds=2, method="rdp", num_rounds=6
         )
     check(flags)
     flags.output_dir.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def mechanism(
         expected_cohort_size=cohort,
         delta=flags.delta,
         noise_multiplier=noise_multiplier,
-        accountant=flags.accountant,
+        method=flags.method,
     )
 
 
@@ -262,7 +262,7 @@ def curve(name: str, setting: Setting, flags: Flags) -> Iterator[dict[str, Any]]
             delta=0.999 * flags.delta,  # the rest pays for cohorts that find no room
             sampling_rate=crowd[0] / crowd[1],
             num_rounds=setting.num_rounds,
-            method=flags.accountant,
+            method=flags.method,
         )
         on_sum = z * cohort / crowd[0]
         accountant = mechanism(z, *crowd, setting, flags).accountant

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from calibrated import lay_out, recorded_layout
 from flags import ClientFlags, DataFlags, ServerFlags, device_mesh, with_labels
+from layout import lay_out, recorded_layout
 from script import script
 
 import fedjax_lite as fl
@@ -47,7 +47,7 @@ class RunFlags:
     """Precision of products and convolutions, in training and evaluation; default: the device's
     own."""
     strategy: str = "auto"
-    """How clients are laid on the device: auto, vmapped, sequential, chunked:L, or calibrate, which
+    """How clients are laid on the device: auto, vmapped, sequential, chunked:L, or fastest, which
     times lanes and convolution forms first (auto does that on accelerators)."""
     devices: str = "all"
     """Devices that share the cohorts: all (those of other processes too) or a number."""

@@ -296,7 +296,7 @@ def memberships(flags: Flags, train: dict) -> list[dict[str, Any]]:
     for epsilon in flags.epsilons:
         private = central_gaussian(
             clip=0.5, num_clients=num_clients, sampling_rate=0.5, epsilon=epsilon, delta=delta,
-            num_rounds=flags.num_rounds, accountant="rdp" if flags.smoke else "pld",
+            num_rounds=flags.num_rounds, method="rdp" if flags.smoke else "pld",
         )  # fmt: skip
         algo = fl.fedavg(model.loss, optax.sgd(0.2), privacy=private, **slots)
         spent = algo.accountant.spent(flags.num_rounds)["epsilon"] if algo.accountant else np.nan

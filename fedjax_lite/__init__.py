@@ -76,7 +76,6 @@ from fedjax_lite.algorithms import (
 )
 from fedjax_lite.anatomy import citation, describe
 from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
-from fedjax_lite.calibration import Calibration, calibrate, lane_strategies
 from fedjax_lite.checked import check_calls as _check_calls
 from fedjax_lite.compilation import keep_compiled_programs
 from fedjax_lite.compose import federated_algorithm
@@ -106,6 +105,7 @@ from fedjax_lite.evaluate import (
     metrics,
     summarize_clients,
 )
+from fedjax_lite.fastest_strategy import Timing, fastest, lane_strategies
 from fedjax_lite.local import local_sgd, mean_grad, mean_loss
 from fedjax_lite.loop import RunDiverged, RunInterrupted, run
 from fedjax_lite.made import Made, made
@@ -159,7 +159,7 @@ __all__ = [
     "Accountant",
     "Aggregator",
     "Batch",
-    "Calibration",
+    "Timing",
     "ClientInfo",
     "ClientUpdate",
     "Cohort",
@@ -192,7 +192,7 @@ __all__ = [
     "bucketing",
     "bulyan",
     "byzantine",
-    "calibrate",
+    "fastest",
     "centered_clipping",
     "centralised",
     "chain",

@@ -122,7 +122,7 @@ def run(
       distributions, which takes up to half a second, so that only row 0 and the last row of a call
       have it (``[r["epsilon"] for r in history if "epsilon" in r]``, or ``every=1``), and
       ``epsilon_rdp``, the looser bound by Rényi divergences, in every row. Of all others, and
-      with ``accountant="rdp"`` or every client in every round, ``epsilon`` is in every row.
+      with ``method="rdp"`` or every client in every round, ``epsilon`` is in every row.
       It is of all rounds of the state, under whatever mechanisms they were done (its ledger,
       ``state.privacy``), infinite where some had none; where there were several, only the last
       row of a call has it. The budget counts them all.

@@ -267,7 +267,7 @@ def test_a_private_run_cites_mechanism_and_accounting():
 
 def test_the_accounting_that_was_used_is_cited():
     common = {"clip": 1.0, "num_clients": 100, "delta": 1e-4, "expected_cohort_size": 20}
-    by_rdp = fl.privacy.central_gaussian(noise_multiplier=1.0, accountant="rdp", **common)
+    by_rdp = fl.privacy.central_gaussian(noise_multiplier=1.0, method="rdp", **common)
     assert keys(citation(by_rdp)) == ["mcmahan2018learning", "mironov2019renyi"]
     alone = fl.privacy.gaussian_sum(clip=1.0, noise_multiplier=1.0, denominator=20.0)
     assert keys(citation(fedavg(aggregator=alone))) == [FEDAVG, "mcmahan2018learning"]

@@ -99,7 +99,7 @@ PARTS = {
     "fedjax_lite.privacy.gaussian": lambda m: [
         m.gaussian_sum(clip=1.0, noise_multiplier=2.0, denominator=3.0),
         m.central_gaussian(clip=1.0, num_clients=9, noise_multiplier=2.0, sampling_rate=0.5,
-                           delta=1e-3, accountant="rdp", num_rounds=2),
+                           delta=1e-3, method="rdp", num_rounds=2),
     ],
     "fedjax_lite.algorithms.hierfavg": lambda m: [
         m.hierfavg(MODEL.loss, SGD, edges=[0, 1, 0], edge_rounds=2, **SLOTS)

@@ -63,7 +63,7 @@ LAYERS = {
     "transforms": 2,
     "rounds": 2,
     "stream": 3,
-    "calibration": 3,
+    "fastest_strategy": 3,
     "compose": 3,
     "loop": 3,
     "meta": 3,

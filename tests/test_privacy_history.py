@@ -174,7 +174,7 @@ def test_the_budget_counts_what_others_spent():
     mechanism = central(2.0, epsilon=(two + three) / 2)
     assert mechanism.accountant.last_round(past) == 8 + 2
     assert central(2.0, epsilon=two / 2).accountant.last_round(past) < 8  # spent already
-    one_more = central(2.0, epsilon=50.0, num_rounds=9, accountant="rdp")
+    one_more = central(2.0, epsilon=50.0, num_rounds=9, method="rdp")
     assert one_more.accountant.last_round(past) == 9
 
 

@@ -61,7 +61,7 @@ def pooled(data: FederatedDataset) -> FederatedDataset:
 @made
 def centralised(
     loss: LossFn,
-    optimizer: ClientOptimizer,
+    client_optimizer: ClientOptimizer,
     *,
     plan: Plan,
     keep_optimizer: bool = True,
@@ -77,7 +77,7 @@ def centralised(
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
-      optimizer: an optax optimizer, or ``(round) -> optimizer``.
+      client_optimizer: an optax optimizer, or ``(round) -> optimizer``.
       plan: the work of one "round": ``Plan(batch_size=50, epochs=1)`` is an epoch over the union.
         Amounts per client have no meaning here.
       keep_optimizer: momentum and counters live on between rounds, as in a plain loop; False
@@ -99,8 +99,8 @@ def centralised(
       >>> float(algo.round(jax.random.key(0), state, data)[0].server.params)
       1.0
     """
-    training = local_sgd(loss, optimizer, weighting="uniform")
-    resolve = resolve_optimizer(optimizer)
+    training = local_sgd(loss, client_optimizer, weighting="uniform")
+    resolve = resolve_optimizer(client_optimizer)
 
     def remember(params: Params) -> PyTree:
         return resolve(jnp.int32(0)).init(params) if keep_optimizer else ()
@@ -169,7 +169,7 @@ class InitialModel(NamedTuple):
 @made
 def local_only(
     loss: LossFn,
-    optimizer: ClientOptimizer,
+    client_optimizer: ClientOptimizer,
     *,
     plan: Plan,
     sampler: Sampler | None = None,
@@ -184,7 +184,7 @@ def local_only(
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
-      optimizer: an optax optimizer, or ``(round) -> optimizer``.
+      client_optimizer: an optax optimizer, or ``(round) -> optimizer``.
       plan: the work of a client in a round.
       sampler: who trains this round; default `everyone()`.
       keep_optimizer: momentum and counters live on between rounds; False restarts them.
@@ -205,8 +205,8 @@ def local_only(
       >>> client_models(state).tolist(), float(metrics["uplink_bits"])
       ([-1.0, 2.0], 0.0)
     """
-    resolve = resolve_optimizer(optimizer)
-    training = local_sgd(loss, optimizer)
+    resolve = resolve_optimizer(client_optimizer)
+    training = local_sgd(loss, client_optimizer)
 
     def init(params: Params) -> OwnModel:
         return OwnModel(params, resolve(jnp.int32(0)).init(params) if keep_optimizer else ())

@@ -54,7 +54,7 @@ def rotation(
     Example:
       >>> from fedjax_lite.data.partition import iid, partition
       >>> image = np.array([[[1, 2], [3, 4]]], np.uint8)
-      >>> data = partition({"x": image}, iid(1), rotation(angles=[90]))
+      >>> data = partition({"x": image}, iid(num_clients=1), rotation(angles=[90]))
       >>> data.examples["x"][0].tolist()
       [[2, 4], [1, 3]]
 
@@ -103,7 +103,8 @@ def noise(*, level: float, seed: int = 0, feature: str = "x") -> FeatureSkew:
 
     Example:
       >>> from fedjax_lite.data.partition import iid, partition
-      >>> data = partition({"x": np.full((4, 8, 8), 128, np.uint8)}, iid(2), noise(level=0.1))
+      >>> grey = {"x": np.full((4, 8, 8), 128, np.uint8)}
+      >>> data = partition(grey, iid(num_clients=2), noise(level=0.1))
       >>> str(data.examples["x"].dtype)
       'uint8'
 
@@ -156,7 +157,7 @@ def brightness(
     Example:
       >>> from fedjax_lite.data.partition import iid, partition
       >>> train = {"x": np.array([[0, 100, 250]], np.uint8)}
-      >>> partition(train, iid(1), brightness(deltas=[0.2])).examples["x"].tolist()
+      >>> partition(train, iid(num_clients=1), brightness(deltas=[0.2])).examples["x"].tolist()
       [[51, 151, 255]]
     """
     draw = _dealt_or_uniform("deltas", deltas, "max_delta", max_delta, centre=0.0)
@@ -205,7 +206,7 @@ def contrast(
     Example:
       >>> from fedjax_lite.data.partition import iid, partition
       >>> train = {"x": np.array([[0.0, 2.0]], np.float32)}
-      >>> partition(train, iid(1), contrast(factors=[0.5])).examples["x"].tolist()
+      >>> partition(train, iid(num_clients=1), contrast(factors=[0.5])).examples["x"].tolist()
       [[0.5, 1.5]]
     """
     draw = _dealt_or_uniform("factors", factors, "max_change", max_change, centre=1.0)

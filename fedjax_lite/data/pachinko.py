@@ -21,8 +21,8 @@ from fedjax_lite.made import made
 
 @made
 def pachinko(
-    num_clients: int,
     *,
+    num_clients: int,
     alpha: float = 0.1,
     beta: float = 10.0,
     seed: int = 0,

@@ -148,7 +148,7 @@ def label_counts(
 
 
 @made
-def iid(num_clients: int, *, seed: int = 0) -> Partitioner:
+def iid(*, num_clients: int, seed: int = 0) -> Partitioner:
     """Shuffles, then cuts into sizes equal to within one (the larger first).
 
     Args:

@@ -15,7 +15,7 @@ from fedjax_lite.made import made
 
 @made
 def shards(
-    num_clients: int, *, shards_per_client: int = 2, seed: int = 0, label: str = "y"
+    *, num_clients: int, shards_per_client: int = 2, seed: int = 0, label: str = "y"
 ) -> Partitioner:
     """Sorts by label, cuts into equal shards, deals the same number of shards to each client.
 

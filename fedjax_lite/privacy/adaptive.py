@@ -60,7 +60,7 @@ def adaptive_clipping(
     initial_clip: float = 0.1,
     count_noise_multiplier: float | None = None,
     capacity: int | None = None,
-    accountant: Method = "pld",
+    method: Method = "pld",
     unit: str = "client",
 ) -> Mechanism:
     r"""`central_gaussian` whose clipping norm finds a quantile of the norms by itself.
@@ -91,7 +91,7 @@ def adaptive_clipping(
       initial_clip: `C` of the first round.
       count_noise_multiplier: `sigma_b`, the noise on the count; default ``m / 20``.
       capacity: see there.
-      accountant: see there.
+      method: see there.
       unit: see there.
 
     Returns:
@@ -129,7 +129,7 @@ def adaptive_clipping(
             sampling_rate=rate,
             num_rounds=num_rounds,
             overflow=cohorts.overflow,
-            method=accountant,
+            method=method,
             capacity=capacity,
         ),
     )
@@ -151,7 +151,7 @@ def adaptive_clipping(
             sampling_rate=rate,
             overflow=cohorts.overflow,
             delta=delta,
-            method=accountant,
+            method=method,
             epsilon=epsilon,
             num_rounds=num_rounds,
             calibrated=noise_multiplier is None,

@@ -32,7 +32,7 @@ def central_gaussian(
     num_rounds: int | None = None,
     per_layer: bool = False,
     capacity: int | None = None,
-    accountant: Method = "pld",
+    method: Method = "pld",
     unit: str = "client",
 ) -> Mechanism:
     r"""DP-FedAvg with a trusted server: every client's participation is hidden in noise.
@@ -60,7 +60,7 @@ def central_gaussian(
       per_layer: clip each of `n` leaves to ``S / sqrt(n)``; the whole is bounded by `S` again.
       capacity: slots of a cohort; see `poisson_cohorts`. What an overflow can cost is accounted
         for within delta.
-      accountant: "pld" or "rdp".
+      method: "pld" or "rdp".
       unit: what one row of the population is, for the description.
 
     Returns:
@@ -105,7 +105,7 @@ def central_gaussian(
             sampling_rate=rate,
             num_rounds=num_rounds,
             overflow=cohorts.overflow,
-            method=accountant,
+            method=method,
             capacity=capacity,
         ),
     )
@@ -121,7 +121,7 @@ def central_gaussian(
             sampling_rate=rate,
             overflow=cohorts.overflow,
             delta=delta,
-            method=accountant,
+            method=method,
             epsilon=epsilon,
             num_rounds=num_rounds,
             calibrated=noise_multiplier is None,

@@ -57,9 +57,9 @@ def test_bilinear_is_exact_on_a_plane():
 
 def test_each_client_has_its_own_angle(monkeypatch):
     train = {"x": _images((40, 6, 6)), "y": np.arange(40) % 4}
-    owner = owners(train, iid(8, seed=0))
+    owner = owners(train, iid(num_clients=8, seed=0))
     skew = rotation(angles=(0, 90, 180, 270), seed=3)
-    turned = partition(train, iid(8, seed=0), skew).examples["x"]
+    turned = partition(train, iid(num_clients=8, seed=0), skew).examples["x"]
     quarters_of = []
     for i in range(8):
         mine = owner == i
@@ -72,12 +72,14 @@ def test_each_client_has_its_own_angle(monkeypatch):
         quarters_of += fits
     assert sorted(quarters_of) == [0, 0, 1, 1, 2, 2, 3, 3]  # dealt evenly
     monkeypatch.setattr(feature_skew, "_CHUNK", 2)
-    np.testing.assert_array_equal(turned, partition(train, iid(8, seed=0), skew).examples["x"])
+    np.testing.assert_array_equal(
+        turned, partition(train, iid(num_clients=8, seed=0), skew).examples["x"]
+    )
 
 
 def test_uniform_angles_differ_by_client_only():
     images = np.repeat(_images((1, 11, 11), np.float32), 30, axis=0)
-    owner = owners({"x": images}, iid(5, seed=0))
+    owner = owners({"x": images}, iid(num_clients=5, seed=0))
     skew = rotation(max_angle=45.0, seed=1)
     turned = np.asarray(skew.apply({"x": images}, owner, 5)["x"])
     per_client = [np.unique(turned[owner == i], axis=0) for i in range(5)]
@@ -90,7 +92,7 @@ def test_noise_level_by_client(dtype):
     num_clients, level = 4, 0.1
     middle = 128 if dtype == np.uint8 else 0.5
     images = np.full((400, 10, 10), middle, dtype)
-    owner = owners({"x": images}, iid(num_clients, seed=0))
+    owner = owners({"x": images}, iid(num_clients=num_clients, seed=0))
     noisy = noise(level=level, seed=0).apply({"x": images}, owner, num_clients)["x"]
     assert noisy.dtype == dtype
     unit = 255.0 if dtype == np.uint8 else 1.0
@@ -139,7 +141,9 @@ def test_brightness_and_contrast():
 def test_skews_compose_in_order_and_leave_their_input_alone():
     train = {"x": _images((20, 5, 5)), "y": np.arange(20) % 2}
     before = train["x"].copy()
-    data = partition(train, iid(2, seed=0), brightness(deltas=[1.0]), contrast(factors=[0.5]))
+    data = partition(
+        train, iid(num_clients=2, seed=0), brightness(deltas=[1.0]), contrast(factors=[0.5])
+    )
     np.testing.assert_array_equal(train["x"], before)
     np.testing.assert_array_equal(data.examples["x"], 255)
     np.testing.assert_array_equal(data.examples["y"], train["y"])
@@ -173,4 +177,4 @@ def test_messages():
     with pytest.raises(TypeError, match="int32"):
         noise(level=0.1).apply({"x": np.zeros((2, 3), np.int32)}, owner, 1)
     with pytest.raises(TypeError, match="FeatureSkew"):
-        partition({"x": np.zeros((2, 3))}, iid(1), lambda x: x)  # type: ignore[arg-type]
+        partition({"x": np.zeros((2, 3))}, iid(num_clients=1), lambda x: x)  # type: ignore[arg-type]

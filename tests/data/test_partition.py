@@ -14,7 +14,7 @@ from fedjax_lite.data.quantity_skew import lognormal, power_law, quantity_dirich
 from fedjax_lite.data.shards import classes_per_client, shards
 
 ALL = {
-    "iid": lambda n, s, m: iid(n, seed=s),
+    "iid": lambda n, s, m: iid(num_clients=n, seed=s),
     "dirichlet": lambda n, s, m: dirichlet(alpha=0.3, num_clients=n, seed=s, min_size=m),
     "balanced": lambda n, s, m: dirichlet(
         alpha=0.3, num_clients=n, seed=s, min_size=m, balanced=True
@@ -26,9 +26,9 @@ ALL = {
     "quantity_and_label": lambda n, s, m: dirichlet_quantity(
         alpha=0.3, num_clients=n, seed=s, sigma=1.5, min_size=m
     ),
-    "shards": lambda n, s, m: shards(n, seed=s),
+    "shards": lambda n, s, m: shards(num_clients=n, seed=s),
     "classes": lambda n, s, m: classes_per_client(num_classes=3, num_clients=n, seed=s),
-    "pachinko": lambda n, s, m: pachinko(n, seed=s),
+    "pachinko": lambda n, s, m: pachinko(num_clients=n, seed=s),
     "lognormal": lambda n, s, m: lognormal(sigma=2.0, num_clients=n, seed=s, min_size=m),
     "power_law": lambda n, s, m: power_law(exponent=1.5, num_clients=n, seed=s, min_size=m),
     "zipf": lambda n, s, m: zipf(exponent=1.5, num_clients=n, seed=s, min_size=m),
@@ -112,7 +112,7 @@ def test_partition_holds_what_owners_say(name):
 
 
 def test_iid_is_the_documented_permutation():
-    owner = owners(_train(103), iid(10, seed=5))
+    owner = owners(_train(103), iid(num_clients=10, seed=5))
     pieces = np.array_split(np.random.default_rng(5).permutation(103), 10)
     for i, piece in enumerate(pieces):
         np.testing.assert_array_equal(np.flatnonzero(owner == i), np.sort(piece))
@@ -148,7 +148,7 @@ def test_memory_mapped_examples(tmp_path):
     x = np.arange(40 * 3, dtype=np.uint8).reshape(40, 3)
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    data = partition({"x": mapped}, iid(4, seed=0), brightness(deltas=[1 / 255]))
+    data = partition({"x": mapped}, iid(num_clients=4, seed=0), brightness(deltas=[1 / 255]))
     np.testing.assert_array_equal(data.examples["x"], x + 1)
 
 
@@ -234,8 +234,8 @@ def test_deal_has_the_law_of_drawing_one_by_one():
         (lambda: dirichlet(alpha=1, num_clients=2.5), TypeError, "num_clients.*2.5"),  # type: ignore
         (lambda: dirichlet(alpha=1, num_clients=2, min_size=-1), ValueError, "min_size.*-1"),
         (lambda: dirichlet(alpha=1, num_clients=2, seed=-1), ValueError, "seed.*-1"),
-        (lambda: pachinko(2, beta=0), ValueError, "beta.*0"),
-        (lambda: shards(2, shards_per_client=0), ValueError, "shards_per_client.*0"),
+        (lambda: pachinko(num_clients=2, beta=0), ValueError, "beta.*0"),
+        (lambda: shards(num_clients=2, shards_per_client=0), ValueError, "shards_per_client.*0"),
         (lambda: lognormal(sigma=-0.1, num_clients=2), ValueError, "sigma.*-0.1"),
         (lambda: power_law(exponent=1.0, num_clients=2), ValueError, "exponent.*1.0"),
         (lambda: zipf(exponent=-1.0, num_clients=2), ValueError, "exponent.*-1.0"),
@@ -262,12 +262,12 @@ def test_arguments_are_checked_when_they_are_given(make, error, words):
     [
         ({"x": np.zeros(4)}, dirichlet(alpha=1, num_clients=2), ValueError, r"'y'.*\['x'\].*label"),
         ({"y": np.eye(4)}, dirichlet(alpha=1, num_clients=2), ValueError, "argmax"),
-        ({"y": np.zeros((4, 2, 2))}, shards(2), ValueError, r"\[4, 2, 2\]"),
-        ({"y": np.array([0.0, 1.0])}, shards(1), TypeError, "astype"),
-        ({"y": np.array([0.5, 1.0])}, shards(1), TypeError, "unique"),
-        ({"y": np.array([-1, 1])}, shards(1), ValueError, "-1"),
-        ({"y": np.zeros(3, int)}, iid(4), ValueError, "4 \\* 1.*only 3"),
-        ({"y": np.zeros(3, int)}, shards(2), ValueError, "4 shards.*3"),
+        ({"y": np.zeros((4, 2, 2))}, shards(num_clients=2), ValueError, r"\[4, 2, 2\]"),
+        ({"y": np.array([0.0, 1.0])}, shards(num_clients=1), TypeError, "astype"),
+        ({"y": np.array([0.5, 1.0])}, shards(num_clients=1), TypeError, "unique"),
+        ({"y": np.array([-1, 1])}, shards(num_clients=1), ValueError, "-1"),
+        ({"y": np.zeros(3, int)}, iid(num_clients=4), ValueError, "4 \\* 1.*only 3"),
+        ({"y": np.zeros(3, int)}, shards(num_clients=2), ValueError, "4 shards.*3"),
         (
             {"y": np.zeros(9, int)},
             dirichlet(alpha=1, num_clients=5, min_size=2),
@@ -280,7 +280,7 @@ def test_arguments_are_checked_when_they_are_given(make, error, words):
             ValueError,
             "only 9",
         ),
-        ({"y": np.zeros(3, int)}, pachinko(2), ValueError, "coarse='coarse'"),
+        ({"y": np.zeros(3, int)}, pachinko(num_clients=2), ValueError, "coarse='coarse'"),
         (
             {"y": np.arange(6)},
             classes_per_client(num_classes=2, num_clients=2),
@@ -299,8 +299,8 @@ def test_arguments_are_checked_when_they_are_given(make, error, words):
             ValueError,
             "sum to the 9.*10",
         ),
-        ({"y": np.zeros(0, int)}, iid(1), ValueError, "empty"),
-        ([np.zeros(3)], iid(1), TypeError, "dict.*list"),
+        ({"y": np.zeros(0, int)}, iid(num_clients=1), ValueError, "empty"),
+        ([np.zeros(3)], iid(num_clients=1), TypeError, "dict.*list"),
         ({"y": np.zeros(3, int)}, by_key("writer"), ValueError, "'writer'"),
         (
             {"y": np.zeros(3, int)},
@@ -323,5 +323,5 @@ def test_examples_are_checked_when_they_are_dealt(examples, partitioner, error, 
 
 def test_another_label_key():
     train = {"digit": np.repeat(np.arange(5), 20)}
-    owner = owners(train, shards(5, shards_per_client=1, label="digit"))
+    owner = owners(train, shards(num_clients=5, shards_per_client=1, label="digit"))
     assert all(len(set(train["digit"][owner == i])) == 1 for i in range(5))

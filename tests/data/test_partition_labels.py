@@ -156,7 +156,7 @@ def test_given_sizes_and_log_normal_sizes_with_label_skew():
 def test_shards_in_the_published_setting():
     rng = np.random.default_rng(0)
     train = {"y": rng.permutation(np.repeat(np.arange(10), 6000)).astype(np.uint8)}
-    data = partition(train, shards(100, shards_per_client=2, seed=0))
+    data = partition(train, shards(num_clients=100, shards_per_client=2, seed=0))
     table = label_counts(data)
     assert np.all(table.sum(1) == 600)
     assert np.all(np.isin(table, [0, 300, 600]))
@@ -168,7 +168,7 @@ def test_shards_in_the_published_setting():
 
 def test_shards_are_the_documented_recipe():
     train = {"y": np.random.default_rng(1).integers(0, 10, 1437)}
-    owner = owners(train, shards(10, shards_per_client=2, seed=7))
+    owner = owners(train, shards(num_clients=10, shards_per_client=2, seed=7))
     pieces = np.array_split(np.argsort(train["y"], kind="stable"), 20)
     dealt = np.random.default_rng(7).permutation(20).reshape(10, 2)
     for i in range(10):

@@ -29,7 +29,7 @@ def _toy(per_fine=40):
 
 
 def test_small_alpha_is_one_coarse_label_and_large_beta_spreads_its_fine_ones():
-    coarse, fine = _tables(_toy(), pachinko(8, alpha=1e-9, beta=1e9, seed=0))
+    coarse, fine = _tables(_toy(), pachinko(num_clients=8, alpha=1e-9, beta=1e9, seed=0))
     assert np.all(coarse.sum(1) == 100)
     assert np.all((coarse > 0).sum(1) == 1)  # classes of 200, clients of 100: whole clients
     first = fine[fine.sum(1) > 0]
@@ -37,13 +37,13 @@ def test_small_alpha_is_one_coarse_label_and_large_beta_spreads_its_fine_ones():
 
 
 def test_small_beta_is_one_fine_label():
-    coarse, fine = _tables(_toy(), pachinko(20, alpha=1e-9, beta=1e-9, seed=0))
+    coarse, fine = _tables(_toy(), pachinko(num_clients=20, alpha=1e-9, beta=1e-9, seed=0))
     assert np.all((coarse > 0).sum(1) == 1)
     assert np.all((fine > 0).sum(1) == 1)  # fine labels of 40, clients of 40
 
 
 def test_large_alpha_and_beta_are_iid():
-    coarse, fine = _tables(_toy(200), pachinko(20, alpha=1e9, beta=1e9, seed=0))
+    coarse, fine = _tables(_toy(200), pachinko(num_clients=20, alpha=1e9, beta=1e9, seed=0))
     early = np.random.default_rng(0).permutation(20)[:10]  # the last ones take what is left
     coarse, fine = coarse[early], fine[early]
     assert np.abs(coarse - 50).max() < 5 * np.sqrt(200 * 0.25 * 0.75)
@@ -52,12 +52,12 @@ def test_large_alpha_and_beta_are_iid():
 
 def test_a_fine_label_below_two_coarse_ones_keeps_its_parents():
     train = {"y": np.zeros(40, int), "coarse": np.repeat([0, 1], 20)}
-    coarse, _ = _tables(train, pachinko(4, alpha=1e-9, seed=0))
+    coarse, _ = _tables(train, pachinko(num_clients=4, alpha=1e-9, seed=0))
     assert np.all((coarse > 0).sum(1) == 1)
 
 
 def test_the_last_clients_get_what_is_left():
-    coarse, fine = _tables(_toy(), pachinko(800, alpha=1e-9, beta=1e-9, seed=0))
+    coarse, fine = _tables(_toy(), pachinko(num_clients=800, alpha=1e-9, beta=1e-9, seed=0))
     assert np.all(coarse.sum(1) == 1)
     np.testing.assert_array_equal(fine.sum(0), 40)
 
@@ -90,7 +90,7 @@ def test_cifar100_concentration_also_rejects_wrong_ones(alpha, beta, wrong_betas
     with np.load(LABELS) as labels:
         train = {"y": labels["train_fine"], "coarse": labels["train_coarse"]}
     start = time.process_time()
-    coarse, fine = _tables(train, pachinko(500, alpha=alpha, beta=beta, seed=0))
+    coarse, fine = _tables(train, pachinko(num_clients=500, alpha=alpha, beta=beta, seed=0))
     assert time.process_time() - start < 10
     assert np.all(coarse.sum(1) == 100)
     np.testing.assert_array_equal(fine.sum(0), 500)

@@ -73,7 +73,7 @@ def test_noise_of_an_imagined_deployment(script, tmp_path):
     flags = script.Flags(
         epsilons=(2.0,),
         num_seeds=1,
-        accountant="rdp",
+        method="rdp",
         num_rounds=1,
         noise_cohort_size=200,
         noise_num_clients=100_000,

@@ -151,7 +151,7 @@ BY_NAME: dict[str, Any] = {
     "packed": b"",
     "pairs": {2: VECTOR},
     "params": PARAMS,
-    "partitioner": fl.data.iid(6),
+    "partitioner": fl.data.iid(num_clients=6),
     "plan": PLAN,
     "points": [1, 2, 3],
     "positives": 10,
@@ -227,7 +227,7 @@ def _mechanism(epsilon: float) -> fl.Mechanism:
         delta=1e-5,
         sampling_rate=0.5,
         num_rounds=2,
-        accountant="rdp",
+        method="rdp",
     )
 
 

@@ -51,7 +51,7 @@ LEFT_OUT = {
     "citation": "takes anything",
     "crypto.num_bytes": "takes anything",
     "keep_compiled_programs": "changes the whole process; tests/run/test_compilation.py",
-    "calibrate": "times programs; tests/test_calibrate.py",
+    "fastest": "times programs; tests/test_fastest.py",
     "models.conv_general_dilated": "JAX's own function, of JAX's signature",
     "models.check_per_example": "is itself a check",
     "report.Comparison": "made by `compare`",

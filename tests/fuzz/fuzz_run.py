@@ -139,7 +139,7 @@ def _use(result: Any, traced: Any) -> Any:
     elif isinstance(result, fl.data.Partitioner):
         fl.data.owners(EXAMPLES, result)
     elif isinstance(result, fl.data.FeatureSkew):
-        fl.data.partition(IMAGES, fl.data.iid(3), result)
+        fl.data.partition(IMAGES, fl.data.iid(num_clients=3), result)
     elif isinstance(result, fl.Aggregator):
         result.init_state(PARAMS)
     elif isinstance(result, fl.Transform):

@@ -119,7 +119,11 @@ def test_the_judge_is_strict():
         (lambda: fl.gaussian_noise(np.inf), ValueError, "stddev must be finite, got inf"),
         (lambda: fl.proximal(np.inf), ValueError, "mu must be finite, got inf"),
         (lambda: fl.sign_flip(np.zeros((0, 3))), TypeError, "scale must be .*one number"),
-        (lambda: fl.data.iid(3, seed=-1), ValueError, "seed must not be negative, got -1"),
+        (
+            lambda: fl.data.iid(num_clients=3, seed=-1),
+            ValueError,
+            "seed must not be negative, got -1",
+        ),
         (lambda: fl.mean_grad(int), TypeError, "loss must be .*the class int"),
         (lambda: fl.client_mesh([]), TypeError, r"devices must be a list .*got \[\]; give jax"),
         (lambda: fl.data.chunks("no"), TypeError, "store must hold .*'no'; make it with"),

@@ -1,4 +1,4 @@
-"""calibrate() times real rounds, keeps the answer, and says what it left out."""
+"""fastest() times real rounds, keeps the answer, and says what it left out."""
 
 import json
 
@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import calibration as module
-from fedjax_lite.calibration import calibrate, lane_strategies
+from fedjax_lite import fastest_strategy as module
+from fedjax_lite.fastest_strategy import fastest, lane_strategies
 
 
 @pytest.fixture(scope="module")
@@ -58,55 +58,55 @@ def test_the_fastest_is_chosen_and_found_again_without_measuring(problem, tmp_pa
     monkeypatch.setattr(module, "time", clock)
     slow, slower = (slow_down(fast, seconds, clock) for seconds in (2.0, 3.0))
     variants = {"slow": slow, "fast": slow_down(fast, 1.0, clock), "slower": slower}
-    found = calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1)
+    found = fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1)
     assert (found.name, found.cached, found.skipped) == ("fast", False, {})
     assert found.seconds == {"slow": 2.0, "fast": 1.0, "slower": 3.0}
     assert "fast (measured: slow" in str(found)
 
     monkeypatch.setattr(module, "_measure", None)  # calling it would raise
-    again = calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1)
+    again = fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1)
     assert again == found._replace(cached=True)
 
 
 def test_another_program_or_a_refresh_measures_anew(problem, tmp_path):
     variants, key, state, data = problem
     variants = {name: variants[name] for name in ("chunked(2)", "vmapped()")}
-    assert not calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
+    assert not fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
     larger = fl.data.from_arrays({"b": np.arange(9.0)}, [*range(8), 7])
-    assert not calibrate(variants, key, state, larger, cache_dir=tmp_path, repeats=1).cached
-    assert calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
-    assert not calibrate(variants, key, state, data, cache_dir=tmp_path, refresh=True).cached
-    entries = json.loads((tmp_path / "calibrations.json").read_text())
+    assert not fastest(variants, key, state, larger, cache_dir=tmp_path, repeats=1).cached
+    assert fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
+    assert not fastest(variants, key, state, data, cache_dir=tmp_path, refresh=True).cached
+    entries = json.loads((tmp_path / "timings.json").read_text())
     assert len(entries) == 2
     assert {entry["device"]["jax"] for entry in entries.values()} == {jax.__version__}
 
 
 def test_what_does_not_fit_or_comes_too_late_is_skipped_and_said(problem, tmp_path, monkeypatch):
     variants, key, state, data = problem
-    found = calibrate(variants, key, state, data, cache_dir=tmp_path, max_seconds=0.0)
+    found = fastest(variants, key, state, data, cache_dir=tmp_path, max_seconds=0.0)
     assert list(found.seconds) == ["chunked(1)"]
     assert all("had passed" in reason for reason in found.skipped.values())
-    whole = calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1)
+    whole = fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1)
     assert not whole.cached  # half an answer is not kept
     assert set(whole.seconds) == set(variants)
     monkeypatch.setattr("fedjax_lite.engine.peak_memory.available_bytes", lambda device: 0)
     with pytest.raises(ValueError, match="not one of the variants fits"):
-        calibrate(variants, key, state, data, cache_dir=tmp_path, refresh=True)
+        fastest(variants, key, state, data, cache_dir=tmp_path, refresh=True)
 
 
 def test_a_damaged_cache_costs_a_measurement_only(problem, tmp_path):
     variants, key, state, data = problem
-    (tmp_path / "calibrations.json").write_text("{")
-    assert not calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
-    assert calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
+    (tmp_path / "timings.json").write_text("{")
+    assert not fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
+    assert fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1).cached
     (tmp_path / "file").write_text("")
     unwritable = tmp_path / "file" / "below"
-    assert calibrate(variants, key, state, data, cache_dir=unwritable, repeats=1).seconds
+    assert fastest(variants, key, state, data, cache_dir=unwritable, repeats=1).seconds
 
 
 def test_the_state_is_left_as_it_was(problem, tmp_path):
     variants, key, state, data = problem
-    calibrate(variants, key, state, data, cache_dir=tmp_path, repeats=1)
+    fastest(variants, key, state, data, cache_dir=tmp_path, repeats=1)
     assert int(state.round) == 0
     assert float(state.server.params) == 0.0
 
@@ -114,9 +114,9 @@ def test_the_state_is_left_as_it_was(problem, tmp_path):
 def test_bad_variants_are_refused(problem, tmp_path):
     _, key, state, data = problem
     with pytest.raises(ValueError, match="at least one algorithm"):
-        calibrate({}, key, state, data, cache_dir=tmp_path)
+        fastest({}, key, state, data, cache_dir=tmp_path)
     with pytest.raises(TypeError, match=r"variants\['a'\] must be a FederatedAlgorithm"):
-        calibrate({"a": fl.chunked(2)}, key, state, data, cache_dir=tmp_path)
+        fastest({"a": fl.chunked(2)}, key, state, data, cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

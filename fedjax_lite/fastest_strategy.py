@@ -1,4 +1,4 @@
-"""calibrate(): a round timed under several strategies, the fastest kept for the next start."""
+"""fastest(): a round timed under several strategies, the fastest kept for the next start."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fedjax_lite.history import save_json_atomic
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 
-class Calibration(NamedTuple):
-    """What `calibrate` found."""
+class Timing(NamedTuple):
+    """What `fastest` found."""
 
     name: str
     """The fastest variant."""
@@ -61,7 +61,7 @@ def lane_strategies(cohort_size: int) -> dict[str, Strategy]:
     return {strategy.name: strategy for strategy in strategies}
 
 
-def calibrate(
+def fastest(
     variants: Mapping[str, FederatedAlgorithm],
     key: Key,
     state: RoundState,
@@ -71,7 +71,7 @@ def calibrate(
     max_seconds: float = 30.0,
     cache_dir: str | os.PathLike[str] | None = None,
     refresh: bool = False,
-) -> Calibration:
+) -> Timing:
     """Times the next round under each variant and keeps the answer on disk.
 
     Every variant is compiled and run once, then all run in turn, forwards and backwards, so
@@ -90,13 +90,13 @@ def calibrate(
       data: the population.
       repeats: timed rounds of each, besides the one that compiles.
       max_seconds: no further variant is begun after so many seconds.
-      cache_dir: where the answer is kept: ``calibrations.json`` in this folder, default the cache
+      cache_dir: where the answer is kept: ``timings.json`` in this folder, default the cache
         folder of the data. It is found again by the programs of all variants, the clients'
         sizes, the device and the versions. Where a variant was skipped, nothing is kept.
       refresh: measure again.
 
     Returns:
-      A `Calibration`.
+      A `Timing`.
 
     Raises:
       ValueError: if there are no variants, or not one of them fits into memory.
@@ -111,8 +111,8 @@ def calibrate(
       >>> state = algo.init(key, jnp.array(0.0), data)
       >>> variants = {n: algo.with_strategy(s) for n, s in lane_strategies(4).items()}
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     found = calibrate(variants, key, state, data, cache_dir=folder)
-      ...     again = calibrate(variants, key, state, data, cache_dir=folder)
+      ...     found = fastest(variants, key, state, data, cache_dir=folder)
+      ...     again = fastest(variants, key, state, data, cache_dir=folder)
       >>> found.name == again.name, found.cached, again.cached
       (True, False, True)
     """
@@ -123,12 +123,12 @@ def calibrate(
     for name, algo in variants.items():
         if not isinstance(algo, FederatedAlgorithm):
             raise TypeError(f"variants[{name!r}] must be a FederatedAlgorithm, got {algo!r}")
-    path = default_cache_dir(cache_dir) / "calibrations.json"
+    path = default_cache_dir(cache_dir) / "timings.json"
     signature = _signature(variants, key, state, data)
     known = _read(path)
     if not refresh and signature in known:
         entry = known[signature]
-        return Calibration(entry["name"], entry["seconds"], entry["skipped"], cached=True)
+        return Timing(entry["name"], entry["seconds"], entry["skipped"], cached=True)
 
     seconds, skipped = _measure(variants, key, state, data, repeats, max_seconds)
     if not seconds:
@@ -137,7 +137,7 @@ def calibrate(
     entry = {"name": best, "seconds": seconds, "skipped": skipped, "device": _device()}
     if not skipped:  # another time there may be room or time for the others
         _write(path, {**_read(path), signature: entry})
-    return Calibration(best, seconds, skipped, cached=False)
+    return Timing(best, seconds, skipped, cached=False)
 
 
 def _measure(

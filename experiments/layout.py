@@ -29,7 +29,7 @@ def lay_out(
 ) -> tuple[fl.FederatedAlgorithm, str]:
     """The algorithm laid out as `name` says, and what to record of it.
 
-    `calibrate`, and `auto` on an accelerator, where no rule of ours was measured, time lanes and
+    `fastest`, and `auto` on an accelerator, where no rule of ours was measured, time lanes and
     convolution forms on one device; what was timed earlier for this very program is read from
     the cache. A resumed run keeps the layout that it was begun with: another one would change its
     last bits.
@@ -44,9 +44,9 @@ def lay_out(
       cohort_size: clients a round.
       recorded: what the run to resume recorded.
     """
-    measured = name == "calibrate" or (name == "auto" and jax.default_backend() != "cpu")
+    measured = name == "fastest" or (name == "auto" and jax.default_backend() != "cpu")
     if not measured or mesh is not None:
-        by_rule = "auto" if name == "calibrate" else name
+        by_rule = "auto" if name == "fastest" else name
         return make("auto", strategy(by_rule, mesh)), by_rule
     lanes = fl.lane_strategies(cohort_size)
     variants = {f"{form}, {lane}": make(form, s) for form in forms for lane, s in lanes.items()}
@@ -54,7 +54,7 @@ def lay_out(
         return variants[recorded], recorded
     key = jax.random.key(0)
     state = next(iter(variants.values())).init(key, params, data)
-    found = fl.calibrate(variants, key, state, data)
+    found = fl.fastest(variants, key, state, data)
     print(f"layout: {found}")
     return variants[found.name], found.name
 
