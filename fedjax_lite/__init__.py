@@ -30,6 +30,7 @@ from fedjax_lite import (
     distributed,
     drift,
     engine,
+    metrics,
     models,
     privacy,
     report,
@@ -102,7 +103,6 @@ from fedjax_lite.evaluate import (
     client_evaluator,
     evaluate_clients,
     evaluator,
-    metrics,
     summarize_clients,
 )
 from fedjax_lite.fastest_strategy import Timing, fastest, lane_strategies

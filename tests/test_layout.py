@@ -49,6 +49,7 @@ LAYERS = {
     "interrupt": 2,
     "local": 2,
     "round_metrics": 2,
+    "metrics": 2,
     "models": 2,
     "progress": 2,
     "private_slots": 2,

@@ -1,6 +1,5 @@
 """Evaluation: a model on common examples, every client on its own, and how fair the result is."""
 
-from fedjax_lite.evaluate import metrics
 from fedjax_lite.evaluate.client_evaluator import client_evaluator
 from fedjax_lite.evaluate.clients import evaluate_clients, evaluate_personal
 from fedjax_lite.evaluate.fairness import summarize_clients
@@ -13,7 +12,6 @@ __all__ = [
     "evaluate_clients",
     "evaluate_personal",
     "evaluator",
-    "metrics",
     "models_of",
     "results_of",
     "scored_by",

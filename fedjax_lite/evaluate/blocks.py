@@ -92,8 +92,13 @@ def pooled_blocks(data: Population) -> Iterator[Pool]:
             yield Pool(one.ids, one.examples, None, owners, one.device)
         return
     if isinstance(data, FederatedDataset):
-        ids, sizes = np.arange(data.num_clients), np.asarray(data.sizes)
-        yield Pool(ids, data.examples, data.order, np.repeat(ids, sizes))
+        ids, owners = np.arange(data.num_clients), np.asarray(data.client_of_example)
+        whole = len(owners) == data.num_examples and (owners >= 0).all()
+        if whole:  # every example has one owner: as they lie, without a gather
+            yield Pool(ids, data.examples, None, owners.astype(np.int64))
+        else:
+            owners = np.repeat(ids, np.asarray(data.sizes))
+            yield Pool(ids, data.examples, data.order, owners)
         return
     for block in blocks_of(data, data.num_clients, padded=False):
         num_rows = jax.tree.leaves(block.examples)[0].shape[0]

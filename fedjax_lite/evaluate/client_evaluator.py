@@ -15,8 +15,8 @@ from fedjax_lite.evaluate.clients import check_population_of, evaluate_clients
 from fedjax_lite.evaluate.columns import columns_of, group_columns
 from fedjax_lite.evaluate.fairness import summarize_clients
 from fedjax_lite.evaluate.known import Scored, note
-from fedjax_lite.evaluate.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.evaluate.own_models import kept, one_model
+from fedjax_lite.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Params, RoundState
 

@@ -14,8 +14,7 @@ from fedjax_lite.data.sharded import ShardedDataset
 from fedjax_lite.evaluate.blocks import Streamed, is_streamed
 from fedjax_lite.evaluate.device_blocks import at_hand
 from fedjax_lite.evaluate.groups import groups_of
-from fedjax_lite.evaluate.metrics.metric import HostMetric, Metric, named
-from fedjax_lite.evaluate.metrics.shapes import metric_shapes
+from fedjax_lite.evaluate.metric_shapes import metric_shapes
 from fedjax_lite.evaluate.own_models import check_state, kept, num_clients_of, one_model, one_of
 from fedjax_lite.evaluate.passes import Asked, own_parts, pooled_parts
 from fedjax_lite.evaluate.totals import figures_of
@@ -25,6 +24,7 @@ from fedjax_lite.evaluate.what_counts import (
     check_model,
     has_classes,
 )
+from fedjax_lite.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Params, PyTree, RoundState
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.evaluate.metrics.metric import Named
-from fedjax_lite.evaluate.metrics.shapes import add_by_unit, metric_shapes, no_sums
+from fedjax_lite.evaluate.metric_shapes import add_by_unit, metric_shapes, no_sums
 from fedjax_lite.evaluate.programs import Scores, measure
 from fedjax_lite.evaluate.what_counts import Kind
+from fedjax_lite.metrics.metric import Named
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Params, PyTree
 
@@ -89,11 +89,10 @@ def score_own(
             )
         return Own(Scores(*scores), sums, group_sums, kept)
 
-    none = Scores(jnp.zeros(()), *(jnp.int32(0),) * 4)
-    no_sum = jax.tree.map(lambda leaf: leaf[0], no_sums(shapes, 1))
-
     def one_client(carry: Any, client: tuple[Params, Array, Array]) -> Any:
         params, low, size = client
+        none = Scores(jnp.zeros(()), *(jnp.int32(0),) * 4)
+        no_sum = jax.tree.map(lambda leaf: leaf[0], no_sums(shapes, 1))
         found = jax.lax.fori_loop(
             0,
             (size + batch_size - 1) // batch_size,

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.counting import counted as counted_by
-from fedjax_lite.evaluate.metrics.answers import valid_labels
-from fedjax_lite.evaluate.metrics.metric import Metric, Named
-from fedjax_lite.evaluate.metrics.shapes import add_by_unit, metric_shapes, no_sums, stored_type
+from fedjax_lite.evaluate.metric_shapes import add_by_unit, metric_shapes, no_sums, stored_type
 from fedjax_lite.evaluate.what_counts import Kind
 from fedjax_lite.label_checks import labels_of
+from fedjax_lite.metrics.answers import valid_labels
+from fedjax_lite.metrics.metric import Metric, Named
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Params, PyTree
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from fedjax_lite.evaluate.groups import Groups
-from fedjax_lite.evaluate.metrics.metric import HostMetric, Metric, Named
 from fedjax_lite.evaluate.programs import Scores
+from fedjax_lite.metrics.metric import HostMetric, Metric, Named
 from fedjax_lite.types import PyTree
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from fedjax_lite.checks import check_count
-from fedjax_lite.evaluate.metrics.answers import answers_of, per_example
-from fedjax_lite.evaluate.metrics.metric import Metric
 from fedjax_lite.made import made
+from fedjax_lite.metrics.answers import answers_of, per_example
+from fedjax_lite.metrics.metric import Metric
 from fedjax_lite.types import Array, PyTree
 
 

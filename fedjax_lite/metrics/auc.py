@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks import check_count
-from fedjax_lite.evaluate.metrics.answers import answers_of, one_hot, per_example
-from fedjax_lite.evaluate.metrics.metric import HostMetric, Metric
 from fedjax_lite.made import made
+from fedjax_lite.metrics.answers import answers_of, one_hot, per_example
+from fedjax_lite.metrics.metric import HostMetric, Metric
 from fedjax_lite.types import Array, PyTree
 
 

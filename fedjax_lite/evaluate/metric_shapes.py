@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.evaluate.metrics.metric import Metric, Named
+from fedjax_lite.metrics.metric import Metric, Named
 from fedjax_lite.types import Array, PyTree
 
 

@@ -1,0 +1,22 @@
+"""Metrics of evaluations: ``metrics={"f1": fl.metrics.f1(10)}`` in every one of them."""
+
+from fedjax_lite.checked import check_calls
+from fedjax_lite.metrics.absolute_error import mean_absolute_error
+from fedjax_lite.metrics.auc import auc
+from fedjax_lite.metrics.calibration_error import expected_calibration_error
+from fedjax_lite.metrics.f1 import f1
+from fedjax_lite.metrics.hits import accuracy, top_k_accuracy
+from fedjax_lite.metrics.metric import HostMetric, Metric
+
+__all__ = [
+    "HostMetric",
+    "Metric",
+    "accuracy",
+    "auc",
+    "expected_calibration_error",
+    "f1",
+    "mean_absolute_error",
+    "top_k_accuracy",
+]
+
+check_calls(globals())
