@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+
+from fedjax_lite.tried import tried
 
 LARGE_CONSTANT = 8 * 2**20
 """Bytes from which an array inside a compiled program is reported as a mistake."""
@@ -49,59 +50,42 @@ def _like_images(shape: tuple[int, ...]) -> bool:
 
 
 def check_descends(optimizer: Any, name: str) -> None:
-    """Warns where an optimizer of optax has a negative learning rate: its steps go up.
+    """Warns where the steps of an optimizer go up: its learning rate is negative, or lacks.
 
-    Looks at the numbers that a chain scales by, and runs nothing; schedules are passed over, and
-    so is any chain with a stage of which nothing is known: it may turn the sign.
+    A few steps are tried on two numbers, on the host; SAM's goes up first, and then down. One that
+    depends on traced numbers, or cannot be tried so (it asks for a loss, for keys, for masks of
+    another model), is passed over.
 
     Args:
-      optimizer: with an `update`.
+      optimizer: with `init` and `update`.
       name: of the argument, for the message.
 
     Example:
       >>> import optax
       >>> check_descends(optax.sgd(0.1), "client_optimizer")
     """
-    factors = list(_factors(getattr(optimizer, "update", None)))
-    if not factors or any(not isinstance(f, int | float | np.number) for f in factors):
+
+    def steps(gradient: Any) -> Any:
+        params = 0 * gradient
+        state, updates = optimizer.init(params), []
+        for _ in range(2):
+            update, state = optimizer.update(gradient, state, params)
+            params = params + update
+            updates.append(update[0])
+        return updates
+
+    try:
+        found, traced = tried(steps, np.ones(2, np.float32), stand_in=0.5, anyhow=False)
+    except Exception:  # whatever a user's function raises, it raises where it is used
         return
-    rate = -float(np.prod(factors))
-    if rate < 0:
+    rate = -float(found[0])
+    if max(-step for step in found) < 0 and not traced:
         warnings.warn(
-            f"{name} has the learning rate {rate:g}, which climbs: the loss grows; give a positive "
-            f"one, optax.sgd({-rate:g}), and where ascent is meant, a loss of the opposite sign",
+            f"{name} has the learning rate {rate:.4g}, which climbs: the loss grows; give a "
+            f"positive one, optax.sgd({-rate:.4g}), or end a chain with optax.scale(-rate); where "
+            "ascent is meant, give a loss of the opposite sign",
             stacklevel=4,
         )
-
-
-_KEEP_THE_SIGN = (
-    *("add_decayed_weights", "add_noise", "centralize", "clip", "clip_by_block_rms"),
-    *("clip_by_global_norm", "ema", "identity", "trace", "zero_nans"),
-)
-"""Stages of optax, besides scale_by_*, that leave downhill downhill. Those of optax.contrib and of
-the user's own modules may turn it: optax.contrib.cocob does."""
-
-
-def _factors(update: Any) -> Iterator[Any]:
-    """What the stages of a chain scale by, from their closures; None for a stage not known."""
-    code = getattr(update, "__code__", None)
-    kind = getattr(update, "__qualname__", "").split(".")[0]
-    cells: Any = getattr(update, "__closure__", None) or ()
-    held = {n: c.cell_contents for n, c in zip(code.co_freevars, cells)} if code else {}
-    module = str(getattr(update, "__module__", ""))
-    if not module.startswith("optax.") or module.startswith("optax.contrib."):
-        yield None
-    elif kind == "with_extra_args_support" and "tx" in held:
-        yield from _factors(held["tx"].update)
-    elif kind == "chain" and "update_fns" in held:
-        for inner in held["update_fns"]:
-            yield from _factors(inner)
-    elif kind == "scale":
-        yield held.get("step_size")
-    elif kind == "scale_by_schedule":
-        yield held.get("step_size_fn")
-    elif kind not in _KEEP_THE_SIGN and not kind.startswith("scale_by_"):
-        yield None
 
 
 def check_not_donated(state: Any, name: str = "state") -> None:

@@ -551,6 +551,8 @@ def test_parameters_from_numpy(ready):
         (optax.sgd(-0.1), "-0.1"),
         (optax.chain(optax.clip(1.0), optax.adam(-0.25)), "-0.25"),
         (optax.chain(optax.scale(2.0), optax.scale(0.25)), "-0.5"),
+        (optax.scale_by_adam(), "-1"),  # the rate was forgotten
+        (optax.sgd(optax.linear_schedule(-0.1, 0.0, 5)), "-0.1"),
     ],
 )
 def test_a_negative_learning_rate(optimizer, rate):
@@ -569,7 +571,7 @@ def test_learning_rates_that_are_fine_or_unknown():
     with jax.transfer_guard("disallow"):  # and nothing is run
         for optimizer in (
             optax.sgd(0.1, momentum=0.9), optax.adamw(0.1), optax.sgd(schedule),
-            fl.server.yogi(0.1), optax.clip(1.0), optax.chain(optax.scale(2.0), optax.sgd(0.1)),
+            fl.server.yogi(0.1), optax.chain(optax.scale(2.0), optax.sgd(0.1)),
             optax.inject_hyperparams(optax.sgd)(0.1), optax.contrib.cocob(),
             optax.chain(scale_by_the_opposite(), optax.scale(0.1)),
         ):  # fmt: skip

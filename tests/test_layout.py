@@ -23,6 +23,7 @@ LAYERS = {
     "label_words": 0,
     "kinds": 0,
     "made": 1,
+    "tried": 0,
     "checked": 0,
     "mistakes": 1,
     "optimizer_arguments": 1,

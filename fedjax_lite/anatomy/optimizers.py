@@ -25,9 +25,9 @@ from fedjax_lite.anatomy.trials import (
     found_in,
     replaced_in_state,
     trial_of,
-    tried,
 )
 from fedjax_lite.made import Made, maker_of
+from fedjax_lite.tried import tried
 
 TRACED = float("nan")
 """Stands in a reading for a number that is traced."""
@@ -239,7 +239,8 @@ def _later(state: Any, time: Any) -> Any:
 
 
 def _table(curve: np.ndarray) -> Callable[[Any], Any]:
-    return lambda count: jnp.asarray(curve[:NEAR], jnp.float32)[jnp.clip(count, 0, NEAR - 1)]
+    early = np.asarray(curve[:NEAR], np.float32)
+    return lambda count: jnp.where(jnp.arange(NEAR) == count, early, 0).sum()
 
 
 def _likely_first(found: list[Arrangement], core: Any, optimizer: Any) -> list[Arrangement]:

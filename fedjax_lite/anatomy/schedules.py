@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_lite.anatomy.figures import LIBRARIES, figure, function_words
 from fedjax_lite.anatomy.notes import called
-from fedjax_lite.anatomy.trials import tried
+from fedjax_lite.tried import tried
 
 NEAR = 1024
 TIMES = np.array([*range(NEAR), *(NEAR * 2**i for i in range(11))], np.int32)

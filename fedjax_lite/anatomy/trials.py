@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from fedjax_lite.tried import tried
 
 SMALL, HUGE, TINY = 2.0**-10, 2.0**20, 2.0**-27
 """Sizes of gradients: below any sensible clip, above it, and as small as Adam's epsilon."""
@@ -63,38 +63,6 @@ CHECKS = _setting(
 """Unlike the probes: an optimizer is what it is taken for only if both do the same here."""
 
 
-def tried(function: Callable[..., Any], *args: Any, stand_in: float) -> tuple[Any, bool]:
-    """A function's results as numpy arrays, and whether it depends on something that is traced.
-
-    Nothing of the caller's is compiled. Numbers that are traced around the call (the learning rate
-    of a sweep) are replaced by a stand-in.
-
-    Args:
-      function: of arrays.
-      args: numpy arrays, or trees of them.
-      stand_in: what stands for traced numbers.
-
-    Example:
-      >>> tried(lambda x: 2 * x, np.float32(3.0), stand_in=0.5)
-      (array(6., dtype=float32), False)
-      >>> found = []
-      >>> _ = jax.make_jaxpr(lambda rate: found.append(
-      ...     tried(lambda x: rate * x, np.float32(3.0), stand_in=0.5)) or rate)(1.0)
-      >>> found
-      [(array(1.5, dtype=float32), True)]
-    """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    traced = [isinstance(const, jax.core.Tracer) for const in closed.consts]
-    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
-        consts = [
-            jnp.full(const.shape, stand_in, const.dtype) if is_traced else const
-            for const, is_traced in zip(closed.consts, traced)
-        ]
-        whole = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))
-        leaves = [np.asarray(leaf) for leaf in whole(*jax.tree.leaves(args))]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves), any(traced)
-
-
 def trial_of(
     optimizer: optax.GradientTransformation,
     setting: Setting = PROBES,
@@ -123,10 +91,10 @@ def trial_of(
             update, state = takes.update(gradient, state, params, anchor=anchor)
             updates.append(update)
             states.append(state)
-        return jnp.stack(updates), states
+        return updates, states
 
     (updates, states), traced = tried(jax.vmap(one), *setting, stand_in=stand_in)
-    return Trial(updates, states), traced
+    return Trial(np.stack(updates, axis=1), states), traced
 
 
 def found_in(state: Any, kind: type) -> list[Any]:
