@@ -126,6 +126,10 @@ def test_training_on_a_part_is_training_on_its_examples_alone():
         for part in (train, hurt)
     ]
     jax.tree.map(np.testing.assert_array_equal, *ends)
+    sharded = fl.shard_population(hurt, fl.client_mesh(jax.devices()[:1]))
+    kept = np.asarray(sharded.examples["x"])[: train.num_examples]
+    np.testing.assert_array_equal(kept, train.owned_examples()["x"])  # the others stay behind
+    assert sharded.sizes.tolist() == train.sizes.tolist()
     pooled = fl.pooled(hurt)
     assert pooled.sizes.tolist() == [train.num_examples]
     assert np.isfinite(pooled.client(0)["x"]).all()
