@@ -278,7 +278,7 @@ def test_smoke_from_the_command_line(benchmark, tmp_path):
     names = [name for name in benchmark.WORKLOADS if name != "logreg"]
     assert benchmark.Flags().workloads == (*names[:2], "logreg", *names[2:])
     command = [sys.executable, str(FOLDER / "round.py"), "--smoke", "--repeats", "1"]
-    command += ["--workloads", *names, "--strategies", "vmapped", "sequential"]
+    command += ["--workloads", *names, "--strategies", "vmapped"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
@@ -294,8 +294,9 @@ def test_smoke_from_the_command_line(benchmark, tmp_path):
     assert list(report["workloads"]) == names == ["2nn", "pfl-cnn", "lognormal"]
     for name in report["workloads"]:
         rows = rows_of(report, name)
-        assert rows["sequential"]["padded_over_real"] == 1.0
-        assert len({row["real_steps"] for row in rows.values()}) == 1
+        assert rows.keys() == {"vmapped"}
+        assert rows["vmapped"]["padded_over_real"] >= 1.0
+        assert rows["vmapped"]["real_steps"] > 0
     assert rows_of(report, "2nn")["vmapped"]["padded_over_real"] == 1.0  # even sizes
     assert "of sgemm" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith("----")]) == 5

@@ -217,7 +217,7 @@ def test_without_a_launcher_the_heartbeat_ends_the_others(environment, tmp_path)
                 **environment,
                 **joined,
                 "JAX_PROCESS_ID": str(index),
-                "FEDJAX_LITE_HEARTBEAT_SECONDS": "10",
+                "FEDJAX_LITE_HEARTBEAT_SECONDS": "6",
             },
             stdout=subprocess.PIPE if index == 0 else subprocess.DEVNULL,
             stderr=subprocess.STDOUT,

@@ -209,8 +209,8 @@ def test_strategies_agree():
         assert other[1] == pytest.approx(first[1], rel=1e-5)
 
 
-@pytest.mark.skipif(jax.device_count() < 2, reason="test_slots_under_strategies.py runs it on two")
-def test_two_devices_agree():
+@pytest.mark.skipif(jax.device_count() < 2, reason="test_sharded.py's last test runs it")
+def test_several_devices_agree():
     one, two = runs([fl.sequential(), fl.sharded(fl.client_mesh(), fl.chunked(2))])
     np.testing.assert_allclose(one[0], two[0], rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(one[1], two[1], rtol=1e-5)

@@ -1,7 +1,7 @@
 """sharded(): equal results on several devices, equal shares of work, tables and slots in place.
 
 A JAX process has the devices that it started with, so `test_with_four_devices` starts a process of
-four, which runs what skips here, and the tests on several devices of streams and evaluation, too.
+four, which runs what skips here, and what other files have for several devices, too.
 """
 
 import functools
@@ -100,6 +100,7 @@ def close(one, two):
 # -- several devices ------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @four
 @pytest.mark.parametrize(
     ("name", "num_devices"),
@@ -115,6 +116,7 @@ def test_equals_one_device(name, num_devices):
     close(three_rounds(algo, data, state), expected)
 
 
+@pytest.mark.sample(1)
 @four
 @pytest.mark.parametrize("inner", [fl.vmapped(), fl.auto()], ids=lambda s: s.name)
 def test_any_inner_strategy(inner):
@@ -195,6 +197,7 @@ def real_rows(result):
     return state._replace(clients=rows(state.clients), uplink=rows(state.uplink)), metrics
 
 
+@pytest.mark.sample(2)
 @four
 @pytest.mark.parametrize(
     ("name", "num_devices", "inner"),
@@ -445,11 +448,12 @@ def test_with_four_devices():
     """One process for all files: starting one costs as much as several of its tests."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     here = Path(__file__).parent
-    tests = [__file__, f"{here / 'test_streaming.py'}::test_several_devices"]
-    metrics = here / "evaluate" / "test_metrics.py"
-    tests.append(f"{metrics}::test_populations_on_devices_agree_with_numpy")
+    elsewhere = ("test_streaming.py::test_several_devices", "test_slots_under_strategies.py")
+    elsewhere += ("test_dp_adaptive.py::test_several_devices_agree",)
+    elsewhere += ("evaluate/test_metrics.py::test_populations_on_devices_agree_with_numpy",)
+    tests = [__file__, *(str(here / name) for name in elsewhere)]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-rsp", "-p", "no:cacheprovider", *tests],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         cwd=here.parent,
         capture_output=True,
@@ -457,6 +461,7 @@ def test_with_four_devices():
         timeout=900,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
+    for name in ("test_sharded.py", *elsewhere):
+        assert f"PASSED tests/{name}" in done.stdout
     reasons = re.findall(r"^SKIPPED .*: (.*)$", done.stdout, re.MULTILINE)
     assert set(reasons) == {"needs one device"}, done.stdout[-4000:]

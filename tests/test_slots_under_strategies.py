@@ -1,13 +1,8 @@
 """Robust rules, attacks, privacy, compression: equal results under strategies and devices.
 
-A JAX process has the devices that it started with, so `test_on_two_devices` runs this file again in
-a process of two; there the tests compare `sharded` instead.
+A JAX process has the devices that it started with, so the last test of test_sharded.py runs this
+file again in a process of several; there the tests compare `sharded` instead.
 """
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +14,8 @@ import fedjax_lite as fl
 
 KEY = jax.random.key(3)
 SIZES = np.array([7, 0, 3, 12, 1, 5, 9, 2, 4])
-TWO = jax.device_count() >= 2
-ON_TWO = ("attacked centered clipping", "secure", "error feedback")
+SEVERAL = jax.device_count() >= 2
+ON_SEVERAL = ("attacked centered clipping", "secure", "error feedback")
 """State in the aggregator, random words, rows: one of each; `at` is test_dp_adaptive.py's."""
 ON_ONE = ("bucketed krum", "secure", "powersgd")
 """The others meet all strategies in the laws of algorithms, and in test_attacks_updates.py,
@@ -80,36 +75,18 @@ def arrays(tree):
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("name", ON_TWO if TWO else ON_ONE)
+@pytest.mark.parametrize("name", ON_SEVERAL if SEVERAL else ON_ONE)
 def test_equal_under_strategies(name):
     slots = SLOTS[name]()
     expected = end(slots, fl.vmapped())
     assert all(np.isfinite(x).all() for x in arrays(expected[0]))
-    strategy = fl.sharded(fl.client_mesh(), fl.chunked(2)) if TWO else fl.chunked(2)
+    strategy = fl.sharded(fl.client_mesh(), fl.chunked(2)) if SEVERAL else fl.chunked(2)
     got = end(slots, strategy)
     for a, b in zip(arrays(got), arrays(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.skipif(TWO, reason="this is the process of two devices")
-@pytest.mark.slow
-def test_on_two_devices():
-    clipping = f"{Path(__file__).with_name('test_dp_adaptive.py')}::test_two_devices_agree"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, clipping],
-        env={**os.environ, "XLA_FLAGS": flags},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert f"{len(ON_TWO) + 1} passed" in done.stdout
-
-
-@pytest.mark.skipif(TWO, reason="once is enough")
+@pytest.mark.skipif(SEVERAL, reason="needs one device")
 @pytest.mark.parametrize("name", ["secure", "adaptive clipping", "qsgd"])
 def test_a_fresh_state_can_be_donated(name):
     """No array stands in two places of it."""

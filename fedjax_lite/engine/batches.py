@@ -94,6 +94,11 @@ class Plan:
         return (size + self.batch_size - 1) // self.batch_size
 
 
+def _remainder(position: Array, size: Array) -> Array:
+    """``position % size`` of what is not negative, an operation in place of eight."""
+    return jax.lax.rem(position, jnp.broadcast_to(size, position.shape))
+
+
 def take_batch(
     plan: Plan, data: ClientData, seed: Array, key: Key, client: Array, step: Array
 ) -> Batch:
@@ -115,13 +120,14 @@ def take_batch(
     size = data.offsets[client + 1] - low
     if plan.batch_size is None:
         position = jnp.arange(data.max_client_size, dtype=jnp.int32)
-        index = position % jnp.maximum(size, 1)
+        index = _remainder(position, jnp.maximum(size, 1))
     else:
         per_epoch = jnp.maximum(plan.steps_per_epoch(size), 1)
-        position = (step % per_epoch) * plan.batch_size + jnp.arange(
+        epoch = jax.lax.div(step, per_epoch)  # nothing is negative: no signs to look at
+        position = (step - epoch * per_epoch) * plan.batch_size + jnp.arange(
             plan.batch_size, dtype=jnp.int32
         )
-        index = permute(seed, step // per_epoch, position % jnp.maximum(size, 1), size)
+        index = permute(seed, epoch, _remainder(position, jnp.maximum(size, 1)), size)
     mask = position < size
     rows = low + index
     if data.order is not None:

@@ -51,7 +51,8 @@ def permute(seed: Array, epoch: Array | int, index: Array, size: Array | int) ->
     size = jnp.maximum(jnp.asarray(size), 1).astype(jnp.uint32)
     counter = jnp.arange(NUM_ROUNDS, dtype=jnp.uint32) * jnp.uint32(2)
     base = mix(seed[1] ^ mix(jnp.asarray(epoch).astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
-    shifts = mix(mix(counter ^ seed[0]) + base) % size
+    shifts = mix(mix(counter ^ seed[0]) + base)
+    shifts = jax.lax.rem(shifts, jnp.broadcast_to(size, shifts.shape))  # no signs to look at
     coins = mix(mix((counter + jnp.uint32(1)) ^ seed[0]) + base)
     x = jnp.asarray(index).astype(jnp.uint32)
 

@@ -268,6 +268,7 @@ def test_mcmahan_smoke(run_here, tmp_path):
     assert curve[-1] > 0.88  # 48,000 examples seen; chance is 0.1
 
 
+@pytest.mark.sample(1, of="a script on the images of CIFAR")
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")

@@ -115,7 +115,7 @@ def test_published_stand_in_the_iid_rows_only(script):
     assert "do not compare" in script.table(rows, setting, comparable=False)
 
 
-@pytest.mark.sample(1, of="LeNet of a script on CIFAR")
+@pytest.mark.sample(1, of="a script on the images of CIFAR")
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")

@@ -162,7 +162,7 @@ def test_full_preset_is_the_published_setting(script):
     assert sum(leaf.size for leaf in jax.tree.leaves(size)) == 62_006
 
 
-@pytest.mark.sample(1, of="LeNet of a script on CIFAR")
+@pytest.mark.sample(1, of="a script on the images of CIFAR")
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")
