@@ -14,7 +14,6 @@ import fedjax_lite as fl
 from fedjax_lite.anatomy import describe
 from fedjax_lite.anatomy.models import num_parameters
 from fedjax_lite.anatomy.notes import read
-from fedjax_lite.anatomy.optimizers import read_optimizer
 from fedjax_lite.anatomy.words import WORDS, phrase
 from fedjax_lite.testing import registered_slots, registry
 from fedjax_lite.types import Aggregator, ClientUpdate, Sampler, Transform
@@ -303,74 +302,6 @@ def test_running_statistics_are_no_parameters_and_a_failing_init_has_no_size():
     assert loss_line(broken) == "Loss: cross_entropy of from_functions."
 
 
-@pytest.mark.parametrize(
-    ("chain", "title"),
-    [
-        ((optax.clip_by_global_norm(1.0), optax.sgd(1.0)),
-         "FedAvg with a clipped pseudo-gradient (McMahan"),
-        ((optax.sgd(1.0), optax.clip(0.5)), "FedAvg with a clipped server step (McMahan"),
-        ((optax.sgd(optax.linear_schedule(1.0, 0.5, 9)),), "FedAvg (McMahan"),
-        ((optax.inject_hyperparams(optax.sgd)(0.5),), "FedAvg (McMahan"),
-        ((optax.inject_hyperparams(optax.sgd)(0.5, momentum=0.9),), "FedAvgM (Hsu"),
-        ((optax.clip(1.0), optax.sgd(1.0, momentum=0.9)),
-         "FedAvgM with a clipped pseudo-gradient (Hsu"),
-        ((optax.zero_nans(), optax.clip(1.0), fl.server.adam(0.1)),
-         "FedAdam with NaNs set to zero and a clipped pseudo-gradient (Reddi"),
-        ((optax.add_decayed_weights(0.01), optax.sgd(1.0)), "FedAvg with weight decay (McMahan"),
-        ((optax.add_decayed_weights(0.0), optax.sgd(1.0)), "FedAvg (McMahan"),
-        ((optax.clip(1.0), optax.adam(0.1)), "FedOpt with a clipped pseudo-gradient (Reddi"),
-        ((optax.adam(0.1),), "FedOpt (Reddi"),
-        pytest.param((optax.clip(1.0),), "FedOpt with a clipped pseudo-gradient (Reddi",
-                     marks=pytest.mark.filterwarnings("ignore:.*climbs")),
-    ],
-)  # fmt: skip
-def test_the_servers_chain_names_the_method(chain, title):
-    algorithm = make(server_optimizer=optax.chain(*chain))
-    assert describe(algorithm).startswith(title + " et al.")
-    cited = [
-        key for key in ("mcmahan2017c", "hsu2019", "reddi2021") if key in fl.citation(algorithm)
-    ]
-    assert [key[:3] for key in cited][-1:] == [title.split(" (")[1][:3].lower()]
-
-
-COSINE = optax.cosine_decay_schedule(0.5, 90)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "words"),
-    [
-        (COSINE, "a schedule: along a cosine from 0.5 to 0 in 90 steps"),
-        (optax.cosine_decay_schedule(0.5, 90, alpha=0.25),
-         "a schedule: along a cosine from 0.5 to 0.125 in 90 steps"),
-        (optax.linear_schedule(0.5, 0.25, 9), "a schedule: linearly from 0.5 to 0.25 in 9 steps"),
-        (optax.exponential_decay(0.5, 1, 0.75), "a schedule: from 0.5 on, times 0.75 a step"),
-        (optax.piecewise_constant_schedule(0.5, {7: 0.25, 20: 0.5}),
-         "a schedule: 0.5, 0.125 from step 7 on, 0.0625 from step 20 on"),
-        (optax.warmup_cosine_decay_schedule(0.0, 0.5, 10, 100),
-         "a schedule: linearly from 0 to 0.5 in 10 steps, then along a cosine from 0.5 to 0 in 90"),
-        (lambda round: 0.5 / (1 + round), f"the schedule your own function ({__name__}): 0.5 at "
-         "step 0, 0.25 at step 1, 0.0454545 at step 10, 0.0049505 at step 100"),
-    ],
-)  # fmt: skip
-def test_schedules_are_told_by_what_they_do(schedule, words):
-    told = words.replace(f"the schedule your own function ({__name__})", "a schedule")
-    assert f"learning rate by {told}" in read_optimizer(optax.sgd(schedule)).words
-    assert f"learning rate by {told}" in read_optimizer(optax.adam(schedule)).words
-    assert f"learning rate by {words}" in read_optimizer(fl.server.yogi(schedule)).words
-    if schedule is COSINE:
-        for factory in (fl.scaffold, fl.fednova, fl.mime):
-            text, _ = lines_of(factory(loss, schedule, plan=PLAN, sampler=fl.uniform(4)))
-            assert f"SGD with learning rate by {words}" in text
-
-
-def test_an_optimizer_of_the_round_is_told_by_its_first_round():
-    by_round = fl.fedavg(loss, lambda r: optax.sgd(COSINE(r)), plan=PLAN, sampler=fl.uniform(4))
-    assert (
-        "depends on the round: your own `test_an_optimizer_of_the_round_is_told_by_its_first_"
-        f"round` ({__name__}), in round 0 SGD with learning rate 0.5."
-    ) in lines_of(by_round)[0]
-
-
 def test_what_is_refused_is_told_by_its_type():
     class Big(dict):
         pass
@@ -379,49 +310,6 @@ def test_what_is_refused_is_told_by_its_type():
         describe(Big(x=np.zeros(99)))
     assert "got Big; " in str(caught.value)
     assert "0." not in str(caught.value)
-
-
-def test_what_is_known_of_an_optimizer():
-    chained = optax.chain(optax.clip_by_global_norm(2.0), optax.adamw(0.5, weight_decay=0.25))
-    assert read_optimizer(chained).words == (
-        "optax.clip_by_global_norm(max_norm 2), then "
-        "AdamW (b1 0.9, b2 0.999, eps 1e-08, weight decay 0.25) with learning rate 0.5"
-    )
-    scaled = optax.chain(optax.scale_by_trust_ratio(), optax.scale(-0.5))
-    assert read_optimizer(scaled).words == "an optax chain of 2 transformations"
-    assert read_optimizer(optax.sgd(0.1)).plain
-    assert not read_optimizer(optax.sgd(0.1, momentum=0.9)).plain
-    masked = optax.masked(optax.sgd(0.5), True)
-    assert "SGD with learning rate 0.5" in read_optimizer(masked).words
-    injected = "SGD with learning rate 0.5, its settings injected into its state"
-    for optimizer, words in (
-        (optax.rmsprop(0.5, momentum=0.75), "with learning rate 0.5, then momentum 0.75"),
-        (optax.inject_hyperparams(optax.sgd)(0.5), injected),
-        (optax.partition({"a": optax.sgd(0.5)}, "a"), " around (SGD with learning rate 0.5)"),
-        (fl.server.yogi(lambda round: 0.5), "tau 0.001) with learning rate by the schedule your"),
-    ):
-        assert words in read_optimizer(optimizer).words
-    for factory in (optax.lamb, optax.lbfgs, optax.adafactor, optax.novograd, optax.sm3):
-        words = read_optimizer(factory(0.5)).words
-        assert not [leak for leak in LEAKS if leak in words], words
-
-
-def test_traced_settings_do_not_stop_it():
-    texts = []
-
-    @jax.jit
-    def traced(rate):
-        algorithm = fl.fedavg(
-            loss, optax.sgd(rate), plan=PLAN, sampler=fl.uniform(4), uplink=fl.clip(rate),
-            server_optimizer=optax.sgd(1.0, momentum=rate),
-        )  # fmt: skip
-        texts.append(describe(algorithm))
-        return rate
-
-    traced(0.5)
-    assert "SGD with learning rate a traced value" in texts[0]
-    assert "SGD with momentum a traced value and learning rate 1" in texts[0]
-    assert not [leak for leak in LEAKS if leak in texts[0]]
 
 
 def my_transform(factor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,29 @@ def function_words(function: Callable) -> str:
     if module.split(".")[0] in LIBRARIES:
         return f"a function of {module.split('.')[0]}" if inner else f"`{name}` ({module})"
     return f"your own `{name}` ({module})" if name else f"your own function ({module})"
+
+
+def measured(number: Any) -> str:
+    """A number that was found by trials; NaN stands for one that is traced.
+
+    Example:
+      >>> measured(0.0999993), measured(float("nan"))
+      ('0.1', 'a traced value')
+    """
+    if not isinstance(number, float):
+        return figure(number)
+    return "a traced value" if math.isnan(number) else figure(rounded(number))
+
+
+def rounded(number: float) -> float:
+    """The fewest digits: Adam's own rounding in float32 moves a rate by some millionths.
+
+    Example:
+      >>> rounded(0.0999993), rounded(0.12345)
+      (0.1, 0.12345)
+    """
+    shorter = (float(f"{number:.{digits}g}") for digits in range(1, 7))
+    return next((x for x in shorter if abs(x - number) < 2e-5 * abs(number)), number)
 
 
 def _number(value: float) -> str:

@@ -13,7 +13,7 @@ import optax
 
 from fedjax_lite import server
 from fedjax_lite.anatomy.families import FAMILIES, Family, Reading
-from fedjax_lite.anatomy.figures import LIBRARIES, figure, function_words
+from fedjax_lite.anatomy.figures import LIBRARIES, figure, function_words, measured, rounded
 from fedjax_lite.anatomy.notes import called, is_ours
 from fedjax_lite.anatomy.schedules import NEAR, TIMES, curve_words, rate_words
 from fedjax_lite.anatomy.stages import PROXIMAL, Arrangement, Stage, arrangements, pull
@@ -152,19 +152,34 @@ def _tried(optimizer: Any) -> tuple[Optimizer | None, bool]:
     if found_in(state, optax.MultiStepsState) or len(_labels(state)) > 1:
         return None, False  # they do several things
     found, traced = _hypothesis(optimizer, stand_in=0.5)
+    sign = 1 if found is not None or not traced else -1  # a rate may have been turned before
+    if sign < 0:
+        found, _ = _hypothesis(optimizer, stand_in=-0.5)
     if found is None or not traced:
         return (None if found is None else _told(optimizer, *found)), traced
-    other, _ = _hypothesis(optimizer, stand_in=0.75)
+    other, _ = _hypothesis(optimizer, stand_in=0.75 * sign)
     if other is None:
         return None, True
-    family, reading, arrangement, curve = found
-    numbers = {k: _same(v, other[1].numbers.get(k)) for k, v in reading.numbers.items()}
-    reading = Reading(_same(reading.rate, other[1].rate), numbers, None)
-    return _told(optimizer, family, reading, arrangement, curve), True
+    return _told(optimizer, *_merged(found, other)), True
+
+
+def _merged(found: Any, other: Any) -> tuple[Family, Reading, Arrangement, Any]:
+    """What two stand-ins have in common: what differs is traced."""
+    family, reading, around, curve = found
+    _, reading2, around2, curve2 = other
+    numbers = {k: _same(v, reading2.numbers.get(k)) for k, v in reading.numbers.items()}
+    rate = _same(reading.rate, reading2.rate)
+    if curve is not None and not np.allclose(curve, curve2, rtol=1e-4, atol=0):
+        rate = TRACED
+    stages = [
+        tuple(one._replace(number=_same(one.number, two.number)) for one, two in zip(*both))
+        for both in zip(around, around2)
+    ]
+    return family, Reading(rate, numbers, None), Arrangement(*stages), curve
 
 
 def _same(one: Any, other: Any) -> Any:
-    return one if abs(one - other) <= 1e-4 * abs(one) else TRACED
+    return TRACED if other is None or abs(one - other) > 1e-4 * abs(one) else one
 
 
 def _labels(state: Any) -> list[str]:
@@ -191,7 +206,7 @@ def _hypothesis(optimizer: Any, *, stand_in: float) -> tuple[Any, bool]:
         reading = family.read(trial)
         if reading is None or not np.isfinite([reading.rate, *reading.numbers.values()]).all():
             continue
-        curve = _rounded(reading.rate) * rates / rates[start] if varies else None
+        curve = rounded(reading.rate) * rates / rates[start] if varies else None
         rate = reading.rate if curve is None else _table(curve)
         core = family.factory(rate, **reading.numbers)
         for arrangement in _likely_first(list(arrangements(reading, trial)), core, optimizer):
@@ -269,22 +284,22 @@ def _told(
     """An optimizer that was recognised."""
     plain = family.factory is optax.sgd
     momentum = plain and bool(reading.numbers)
-    rate = figure_of(reading.rate)
+    rate = measured(reading.rate)
     if curve is not None:
         rate = "by a schedule" + ("" if np.isnan(reading.rate) else f": {curve_words(curve)}")
     if plain and reading.rate == -1 and not momentum and around.before:
         step = ""  # what is before it is all
     elif momentum:
         kind = "Nesterov momentum" if reading.numbers["nesterov"] else "momentum"
-        step = f"SGD with {kind} {figure_of(reading.numbers['momentum'])} and learning rate {rate}"
+        step = f"SGD with {kind} {measured(reading.numbers['momentum'])} and learning rate {rate}"
     else:
         later = reading.numbers.get("momentum")
         given = {k: v for k, v in reading.numbers.items() if k != "momentum"}
-        shown = [f"{k.replace('_', ' ') if k == 'weight_decay' else k} {figure_of(v)}"
+        shown = [f"{k.replace('_', ' ') if k == 'weight_decay' else k} {measured(v)}"
                  for k, v in given.items() if v]  # fmt: skip
         step = family.name + (f" ({', '.join(shown)})" if shown else "")
         step += f" with learning rate {rate}"
-        step += "" if later is None else f", then momentum {figure_of(later)}"
+        step += "" if later is None else f", then momentum {measured(later)}"
     before: tuple[Stage, ...] = around.before
     words = ", then ".join(
         [*(s.words for s in before), *([step] if step else []), *(s.words for s in around.after)]
@@ -305,17 +320,6 @@ def _told(
         core=family.keys[0] if family.keys and all(s.aside for s in stages) else "",
         aside=tuple(dict.fromkeys(s.aside for s in stages if s.aside)),
     )
-
-
-def figure_of(number: Any) -> str:
-    """A number of a reading in words."""
-    return "a traced value" if number != number else figure(_rounded(number))
-
-
-def _rounded(number: float) -> float:
-    """The fewest digits: Adam's own rounding in float32 moves a rate by some millionths."""
-    shorter = (float(f"{number:.{digits}g}") for digits in range(1, 7))
-    return next((x for x in shorter if abs(x - number) < 2e-5 * abs(number)), number)
 
 
 def _unknown(optimizer: Any) -> Optimizer:

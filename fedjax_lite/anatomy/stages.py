@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_lite.anatomy.families import Reading
-from fedjax_lite.anatomy.figures import figure
+from fedjax_lite.anatomy.figures import measured
 from fedjax_lite.anatomy.trials import DECAY, HUGE, HUGE_STEP, PULL, SMALL, STEPS, Trial, found_in
 from fedjax_lite.proximal import proximal
 
@@ -20,11 +20,18 @@ class Stage(NamedTuple):
     """A transformation that is no optimizer by itself."""
 
     made: optax.GradientTransformation
-    words: str
+    said: str
+    """Its words, with {} for its number."""
+    number: Any
     key: str
     """What citations know it by."""
     aside: str
     """What it does to a pseudo-gradient, in a title; "" for what belongs to the method."""
+
+    @property
+    def words(self) -> str:
+        """What it does."""
+        return self.said.format(measured(self.number))
 
 
 class Arrangement(NamedTuple):
@@ -62,9 +69,8 @@ def arrangements(reading: Reading, trial: Trial) -> Iterator[Arrangement]:
     if mu := _both(reading.seen[PULL]):
         adding.append(pull(mu))
     if decay := _both(reading.seen[DECAY]):
-        words = f"optax.add_decayed_weights(weight_decay {figure(decay)})"
-        made = optax.add_decayed_weights(decay)
-        adding.append(Stage(made, words, "add_decayed_weights", "weight decay"))
+        made, said = optax.add_decayed_weights(decay), "optax.add_decayed_weights(weight_decay {})"
+        adding.append(Stage(made, said, decay, "add_decayed_weights", "weight decay"))
     clip = clipping(reading.seen[HUGE_STEP], "pseudo-gradient")
     step = trial.updates[HUGE_STEP, 0] / trial.updates[STEPS, 0, 0] * SMALL
     later = clipping(step, "server step", scale=abs(trial.updates[STEPS, 0, 0]) / SMALL)
@@ -81,8 +87,7 @@ def pull(mu: Any) -> Stage:
       >>> pull(0.5).words
       "a pull towards the server's model (mu 0.5)"
     """
-    words = f"a pull towards the server's model (mu {figure(mu)})"
-    return Stage(proximal(mu), words, PROXIMAL, "")
+    return Stage(proximal(mu), "a pull towards the server's model (mu {})", mu, PROXIMAL, "")
 
 
 def clipping(huge: np.ndarray, what: str, *, scale: float = 1.0) -> list[Stage]:
@@ -105,10 +110,10 @@ def clipping(huge: np.ndarray, what: str, *, scale: float = 1.0) -> list[Stage]:
     aside = f"a clipped {what}"
     if abs(one / other - 0.75) < 1e-4:
         norm = float(np.hypot(one, other))
-        words = f"optax.clip_by_global_norm(max_norm {figure(norm)})"
-        return [Stage(optax.clip_by_global_norm(norm), words, "clip_by_global_norm", aside)]
+        made, said = optax.clip_by_global_norm(norm), "optax.clip_by_global_norm(max_norm {})"
+        return [Stage(made, said, norm, "clip_by_global_norm", aside)]
     if abs(one / other - 1) < 1e-6:
-        return [Stage(optax.clip(one), f"optax.clip(max_delta {figure(one)})", "clip", aside)]
+        return [Stage(optax.clip(one), "optax.clip(max_delta {})", one, "clip", aside)]
     return []
 
 
@@ -116,4 +121,4 @@ def _both(pair: np.ndarray) -> float:
     return float(pair[0]) if pair[0] == pair[1] and np.isfinite(pair[0]) else 0.0
 
 
-ZERO_NANS = Stage(optax.zero_nans(), "optax.zero_nans", "zero_nans", "NaNs set to zero")
+ZERO_NANS = Stage(optax.zero_nans(), "optax.zero_nans", 0.0, "zero_nans", "NaNs set to zero")

@@ -101,6 +101,7 @@ def found_in(state: Any, kind: type) -> list[Any]:
     """The parts of a state that are of a public class.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> found_in(optax.adam(0.1).init(jnp.zeros(2)), optax.ScaleByAdamState)[0].mu.tolist()
       [0.0, 0.0]
     """
@@ -112,6 +113,7 @@ def replaced_in_state(state: Any, kind: type, change: Callable[[Any], Any]) -> A
     """The state, its parts of one class changed.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> state = optax.sgd(lambda count: 0.1).init(jnp.zeros(2))
       >>> kind = optax.ScaleByScheduleState
       >>> late = replaced_in_state(state, kind, lambda one: one._replace(count=7))
