@@ -10,6 +10,7 @@
 
 from fedjax_lite.checked import check_calls
 from fedjax_lite.testing.algorithm_laws import ALGORITHM_LAWS, check_algorithm
+from fedjax_lite.testing.metric_laws import METRIC_LAWS, check_metric
 from fedjax_lite.testing.problem import init_params, loss, population
 from fedjax_lite.testing.registry import AGGREGATORS, ALGORITHMS, SAMPLERS, TRANSFORMS
 from fedjax_lite.testing.slot_laws import (
@@ -28,12 +29,14 @@ __all__ = [
     "ALGORITHMS",
     "ALGORITHM_LAWS",
     "LAWS_OF_NOISE",
+    "METRIC_LAWS",
     "SAMPLERS",
     "SAMPLER_LAWS",
     "TRANSFORMS",
     "TRANSFORM_LAWS",
     "check_aggregator",
     "check_algorithm",
+    "check_metric",
     "check_sampler",
     "check_transform",
     "init_params",

@@ -236,6 +236,51 @@ def test_a_model_that_answers_nan_has_no_metric():
         assert np.isnan(bad["all"][name])
 
 
+def test_all_metrics_obey_the_laws_and_all_are_here():
+    tried = set()
+    for found, _, metrics in CASES:
+        for metric, _ in metrics.values():
+            tried.add(metric.made.name)
+            fl.testing.check_metric(metric, found["z"][:12], {k: v[:12] for k, v in found.items()})
+    assert tried == {name for name in fl.metrics.__all__ if name.islower()}
+
+
+WRONG = {
+    "examples_are_measured_alone": fl.metrics.Metric(
+        lambda z, e: jnp.broadcast_to(z.mean(), e["y"].shape), lambda sums: sums
+    ),
+    "measuring_is_pure": fl.metrics.Metric(
+        lambda z, e: z + isinstance(z, jax.core.Tracer), lambda sums: sums
+    ),
+    "units_are_told_apart": fl.metrics.Metric(lambda z, e: z, lambda sums: sums / sums.sum()),
+    "order_of_examples_does_not_matter": fl.metrics.HostMetric(
+        lambda z, e: z, lambda values, units, n: np.bincount(units, values * np.arange(len(units)))
+    ),
+}
+
+
+@pytest.mark.parametrize("law", WRONG)
+def test_laws_find_what_is_wrong(law):
+    z = jnp.arange(1.0, 13.0)
+    with pytest.raises(AssertionError, match=law):
+        fl.testing.check_metric(WRONG[law], z, {"y": jnp.zeros(12)}, laws=[law])
+
+
+def test_examples_that_do_not_count_leave_no_trace_even_as_nan():
+    asked = {name: metric for name, (metric, _) in METRICS.items()}
+    spoilt = MODEL._replace(
+        predict=lambda params, e: jnp.where((e["y"] < 0)[:, None], jnp.nan, params + e["z"])
+    )
+    for metrics, found in ((asked, EXAMPLES), ({"auc": fl.metrics.auc(None)}, ONE)):
+        clean, hurt = (
+            fl.evaluate_clients(model, jnp.float32(0), population(found), metrics=metrics)
+            for model in (MODEL, spoilt)
+        )
+        for name in metrics:
+            np.testing.assert_array_equal(clean[name], hurt[name])
+            np.testing.assert_array_equal(clean["all"][name], hurt["all"][name])
+
+
 def test_sums_of_parts_are_the_sums_of_the_whole():
     """The monoid itself, for whoever merges over devices or processes."""
     for found, _, metrics in CASES:
