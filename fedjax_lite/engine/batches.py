@@ -77,7 +77,12 @@ class Plan:
                     f"of {num_clients}"
                 )
 
-    def num_steps(self, key: Key, client: Array, size: Array) -> Array:
+    @property
+    def is_random(self) -> bool:
+        """Whether an amount is drawn, so that `num_steps` needs a key."""
+        return callable(self.epochs) or callable(self.steps)
+
+    def num_steps(self, key: Key | None, client: Array, size: Array) -> Array:
         """int32 scalar: the steps of one client; 0 where it has no data."""
         if self.steps is not None:
             steps = _amount(self.steps, key, client)
@@ -164,7 +169,7 @@ def _check_amount(amount: Amount | None, name: str) -> None:
         )
 
 
-def _amount(amount: Amount | None, key: Key, client: Array) -> Array:
+def _amount(amount: Amount | None, key: Key | None, client: Array) -> Array:
     if callable(amount):
         return jnp.asarray(amount(key, client))
     values = jnp.asarray(amount)

@@ -86,11 +86,13 @@ def work_list(phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientD
     found = data.find(ids, slots)
 
     def steps_in(phase: Phase) -> Array:
-        # Apart from the client's keys 0..3, which its training uses.
-        keys = jax.vmap(
-            lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 4 + (phase.stream or 0))
-        )(ids)
-        return jnp.where(cohort.mask, jax.vmap(phase.plan.num_steps)(keys, ids, found.sizes), 0)
+        def of_client(client: Array, size: Array) -> Array:
+            own = None
+            if phase.plan.is_random:  # apart from the client's keys 0..3, which its training uses
+                own = jax.random.fold_in(jax.random.fold_in(key, client), 4 + (phase.stream or 0))
+            return phase.plan.num_steps(own, client, size)
+
+        return jnp.where(cohort.mask, jax.vmap(of_client)(ids, found.sizes), 0)
 
     steps = tuple(map(steps_in, phases))
     return Work(
