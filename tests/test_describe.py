@@ -439,3 +439,27 @@ def test_phrases_of_nested_parts():
     nested = fl.transforms.rotated(fl.transforms.stochastic_levels(6))
     assert "6 levels" in phrase(nested)
     assert read(nested).note.factory is inspect.unwrap(fl.transforms.rotated)
+
+
+def test_an_algorithm_whose_factory_signs_is_told_by_its_settings():
+    @fl.made
+    def pulled(loss, rate, *, mu, plan, sampler):
+        return fl.federated_algorithm(
+            my_client(), plan=plan, sampler=sampler, server=fl.optimizer_server(optax.sgd(1.0))
+        )
+
+    own = pulled(loss, 0.5, mu=0.125, plan=PLAN, sampler=fl.uniform(4))
+    text, _ = lines_of(own)
+    assert text.startswith("Your own algorithm `pulled` Cohort: each round 4 clients")
+    assert f"Local steps: your own `pulled` ({__name__}) with rate 0.5, mu 0.125." in text
+    assert f"Loss: your own `loss` ({__name__})." in text
+
+
+def test_methods_are_found_inside_of_wrappers_that_keep_nothing():
+    scaffold = fl.scaffold(loss, 0.5, plan=PLAN, sampler=fl.uniform(4))
+    bare = fl.made(lambda inner: fl.FederatedAlgorithm(inner.init, inner.round))(scaffold)
+    title, *rest = describe(bare).splitlines()
+    assert (
+        title == f"SCAFFOLD (Karimireddy et al., 2020), wrapped in your own `<lambda>` ({__name__})"
+    )
+    assert rest == describe(scaffold).splitlines()[1:]

@@ -9,7 +9,7 @@ from fedjax_lite import algorithms
 from fedjax_lite.anatomy.notes import Piece, called, is_ours, notes_of, read, replaced_in
 from fedjax_lite.anatomy.optimizers import Optimizer, is_optimizer, of_the_round, read_optimizer
 from fedjax_lite.anatomy.stages import PROXIMAL
-from fedjax_lite.made import Made
+from fedjax_lite.made import Made, maker_of
 from fedjax_lite.types import FederatedAlgorithm, Slots
 
 
@@ -77,8 +77,15 @@ def composed(algorithm: FederatedAlgorithm) -> Composed | None:
     slots = algorithm.slots or (inner.slots if inner else None)
     if slots is None:
         return None
+    if inner is not None and notes[0].before is None:
+        notes += notes_of(inner)
     method = next((n for n in notes if is_ours(n.module) and n.name in METHODS), None)
     client = read(_client(notes, slots))
+    author = next((n for n in notes if not is_ours(n.module) and _wrapped(n) is None), None)
+    if client.note is None and author is not None and method is None:
+        given = author.arguments.items()
+        settings = {k: v for k, v in given if k not in (*Slots._fields, "loss")}
+        client = Piece(author.name, author.module, settings, author, True)
     server = read(slots.server)
     sources = [*notes, *_inside(client)]
     known: dict[str, Any] = {}
@@ -88,6 +95,7 @@ def composed(algorithm: FederatedAlgorithm) -> Composed | None:
                 known[name] = value
     whole = Composed(slots, "", None, method.name if method else "", client, server, known)
     title, origin = _title(whole, method)
+    notes = [note for note in notes if note is not client.note]
     return whole._replace(title=title, origin=origin, around=_around(algorithm, notes, method))
 
 
@@ -159,7 +167,8 @@ def _around(algorithm: FederatedAlgorithm, notes: list[Made], method: Made | Non
             words = f", wrapped in {name}{words}"
         elif own:
             words = f", made by {name}{words}"
-    if notes and (replaced := replaced_in(algorithm, notes[0])):
+    note = maker_of(algorithm)
+    if note is not None and (replaced := replaced_in(algorithm, note)):
         name, module = called(getattr(algorithm, replaced[0]))
         whose = f"your own `{name}` ({module})" if name else f"your own function ({module})"
         words += f", its {' and '.join(replaced)} replaced by {whose}; the slots that it had"
@@ -173,6 +182,8 @@ def _title(whole: Composed, method: Made | None) -> tuple[str, Callable[..., Any
         return METHODS[method.name] + adaptive, method.factory
     if client.own:
         named = f" (client `{client.name}`)" if client.name else ""
+        if client.note is not None and whole.slots.client.made is not client.note:
+            named = f" `{client.name}`"  # its factory signed
         return f"Your own algorithm{named}", None
     names = [note.name for note in _inside(client)]
     if names[-1] == "dp_sgd":
