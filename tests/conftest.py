@@ -105,6 +105,7 @@ def resident_bytes() -> float:
         return math.inf
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m, so that of what they leave n cases run
 def pytest_collection_modifyitems(config, items):
     """Of a test marked ``sample(n)`` only n cases run, the same ones each time, chosen by name.
 
