@@ -302,7 +302,7 @@ def summary(name: str, values: np.ndarray, flags: Flags) -> dict[str, Any]:
     known = PUBLISHED.get(name) if default else None
     return {
         "method": name,
-        "hospitals": values[:, -1, :4].mean(axis=0).tolist(),
+        "test_by_hospital": values[:, -1, :4].mean(axis=0).tolist(),
         "mean": float(means.mean()),
         "mean_std": float(means.std(ddof=1)) if len(means) > 1 else None,
         "mean_by_seed": [round(float(value), 5) for value in means],
@@ -312,7 +312,7 @@ def summary(name: str, values: np.ndarray, flags: Flags) -> dict[str, Any]:
     }
 
 
-HEADER = f"{'accuracy':26s}" + "".join(
+HEADER = f"{'held-out accuracy':26s}" + "".join(
     f"{name:>13s}"
     for name in (
         *(name.capitalize() for name in HOSPITALS[:3]),
@@ -324,7 +324,7 @@ HEADER = f"{'accuracy':26s}" + "".join(
 def line(row: dict[str, Any]) -> str:
     """A row of the table; a dash where nothing is published."""
     known = row["published"] or {}
-    columns = [*row["hospitals"], row["mean"], known.get("mean"), known.get("own")]
+    columns = [*row["test_by_hospital"], row["mean"], known.get("mean"), known.get("own")]
     cells = ["-" if v is None else f"{v:.3f}" for v in (*columns, row["pooled_test"])]
     return f"{row['method']:26s}" + "".join(f"{cell:>13s}" for cell in cells)
 

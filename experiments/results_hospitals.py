@@ -58,7 +58,7 @@ def heart(documents: Documents) -> Section | None:
     for method, row in found.items():
         known = row["published"] or {}
         cells = []
-        for i, mine in enumerate(row["hospitals"]):
+        for i, mine in enumerate(row["test_by_hospital"]):
             theirs = known["hospitals"][i] if known.get("hospitals") else None
             cells.append(number(100 * mine, 1) + (f" [{100 * theirs:.1f}]" if theirs else ""))
         mean = number(100 * row["mean"], 1)
@@ -90,11 +90,12 @@ def heart(documents: Documents) -> Section | None:
     ]
     if "majority" in found:
         base = found["majority"]
+        swiss = number(100 * base["test_by_hospital"][2], 1)
         notes.insert(
             1,
             f"An answer that knows the hospital only has {number(100 * base['mean'], 1)} on "
-            f"average: {number(100 * base['hospitals'][2], 1)} % of the held-out Swiss patients "
-            "are ill. Compare with that, and hospital by hospital.",
+            f"average: {swiss} % of the held-out Swiss patients are ill. Compare with "
+            "that, and hospital by hospital.",
         )
     brief = []
     pair = [found.get("fedavg 0.001"), found.get("fedadagrad")]

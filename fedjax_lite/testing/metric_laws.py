@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_lite.metrics import HostMetric, Metric
 from fedjax_lite.testing.algorithm_laws import run_laws, same
+from fedjax_lite.testing.slot_laws import compiled
 from fedjax_lite.types import PyTree
 
 
@@ -31,8 +32,8 @@ class Measured(NamedTuple):
     def values(self, rows: np.ndarray | None = None) -> PyTree:
         """What is measured of some examples."""
         rows = np.arange(self.size) if rows is None else rows
-        some = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], (self.outputs, self.examples))
-        return jax.tree.map(np.asarray, self.metric.measure(*some))
+        some = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (self.outputs, self.examples))
+        return jax.tree.map(np.asarray, compiled(self.metric.measure)(*some))
 
     def result(self, values: PyTree, units: np.ndarray, num_units: int) -> np.ndarray:
         """The figures of units, of what was measured of their examples."""
@@ -52,10 +53,8 @@ def examples_are_measured_alone(subject: Measured) -> None:
 
 def measuring_is_pure(subject: Measured) -> None:
     """Compiled, it measures the same."""
-    traced = jax.jit(subject.metric.measure)(
-        *jax.tree.map(jnp.asarray, (subject.outputs, subject.examples))
-    )
-    same(jax.tree.map(np.asarray, traced), subject.values())
+    plain = subject.metric.measure(*jax.tree.map(jnp.asarray, (subject.outputs, subject.examples)))
+    same(jax.tree.map(np.asarray, plain), subject.values())
 
 
 def units_are_told_apart(subject: Measured) -> None:

@@ -20,7 +20,8 @@ DATA = fl.data.from_arrays(EXAMPLES, OWNERS, num_clients=len(SIZES))
 
 
 def owned(data, client):
-    return data.client(client)["i"].tolist()
+    ends, order = np.asarray(data.offsets), np.asarray(data.order)
+    return EXAMPLES["i"][order[ends[client] : ends[client + 1]]].tolist()
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.75])

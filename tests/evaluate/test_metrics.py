@@ -281,20 +281,6 @@ def test_examples_that_do_not_count_leave_no_trace_even_as_nan():
             np.testing.assert_array_equal(clean["all"][name], hurt["all"][name])
 
 
-def test_sums_of_parts_are_the_sums_of_the_whole():
-    """The monoid itself, for whoever merges over devices or processes."""
-    for found, _, metrics in CASES:
-        for metric, _ in metrics.values():
-            if isinstance(metric, fl.metrics.HostMetric):
-                continue
-            values = metric.measure(jnp.asarray(found["z"]), found)
-            parts = [jax.tree.map(lambda v, s=s: np.asarray(v)[s::3].sum(0)[None], values)
-                     for s in range(3)]  # fmt: skip
-            merged = jax.tree.map(lambda a, b, c: a + b + c, *parts)
-            whole = jax.tree.map(lambda v: np.asarray(v).sum(0)[None], values)
-            np.testing.assert_allclose(metric.result(merged), metric.result(whole), rtol=1e-6)
-
-
 def test_what_does_not_fit_is_refused_before_anything_is_computed():
     data, zero = population(EXAMPLES), jnp.float32(0)
 
