@@ -321,6 +321,7 @@ def test_slots_may_be_permuted():
         np.testing.assert_allclose(shuffled, straight, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sample(4, of="equal under all strategies")
 def test_attacked_rounds_are_equal_under_all_strategies():
     """Buckets, clipping with memory, momentum in rows, drop-outs: the whole of it."""
     data = problem.population()

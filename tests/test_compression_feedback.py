@@ -144,7 +144,7 @@ def close(left, right, **tolerance):
         np.testing.assert_allclose(a, b, **{"rtol": 2e-5, "atol": 2e-6, **tolerance})
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(4, of="equal under all strategies")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UPLINKS)
 def test_all_strategies_give_the_same_rounds(name):

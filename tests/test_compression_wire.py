@@ -59,7 +59,7 @@ CODES = {
 }
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", CODES)
 @pytest.mark.parametrize("size", [1000, 77])
 def test_the_claimed_bits_are_what_packing_takes(name, size):
@@ -223,7 +223,7 @@ def tree(rng, scale=1.0):
     return {"w": draw(4, 6), "b": draw(5), "scalar": draw()}
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_zero_stays_zero_and_what_is_not_finite_is_sent_as_zero(name):
     transform = COMPRESSORS[name]

@@ -224,6 +224,7 @@ def test_the_whole_broadcast_is_paid_for(factory, beside):
 # -- execution ------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(4, of="equal under all strategies")
 @pytest.mark.slow
 def test_all_strategies_agree():
     """In the form "model"; the other is in the registry of the laws."""
@@ -266,6 +267,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path, downlink):
     assert keep == [{n: v for n, v in row.items() if n != "seconds"} for row in rows]
 
 
+@pytest.mark.sample(2, of="laws that test_laws.py leaves out")
 @pytest.mark.slow
 def test_the_law_of_algorithms_hold_behind_a_downlink():
     """Those that test_laws.py leaves out for FedAvg compressed both ways."""

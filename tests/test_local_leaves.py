@@ -202,6 +202,7 @@ LAWS = ("keys_are_used_once", "caller_keeps_its_arrays")
 """Those that test_laws.py leaves out for them."""
 
 
+@pytest.mark.sample(2, of="laws that test_laws.py leaves out")
 @pytest.mark.parametrize("law", LAWS)
 def test_laws(law):
     testing.check_algorithm(testing.ALGORITHMS["local leaves"], laws=[law])

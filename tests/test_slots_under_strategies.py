@@ -74,7 +74,7 @@ def arrays(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4, of="equal under all strategies")
 @pytest.mark.parametrize("name", ON_SEVERAL if SEVERAL else ON_ONE)
 def test_equal_under_strategies(name):
     slots = SLOTS[name]()
