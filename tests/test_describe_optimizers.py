@@ -153,3 +153,54 @@ def test_traced_settings_do_not_stop_it():
     assert "SGD with learning rate a traced value" in texts[0]
     assert "SGD with momentum a traced value and learning rate 1" in texts[0]
     assert not [leak for leak in LEAKS if leak in texts[0]]
+
+
+def test_optimizers_of_the_users_own():
+    class Halving:
+        __hash__ = None
+
+        def __call__(self, updates, state, params=None):
+            return jax.tree.map(lambda leaf: -leaf / 2, updates), state
+
+    def odd(updates, state, params=None):
+        return jax.tree.map(lambda leaf: -(leaf**3), updates), state
+
+    def broken(updates, state, params=None):
+        raise RuntimeError("not today")
+
+    for update, words in (
+        (Halving(), "SGD with learning rate 0.5"),
+        (odd, f"your own `test_optimizers_of_the_users_own` ({__name__})"),
+        (broken, f"your own `test_optimizers_of_the_users_own` ({__name__})"),
+    ):
+        own = optax.GradientTransformation(lambda params: (), update)
+        assert read_optimizer(own).words == words
+    signed = fl.made(my_optimizer)(optax.sgd(0.5), 3)
+    assert read_optimizer(signed).words == (
+        f"your own `my_optimizer` ({__name__}) with times 3 around (SGD with learning rate 0.5)"
+    )
+
+
+def my_optimizer(inner, times):
+    return optax.GradientTransformation(inner.init, lambda g, s, p=None: inner.update(g, s, p))
+
+
+def test_an_optimizer_for_another_model_is_told_by_its_kind_only():
+    """Masks and labels that do not fit a model of two numbers: nothing can be tried."""
+    masked = optax.masked(optax.sgd(0.5), {"head": True, "body": False})
+    assert read_optimizer(masked).words == "an optax transformation"
+    labelled = optax.partition({"a": optax.sgd(0.5), "b": optax.adam(0.1)}, lambda params: "a")
+    assert read_optimizer(labelled).words == "optax.partition by the labels a, b"
+
+
+def test_a_mask_is_said_and_what_it_hides_is_not_guessed():
+    hidden = optax.masked(optax.sgd(0.5), lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
+    shown = optax.masked(optax.sgd(0.5), True)
+    for optimizer, words in (
+        (hidden, "the gradient as it is"),
+        (shown, "SGD with learning rate 0.5"),
+    ):
+        told = read_optimizer(optimizer).words
+        assert told == f"{words} (it has a mask; so it treats a single leaf of two numbers)"
+    assert read_optimizer(optax.identity()).words == "the gradient as it is"
+    assert not read_optimizer(shown).plain  # not of all leaves: it names no method

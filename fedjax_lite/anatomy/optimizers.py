@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ class Optimizer(NamedTuple):
 
 
 _known: weakref.WeakKeyDictionary[Any, Optimizer] = weakref.WeakKeyDictionary()
+"""By update function, for as long as that lives: a trial takes some hundredths of a second."""
 
 
 def read_optimizer(optimizer: Any) -> Optimizer:
@@ -78,13 +80,15 @@ def read_optimizer(optimizer: Any) -> Optimizer:
     note = maker_of(optimizer)
     if note is not None and (signed := _signed(note)) is not None:
         return signed
-    if optimizer.update in _known:
-        return _known[optimizer.update]
+    function = optimizer.update
+    kept = inspect.isfunction(function)  # what else there is may have no hash
+    if kept and function in _known:
+        return _known[function]
     found, traced = _tried(optimizer)
     if found is None:
         found = _unknown(optimizer)
-    if not traced:
-        _known[optimizer.update] = found
+    if kept and not traced:
+        _known[function] = found
     return found
 
 
@@ -113,7 +117,7 @@ def of_the_round(chosen: Any) -> Optimizer:
         return signed
     words = f"an optimizer that depends on the round: {function_words(chosen)}"
     try:
-        first = read_optimizer(chosen(jnp.int32(0))).words
+        first = read_optimizer(chosen(np.int32(0))).words
     except Exception:  # whatever a user's function raises: it is left untold
         return Optimizer(words)
     return Optimizer(f"{words}, in round 0 {first}")
@@ -287,7 +291,7 @@ def _told(
     rate = measured(reading.rate)
     if curve is not None:
         rate = "by a schedule" + ("" if np.isnan(reading.rate) else f": {curve_words(curve)}")
-    if plain and reading.rate == -1 and not momentum and around.before:
+    if plain and reading.rate == -1 and not momentum:
         step = ""  # what is before it is all
     elif momentum:
         kind = "Nesterov momentum" if reading.numbers["nesterov"] else "momentum"
@@ -301,23 +305,23 @@ def _told(
         step += f" with learning rate {rate}"
         step += "" if later is None else f", then momentum {measured(later)}"
     before: tuple[Stage, ...] = around.before
-    words = ", then ".join(
-        [*(s.words for s in before), *([step] if step else []), *(s.words for s in around.after)]
-    )
+    told = [*(s.words for s in before), *([step] if step else []), *(s.words for s in around.after)]
+    words = ", then ".join(told) or "the gradient as it is"
     state = _state(optimizer)
     if labels := _labels(state):
         words = f"optax.partition by the label {labels[0]} around ({words})"
     elif found_in(state, optax.MaskedState):
-        words += ", where its mask says so"
+        words += " (it has a mask; so it treats a single leaf of two numbers)"
     if found_in(state, optax.InjectStatefulHyperparamsState):
         words += ", its settings injected into its state"
     stages = (*before, *around.after)
+    whole = all(s.aside for s in stages) and not found_in(state, optax.MaskedState)
     return Optimizer(
         words=words,
         names=(*(s.key for s in before), *family.keys, *(s.key for s in around.after)),
-        momentum=momentum and all(s.aside for s in stages),
-        plain=plain and not momentum and bool(step) and all(s.aside for s in stages),
-        core=family.keys[0] if family.keys and all(s.aside for s in stages) else "",
+        momentum=momentum and whole,
+        plain=plain and not momentum and bool(step) and whole,
+        core=family.keys[0] if family.keys and whole else "",
         aside=tuple(dict.fromkeys(s.aside for s in stages if s.aside)),
     )
 
