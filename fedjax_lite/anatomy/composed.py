@@ -27,7 +27,7 @@ class Composed(NamedTuple):
     """The client's update, or the method's own arguments where it wires one itself."""
     server: Piece
     known: dict[str, Any]
-    """Arguments of all factories that had a part in it, the last word first."""
+    """Arguments of all factories that had a part in it, the client's first."""
     around: str = ""
     """What was put around the method, in words that begin with a comma."""
 
@@ -87,7 +87,11 @@ def composed(algorithm: FederatedAlgorithm) -> Composed | None:
         settings = {k: v for k, v in given if k not in (*Slots._fields, "loss")}
         client = Piece(author.name, author.module, settings, author, True)
     server = read(slots.server)
-    sources = [*notes, *_inside(client)]
+    # The innermost knows best what is done; the user's own factories may call anything anything.
+    sources = [
+        *reversed(list(_inside(client))),
+        *sorted(notes, key=lambda n: not is_ours(n.module)),
+    ]
     known: dict[str, Any] = {}
     for note in sources:
         for name, value in note.arguments.items():
