@@ -116,10 +116,7 @@ def client_optimizer(whole: Composed) -> Optimizer | None:
     # The client's own argument goes first: the method may have put something around the optimizer.
     sources = [note.arguments for note in _inside(whole.client)] + [whole.known]
     for arguments in sources:
-        chosen = arguments.get("client_optimizer")
-        if whole.method in ("centralised", "local_only"):
-            chosen = arguments.get("optimizer", chosen)
-        if chosen is not None:
+        if (chosen := arguments.get("client_optimizer")) is not None:
             return of_the_round(chosen)
     return None
 

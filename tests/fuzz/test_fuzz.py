@@ -112,7 +112,11 @@ def test_the_judge_is_strict():
     [
         (lambda: fl.qsgd(15, per_leaf="no"), TypeError, "per_leaf must be True or False, got 'no'"),
         (lambda: fl.qsgd("15"), TypeError, "levels must be an int, got '15'"),
-        (lambda: fl.data.iid(2**40), ValueError, r"num_clients must be at most 2\*\*32, got 1099"),
+        (
+            lambda: fl.data.iid(num_clients=2**40),
+            ValueError,
+            r"num_clients must be at most 2\*\*32, got 1099",
+        ),
         (lambda: fl.models.linear(3, "4"), TypeError, "input_shape must be a sequence of integers"),
         (lambda: fl.attacks.ipm(np.nan), ValueError, "scale .*nan"),
         (lambda: fl.worker_momentum(1j), TypeError, "decay must be a number"),
