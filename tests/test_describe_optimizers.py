@@ -1,6 +1,7 @@
 """describe(): optimizers and schedules are told by what they do, ours by their factories."""
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -204,3 +205,20 @@ def test_a_mask_is_said_and_what_it_hides_is_not_guessed():
         assert told == f"{words} (it has a mask; so it treats a single leaf of two numbers)"
     assert read_optimizer(optax.identity()).words == "the gradient as it is"
     assert not read_optimizer(shown).plain  # not of all leaves: it names no method
+
+
+def test_what_may_change_later_is_not_called_what_it_does_first():
+    def late(updates, state, params=None):
+        return jax.tree.map(lambda leaf: -leaf * jnp.where(state < 9, 0.5, 0.0), updates), state + 1
+
+    counting = optax.GradientTransformation(lambda params: jnp.int32(0), late)
+    assert read_optimizer(counting).words.startswith("your own `test_what_may_change_later")
+    finite = optax.apply_if_finite(optax.sgd(0.5), 3)
+    assert read_optimizer(finite).words == "an optax transformation with ApplyIfFiniteState"
+    several = fl.fedavg(
+        loss, optax.sgd(0.25), plan=PLAN, sampler=fl.uniform(4),
+        server_optimizer=optax.MultiSteps(optax.sgd(1.0), 2),
+    )  # fmt: skip
+    assert "Server: an optax transformation with MultiStepsState on the aggregate" in text_of(
+        several
+    )

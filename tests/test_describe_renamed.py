@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import types
+from pathlib import Path
 
 import optax
 import pytest
@@ -178,3 +179,17 @@ def test_optax_own_names():
     assert words["schedule"].endswith("along a cosine from 0.5 to 0 in 30 steps")
     assert words["lion"] == "an optax chain of 2 transformations with ScaleByLionState"
     assert after["adam"].update.__name__.endswith("_otherwise")  # they were other names indeed
+
+
+def test_nothing_reads_a_closure():
+    words = (
+        "__closure__",
+        "cell_contents",
+        "co_freevars",
+        "co_names",
+        "co_varnames",
+        "closurevars",
+    )
+    package = Path(fl.__file__).parent
+    readers = [p.name for p in package.rglob("*.py") if any(w in p.read_text() for w in words)]
+    assert not readers

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from fedjax_lite import server
-from fedjax_lite.anatomy.families import FAMILIES, Family, Reading
+from fedjax_lite.anatomy.families import ADAPTIVE, FAMILIES, Family, Reading
 from fedjax_lite.anatomy.figures import LIBRARIES, figure, function_words, measured, rounded
 from fedjax_lite.anatomy.notes import called, is_ours
 from fedjax_lite.anatomy.schedules import NEAR, TIMES, curve_words, rate_words
@@ -28,10 +28,16 @@ from fedjax_lite.anatomy.trials import (
     trial_of,
 )
 from fedjax_lite.made import Made, maker_of
+from fedjax_lite.optimizer_arguments import as_transformation
 from fedjax_lite.tried import tried
 
 TRACED = float("nan")
 """Stands in a reading for a number that is traced."""
+HOLDING = (
+    *(optax.MaskedState, optax.InjectStatefulHyperparamsState),
+    optax.transforms.PartitionState,
+)
+KEPT = (optax.EmptyState, optax.ScaleByScheduleState, optax.ZeroNansState, *ADAPTIVE)
 TWO = jax.ShapeDtypeStruct((2,), np.float32)
 
 
@@ -77,6 +83,7 @@ def read_optimizer(optimizer: Any) -> Optimizer:
       >>> read_optimizer(optax.lion(0.1)).words
       'an optax chain of 3 transformations with ScaleByLionState'
     """
+    optimizer = as_transformation(optimizer)
     note = maker_of(optimizer)
     if note is not None and (signed := _signed(note)) is not None:
         return signed
@@ -99,7 +106,7 @@ def is_optimizer(value: Any) -> bool:
       >>> is_optimizer(optax.sgd(0.1)), is_optimizer(0.1)
       (True, False)
     """
-    return isinstance(value, optax.GradientTransformation)
+    return isinstance(value, optax.GradientTransformation | optax.MultiSteps)
 
 
 def of_the_round(chosen: Any) -> Optimizer:
@@ -153,8 +160,8 @@ def _signed(note: Made) -> Optimizer | None:
 def _tried(optimizer: Any) -> tuple[Optimizer | None, bool]:
     """What an optimizer is by its behaviour, and whether traced numbers have a part in it."""
     state = _state(optimizer)
-    if found_in(state, optax.MultiStepsState) or len(_labels(state)) > 1:
-        return None, False  # they do several things
+    if not _is_open(state) or len(_labels(state)) > 1:
+        return None, False  # a few steps do not tell
     found, traced = _hypothesis(optimizer, stand_in=0.5)
     sign = 1 if found is not None or not traced else -1  # a rate may have been turned before
     if sign < 0:
@@ -184,6 +191,21 @@ def _merged(found: Any, other: Any) -> tuple[Family, Reading, Arrangement, Any]:
 
 def _same(one: Any, other: Any) -> Any:
     return TRACED if other is None or abs(one - other) > 1e-4 * abs(one) else one
+
+
+def _is_open(state: Any) -> bool:
+    """Whether everything kept is of a class of which it is known what it is for.
+
+    Counters of another kind may turn what an optimizer does after any number of steps.
+    """
+    if isinstance(state, HOLDING):
+        inner = getattr(state, "inner_state", None) or getattr(state, "inner_states", None)
+        return _is_open(inner)
+    if type(state) in (tuple, list):
+        return all(map(_is_open, state))
+    if type(state) is dict:
+        return all(map(_is_open, state.values()))
+    return state is None or isinstance(state, KEPT)
 
 
 def _labels(state: Any) -> list[str]:
