@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_lite import crypto
-from fedjax_lite.crypto.secagg_keys import agree
+from fedjax_lite.crypto.secagg.keys import agree
 
 
 @pytest.mark.parametrize(("num_clients", "degree"), [(7, 2), (8, 3), (9, 4), (10, 5), (6, 5)])

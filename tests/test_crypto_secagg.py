@@ -8,8 +8,8 @@ import pytest
 
 from fedjax_lite import crypto
 from fedjax_lite.crypto import PHASES, Client, SecAggAbort, Server, Settings, secure_sum
-from fedjax_lite.crypto.secagg_messages import Roster, UnmaskRequest
-from fedjax_lite.crypto.secagg_proofs import Identity
+from fedjax_lite.crypto.secagg.messages import Roster, UnmaskRequest
+from fedjax_lite.crypto.secagg.proofs import Identity
 
 LENGTH = 6
 

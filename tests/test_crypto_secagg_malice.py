@@ -15,8 +15,8 @@ from fedjax_lite.crypto import (
     secure_sum,
 )
 from fedjax_lite.crypto.prg import primitives
-from fedjax_lite.crypto.secagg_messages import Roster
-from fedjax_lite.crypto.secagg_proofs import Identity
+from fedjax_lite.crypto.secagg.messages import Roster
+from fedjax_lite.crypto.secagg.proofs import Identity
 
 VECTOR = np.arange(4, dtype=np.uint32)
 

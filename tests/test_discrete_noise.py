@@ -11,16 +11,16 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import testing
-from fedjax_lite.privacy.discrete import distributed_discrete_gaussian
-from fedjax_lite.privacy.discrete_accounting import (
+from fedjax_lite.privacy.accounting.discrete_losses import (
     concentrated,
     epsilon_of,
     rounded_norm,
     sum_distance,
 )
-from fedjax_lite.privacy.discrete_grid import grid_rho, make_grid
-from fedjax_lite.privacy.discrete_sampler import discrete_gaussian, thresholds
-from fedjax_lite.privacy.discrete_wire import modular_mean, noisy_codes, round_within
+from fedjax_lite.privacy.discrete.grid import grid_rho, make_grid
+from fedjax_lite.privacy.discrete.mechanism import distributed_discrete_gaussian
+from fedjax_lite.privacy.discrete.sampler import discrete_gaussian, thresholds
+from fedjax_lite.privacy.discrete.wire import modular_mean, noisy_codes, round_within
 from fedjax_lite.types import Message
 
 DELTA = 1e-5

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from fedjax_lite.privacy.discrete import distributed_discrete_gaussian
-from fedjax_lite.privacy.discrete_accounting import (
+from fedjax_lite.privacy.accounting.discrete_losses import (
     concentrated,
     epsilon_of,
     rounds_epsilon,
     sum_distance,
 )
-from fedjax_lite.privacy.discrete_sum import divergence, log_ripple, shifted_divergence
+from fedjax_lite.privacy.accounting.discrete_sum import divergence, log_ripple, shifted_divergence
+from fedjax_lite.privacy.discrete.mechanism import distributed_discrete_gaussian
 
 CASES = [(0.5, 1), (0.5, 2), (0.5, 7), (0.5, 40), (0.8, 5), (1.3, 4)]
 

@@ -10,9 +10,9 @@ import pytest
 from scipy import integrate, stats
 
 import fedjax_lite.privacy as dp
-from fedjax_lite.privacy.accountants import overflowing_epsilon, poisson_accountant
-from fedjax_lite.privacy.calibrate_noise import largest_count
-from fedjax_lite.privacy.sampled_gaussian import sampled_gaussian_losses
+from fedjax_lite.privacy.accounting.accountants import overflowing_epsilon, poisson_accountant
+from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
+from fedjax_lite.privacy.accounting.sampled_gaussian import sampled_gaussian_losses
 from fedjax_lite.sampling import poisson_capacity
 
 DELTA = 1e-5

@@ -13,8 +13,8 @@ import pytest
 import fedjax_lite as fl
 import fedjax_lite.privacy as dp
 from fedjax_lite import testing
-from fedjax_lite.privacy.accountants import poisson_accountant
-from fedjax_lite.privacy.calibrate_mechanism import calibrate
+from fedjax_lite.privacy.accounting.accountants import poisson_accountant
+from fedjax_lite.privacy.accounting.calibrate_mechanism import calibrate
 from fedjax_lite.privacy.tree_noise import tree_sensitivities
 
 KEY = jax.random.key(0)

@@ -17,7 +17,7 @@ from fedjax_lite import checkpoint, ledger
 from fedjax_lite import privacy as dp
 from fedjax_lite.data.store import ArrayStore
 from fedjax_lite.engine import client_mesh, sharded
-from fedjax_lite.privacy.history import composed_epsilon, family, sensitivity_squared
+from fedjax_lite.privacy.accounting.history import composed_epsilon, family, sensitivity_squared
 from fedjax_lite.stream import StreamedDataset
 from fedjax_lite.types import Entry
 

@@ -15,11 +15,11 @@ from fedjax_lite.crypto.field import (
     random_elements,
 )
 from fedjax_lite.crypto.fixed_point import check_ring, decode_mean, encode
-from fedjax_lite.crypto.graph import complete, harary, is_connected
-from fedjax_lite.crypto.masks import add_masks, remove_masks
 from fedjax_lite.crypto.prg import expand
-from fedjax_lite.crypto.secagg_client import Client
-from fedjax_lite.crypto.secagg_messages import (
+from fedjax_lite.crypto.secagg.client import Client
+from fedjax_lite.crypto.secagg.graph import complete, harary, is_connected
+from fedjax_lite.crypto.secagg.masks import add_masks, remove_masks
+from fedjax_lite.crypto.secagg.messages import (
     Advertisement,
     Confirmation,
     EncryptedShares,
@@ -30,9 +30,9 @@ from fedjax_lite.crypto.secagg_messages import (
     UnmaskRequest,
     num_bytes,
 )
-from fedjax_lite.crypto.secagg_round import PHASES, SIGNED_PHASES, Outcome, secure_sum
-from fedjax_lite.crypto.secagg_server import Server
-from fedjax_lite.crypto.secagg_settings import Settings
+from fedjax_lite.crypto.secagg.round import PHASES, SIGNED_PHASES, Outcome, secure_sum
+from fedjax_lite.crypto.secagg.server import Server
+from fedjax_lite.crypto.secagg.settings import Settings
 from fedjax_lite.crypto.shamir import Share, combine, combine_array, split, split_array
 
 __all__ = [

@@ -17,19 +17,19 @@ alone have no history: whoever begins a new state with them adds what they have 
 
 from fedjax_lite.checked import check_calls
 from fedjax_lite.privacy import audit
-from fedjax_lite.privacy.accounting import delta, epsilon, event
-from fedjax_lite.privacy.adaptive import adaptive_clipping, adaptive_sum, update_noise
-from fedjax_lite.privacy.analytic_gaussian import (
+from fedjax_lite.privacy.accounting.analytic_gaussian import (
     gaussian_stddev,
     gdp_delta,
     gdp_epsilon,
     gdp_mu,
 )
-from fedjax_lite.privacy.calibrate_mechanism import calibrate
-from fedjax_lite.privacy.calibrate_noise import noise_multiplier
+from fedjax_lite.privacy.accounting.calibrate_mechanism import calibrate
+from fedjax_lite.privacy.accounting.calibrate_noise import noise_multiplier
+from fedjax_lite.privacy.accounting.poisson import delta, epsilon, event
+from fedjax_lite.privacy.adaptive import adaptive_clipping, adaptive_sum, update_noise
 from fedjax_lite.privacy.clipping import clip_clients
-from fedjax_lite.privacy.discrete import distributed_discrete_gaussian
-from fedjax_lite.privacy.discrete_sampler import discrete_gaussian
+from fedjax_lite.privacy.discrete.mechanism import distributed_discrete_gaussian
+from fedjax_lite.privacy.discrete.sampler import discrete_gaussian
 from fedjax_lite.privacy.example_level import dp_sgd, dp_sgd_epsilon
 from fedjax_lite.privacy.gaussian import central_gaussian, gaussian_sum
 from fedjax_lite.privacy.local import local_gaussian, uniform_mean

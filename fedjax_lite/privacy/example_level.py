@@ -15,8 +15,8 @@ from fedjax_lite.checks import check_count, check_fraction, check_non_negative, 
 from fedjax_lite.counting import counts_of
 from fedjax_lite.local import LocalCarry, LossFn, check_loss, no_loss
 from fedjax_lite.made import made
-from fedjax_lite.privacy import accounting
-from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
+from fedjax_lite.privacy.accounting import poisson as accounting
+from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
 from fedjax_lite.privacy.arguments import check_delta, check_noise_multiplier
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev

@@ -10,8 +10,12 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
 from fedjax_lite.made import made
-from fedjax_lite.privacy.accountants import calibrated_noise, poisson_accountant, stated_noise
-from fedjax_lite.privacy.accounting import Method
+from fedjax_lite.privacy.accounting.accountants import (
+    calibrated_noise,
+    poisson_accountant,
+    stated_noise,
+)
+from fedjax_lite.privacy.accounting.poisson import Method
 from fedjax_lite.privacy.arguments import check_clip, check_delta, check_population, is_traced
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.participation import PoissonCohorts, poisson_cohorts

@@ -11,8 +11,8 @@ from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks import check_count
 from fedjax_lite.ledger import LOCAL
 from fedjax_lite.made import made, signed
-from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
-from fedjax_lite.privacy.analytic_gaussian import gdp_mu
+from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
+from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced, shown
 from fedjax_lite.privacy.clipping import widened
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch

@@ -12,8 +12,8 @@ import numpy as np
 from fedjax_lite.checks import check_count, check_non_negative, check_positive
 from fedjax_lite.ledger import TREE
 from fedjax_lite.made import made
-from fedjax_lite.privacy.accountants import gdp_accountant, stated_noise
-from fedjax_lite.privacy.analytic_gaussian import gdp_mu
+from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
+from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev, zero_sum

@@ -7,19 +7,19 @@ import math
 from fedjax_lite.checks import check_count
 from fedjax_lite.ledger import DISCRETE
 from fedjax_lite.made import made
-from fedjax_lite.privacy.accountants import stated_noise
+from fedjax_lite.privacy.accounting.accountants import stated_noise
+from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
+from fedjax_lite.privacy.accounting.discrete_losses import rounds_epsilon
+from fedjax_lite.privacy.accounting.history import with_history
 from fedjax_lite.privacy.arguments import check_delta, is_traced
-from fedjax_lite.privacy.calibrate_noise import largest_count
-from fedjax_lite.privacy.discrete_accounting import rounds_epsilon
-from fedjax_lite.privacy.discrete_grid import (
+from fedjax_lite.privacy.discrete.grid import (
     Grid,
     grid_numbers,
     grid_rho,
     least_multiplier,
     make_grid,
 )
-from fedjax_lite.privacy.discrete_wire import modular_mean, noisy_codes
-from fedjax_lite.privacy.history import with_history
+from fedjax_lite.privacy.discrete.wire import modular_mean, noisy_codes
 from fedjax_lite.sampling import uniform
 from fedjax_lite.types import Accountant, Entry, Mechanism, Sampler
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_lite.checks import check_count, shown
-from fedjax_lite.crypto import graph as graphs
-from fedjax_lite.crypto.masks import remove_masks
 from fedjax_lite.crypto.prg import expand, primitives
-from fedjax_lite.crypto.secagg_client import check_advertisement, seed_digest, several
-from fedjax_lite.crypto.secagg_keys import mask_seed, usable_key
-from fedjax_lite.crypto.secagg_messages import (
+from fedjax_lite.crypto.secagg import graph as graphs
+from fedjax_lite.crypto.secagg.client import check_advertisement, seed_digest, several
+from fedjax_lite.crypto.secagg.keys import mask_seed, usable_key
+from fedjax_lite.crypto.secagg.masks import remove_masks
+from fedjax_lite.crypto.secagg.messages import (
     Advertisement,
     Confirmation,
     EncryptedShares,
@@ -24,10 +24,10 @@ from fedjax_lite.crypto.secagg_messages import (
     UnmaskRequest,
     check_message,
 )
-from fedjax_lite.crypto.secagg_proofs import check_proof
-from fedjax_lite.crypto.secagg_secrets import Secrets
-from fedjax_lite.crypto.secagg_settings import Settings
-from fedjax_lite.crypto.secagg_turns import Turns
+from fedjax_lite.crypto.secagg.proofs import check_proof
+from fedjax_lite.crypto.secagg.secrets import Secrets
+from fedjax_lite.crypto.secagg.settings import Settings
+from fedjax_lite.crypto.secagg.turns import Turns
 
 
 class Server:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedjax_lite.crypto.prg import primitives
-from fedjax_lite.crypto.secagg_messages import SecAggAbort
+from fedjax_lite.crypto.secagg.messages import SecAggAbort
 
 
 def agree(private: Any, public: bytes, round_id: bytes, purpose: bytes) -> bytes:

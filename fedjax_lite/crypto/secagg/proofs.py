@@ -10,8 +10,8 @@ import numpy as np
 
 from fedjax_lite.checks import shown
 from fedjax_lite.crypto.prg import primitives
-from fedjax_lite.crypto.secagg_messages import SecAggAbort
-from fedjax_lite.crypto.secagg_settings import Settings
+from fedjax_lite.crypto.secagg.messages import SecAggAbort
+from fedjax_lite.crypto.secagg.settings import Settings
 
 
 def packed(part: Any) -> bytes:

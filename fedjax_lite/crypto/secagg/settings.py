@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 
 from fedjax_lite.checks import check_count, shown
-from fedjax_lite.crypto.secagg_messages import KEY_BYTES, is_id
+from fedjax_lite.crypto.secagg.messages import KEY_BYTES, is_id
 
 
 @dataclasses.dataclass(frozen=True)

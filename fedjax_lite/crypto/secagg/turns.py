@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedjax_lite.crypto.secagg_messages import SecAggAbort
+from fedjax_lite.crypto.secagg.messages import SecAggAbort
 
 
 class Turns:

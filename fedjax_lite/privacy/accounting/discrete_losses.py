@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax_lite.checks import check_count, check_positive
-from fedjax_lite.privacy.discrete_sum import divergence
+from fedjax_lite.privacy.accounting.discrete_sum import divergence
 
 NEAR = 1.001
 """Within it of a Gaussian's rho there is nothing to gain."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from fedjax_lite.crypto.field import SECRET_PRIME, lagrange_weights
 from fedjax_lite.crypto.prg import SEED_BYTES
-from fedjax_lite.crypto.secagg_messages import SecAggAbort
+from fedjax_lite.crypto.secagg.messages import SecAggAbort
 from fedjax_lite.crypto.shamir import Share
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from fedjax_lite.made import made
 from fedjax_lite.privacy.clipping import widened
-from fedjax_lite.privacy.discrete_grid import Grid
-from fedjax_lite.privacy.discrete_sampler import discrete_gaussian
+from fedjax_lite.privacy.discrete.grid import Grid
+from fedjax_lite.privacy.discrete.sampler import discrete_gaussian
 from fedjax_lite.transforms.clip import clip_by_global_norm
 from fedjax_lite.transforms.flat import flatten
 from fedjax_lite.transforms.hadamard import walsh_hadamard
@@ -66,7 +66,7 @@ def noisy_codes(grid: Grid, *, size: int) -> Transform:
       ValueError: in its `init`, if an update has another size.
 
     Example:
-      >>> from fedjax_lite.privacy.discrete_grid import make_grid
+      >>> from fedjax_lite.privacy.discrete.grid import make_grid
       >>> grid = make_grid(clip=5.0, cohort_size=1, dimension=2, stddev=0.0, bits=16)
       >>> _, coded = noisy_codes(grid, size=2).update(jax.random.key(0), (), jnp.array([3.0, 4.0]))
       >>> coded.codes.shape, coded.codes.dtype
@@ -125,7 +125,7 @@ def modular_mean(grid: Grid, *, cohort_size: int, min_clients: int) -> Aggregato
       ValueError: there, if a cohort has more than `cohort_size` slots.
 
     Example:
-      >>> from fedjax_lite.privacy.discrete_grid import make_grid
+      >>> from fedjax_lite.privacy.discrete.grid import make_grid
       >>> grid = make_grid(clip=5.0, cohort_size=1, dimension=2, stddev=0.0, bits=20)
       >>> _, one = noisy_codes(grid, size=2).update(jax.random.key(0), (), jnp.array([3.0, 4.0]))
       >>> aggregator = modular_mean(grid, cohort_size=1, min_clients=1)

@@ -10,9 +10,12 @@ from typing import Any
 from fedjax_lite.checks import check_count
 from fedjax_lite.ledger import POISSON
 from fedjax_lite.made import made
-from fedjax_lite.privacy import accounting
-from fedjax_lite.privacy.accounting import COARSE, Method
-from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
+from fedjax_lite.privacy.accounting import poisson as accounting
+from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
+from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
+from fedjax_lite.privacy.accounting.calibrate_noise import noise_multiplier as least_noise
+from fedjax_lite.privacy.accounting.history import set_aside, with_history
+from fedjax_lite.privacy.accounting.poisson import COARSE, Method
 from fedjax_lite.privacy.arguments import (
     check_budget,
     check_delta,
@@ -20,9 +23,6 @@ from fedjax_lite.privacy.arguments import (
     check_noise_multiplier,
     is_traced,
 )
-from fedjax_lite.privacy.calibrate_noise import largest_count
-from fedjax_lite.privacy.calibrate_noise import noise_multiplier as least_noise
-from fedjax_lite.privacy.history import set_aside, with_history
 from fedjax_lite.types import Accountant, Entry, RoundState
 
 NOT_PRIVATE = "NOT PRIVATE: no noise is added"

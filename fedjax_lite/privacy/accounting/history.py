@@ -19,10 +19,10 @@ from fedjax_lite.ledger import (
     lost,
     read,
 )
-from fedjax_lite.privacy import accounting
-from fedjax_lite.privacy.accounting import COARSE, INTERVAL, Method
-from fedjax_lite.privacy.analytic_gaussian import gdp_epsilon
-from fedjax_lite.privacy.calibrate_noise import largest_count
+from fedjax_lite.privacy.accounting import poisson as accounting
+from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
+from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
+from fedjax_lite.privacy.accounting.poisson import COARSE, INTERVAL, Method
 from fedjax_lite.types import Accountant, Entry, RoundState
 
 Parts = tuple[tuple[Entry, int], ...]
@@ -165,7 +165,7 @@ def composed_epsilon(
     if not parts:
         return 0.0
     if parts[0][0].kind == DISCRETE:
-        from fedjax_lite.privacy.discrete_accounting import rounds_epsilon
+        from fedjax_lite.privacy.accounting.discrete_losses import rounds_epsilon
 
         return rounds_epsilon([(entry.numbers, rounds) for entry, rounds in parts], delta=delta)
     squares, sampled, slips = 0.0, [], 0.0

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 
 from fedjax_lite.checks import check_count, check_fraction
-from fedjax_lite.privacy import accounting
-from fedjax_lite.privacy.accounting import COARSE, Method
-from fedjax_lite.privacy.analytic_gaussian import gdp_mu
+from fedjax_lite.privacy.accounting import poisson as accounting
+from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
+from fedjax_lite.privacy.accounting.poisson import COARSE, Method
 from fedjax_lite.privacy.arguments import check_budget, check_delta
 
 TOLERANCE = 1e-6

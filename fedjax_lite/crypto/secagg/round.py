@@ -10,10 +10,10 @@ import numpy as np
 
 from fedjax_lite.checks import check_count, shown
 from fedjax_lite.crypto.prg import primitives
-from fedjax_lite.crypto.secagg_client import Client
-from fedjax_lite.crypto.secagg_messages import MaskedInput, is_id, num_bytes
-from fedjax_lite.crypto.secagg_server import Server
-from fedjax_lite.crypto.secagg_settings import Settings
+from fedjax_lite.crypto.secagg.client import Client
+from fedjax_lite.crypto.secagg.messages import MaskedInput, is_id, num_bytes
+from fedjax_lite.crypto.secagg.server import Server
+from fedjax_lite.crypto.secagg.settings import Settings
 
 PHASES = ("advertise", "share", "mask", "unmask")
 SIGNED_PHASES = ("advertise", "share", "mask", "confirm", "unmask")

@@ -10,10 +10,10 @@ import numpy as np
 
 from fedjax_lite.checks import check_count, shown
 from fedjax_lite.crypto.field import SECRET_PRIME
-from fedjax_lite.crypto.masks import add_masks
 from fedjax_lite.crypto.prg import SEED_BYTES, expand, primitives
-from fedjax_lite.crypto.secagg_keys import agree, mask_seed, usable_key
-from fedjax_lite.crypto.secagg_messages import (
+from fedjax_lite.crypto.secagg.keys import agree, mask_seed, usable_key
+from fedjax_lite.crypto.secagg.masks import add_masks
+from fedjax_lite.crypto.secagg.messages import (
     SHARE_BYTES,
     Advertisement,
     Confirmation,
@@ -26,9 +26,9 @@ from fedjax_lite.crypto.secagg_messages import (
     check_message,
     is_id,
 )
-from fedjax_lite.crypto.secagg_proofs import Identity, check_proof, digest, packed
-from fedjax_lite.crypto.secagg_settings import Settings
-from fedjax_lite.crypto.secagg_turns import Turns
+from fedjax_lite.crypto.secagg.proofs import Identity, check_proof, digest, packed
+from fedjax_lite.crypto.secagg.settings import Settings
+from fedjax_lite.crypto.secagg.turns import Turns
 from fedjax_lite.crypto.shamir import split
 
 

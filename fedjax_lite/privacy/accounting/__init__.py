@@ -1,0 +1,1 @@
+"""What mechanisms cost: accountants, losses, calibration, and the history of a state."""

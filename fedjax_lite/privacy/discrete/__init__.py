@@ -1,0 +1,1 @@
+"""The distributed discrete Gaussian: its grid, sampler and mechanism, and the wire."""
