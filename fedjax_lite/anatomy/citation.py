@@ -48,14 +48,14 @@ MECHANISMS = {
     "adaptive_sum": ("adaptive", "adaptive_clipping"),
     "tree_sum": ("tree_noise", "tree_noise"),
     "matrix_sum": ("matrix_noise", "matrix_noise"),
-    "modular_mean": ("discrete", "distributed_discrete_gaussian"),
+    "modular_mean": ("discrete.mechanism", "distributed_discrete_gaussian"),
 }
 """Private aggregators, and module and name of the mechanism whose docstring names the paper."""
 ACCOUNTANTS = {
-    "poisson_accountant": ("accounting", "epsilon"),
-    "gdp_accountant": ("analytic_gaussian", "gdp_delta"),
+    "poisson_accountant": ("accounting.poisson", "epsilon"),
+    "gdp_accountant": ("accounting.analytic_gaussian", "gdp_delta"),
     "local_gaussian": ("local", "local_gaussian"),
-    "distributed_discrete_gaussian": ("discrete_accounting", "epsilon_of"),
+    "distributed_discrete_gaussian": ("accounting.discrete_losses", "epsilon_of"),
 }
 RDP = "mironov2019renyi"
 QUIET = frozenset(("mean", "optimizer_server", "uniform_mean"))
