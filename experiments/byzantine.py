@@ -34,6 +34,7 @@ import optax
 from flags import with_labels
 from script import script
 from smoke import chosen_preset
+from tables.published import figures
 
 import fedjax_lite as fl
 from fedjax_lite import aggregation, attacks
@@ -42,13 +43,8 @@ from fedjax_lite.transforms.worker_momentum import worker_momentum
 
 RULES = ("mean", "median", "trimmed mean", "krum", "multi-krum", "rfa", "cclip")
 ATTACKS = ("none", "sign flip", "label flip", "ipm", "alie", "mimic", "min-max")
-PUBLISHED = {
-    "cclip": ((97.77, 97.85), (97.80, 97.85), (97.83, 97.87), (98.19, 98.13), (97.87, 97.95)),
-    "rfa": ((84.2, 97.0), (96.2, 97.6), (11.3, 96.2), (11.4, 68.8), (86.4, 97.3)),
-    "median": ((44.6, 60.3), (46.7, 71.5), (32.1, 59.9), (9.9, 39.2), (54.6, 82.7)),
-    "krum": ((9.9, 27.0), (1.1, 43.8), (10.0, 41.6), (11.4, 10.2), (37.0, 64.6)),
-}
-"""Per cent at s = 1 and 2, worker momentum 0.9, for ATTACKS[1:6]."""
+PUBLISHED = figures("bucketing")
+"""Per cent at s = 1 and 2, worker momentum 0.9, by rule and attack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,9 +333,9 @@ def cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int, str], tuple[float,
 
 def published(name: str, bucket_size: int, attack: str) -> float | None:
     """The paper's accuracy in per cent, where it has one."""
-    if name not in PUBLISHED or attack not in ATTACKS[1:6] or bucket_size not in (1, 2):
+    if attack not in PUBLISHED.get(name, ()) or bucket_size not in (1, 2):
         return None
-    return PUBLISHED[name][ATTACKS.index(attack) - 1][bucket_size - 1]
+    return PUBLISHED[name][attack][bucket_size - 1]
 
 
 def print_table(rows: list[dict[str, Any]], flags: Flags, comparable: bool) -> None:

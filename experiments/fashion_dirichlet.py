@@ -40,18 +40,12 @@ import tyro
 from flags import with_labels
 from script import script
 from smoke import chosen_preset
+from tables.published import figures
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
 
-PUBLISHED = {
-    100.0: (0.908, 0.913),
-    10.0: (0.901, 0.918),
-    1.0: (0.902, 0.914),
-    0.1: (0.885, 0.874),
-    0.01: (0.765, 0.847),
-    0.001: (0.765, 0.846),
-}
+PUBLISHED = {float(alpha): tuple(pair.values()) for alpha, pair in figures("fashion").items()}
 """Test accuracy of FedAvg and FedAvgM by alpha: Flower's rerun of FedAvgM, read off its plot."""
 STYLES = {"fedavg": ("#D55E00", "-", "o"), "fedavgm": ("#0072B2", "--", "s")}
 METHODS = tuple(STYLES)

@@ -35,6 +35,7 @@ import numpy as np
 import optax
 from script import script
 from smoke import shrunk
+from tables.published import figures
 
 import fedjax_lite as fl
 from fedjax_lite.history import save_json_atomic, versions
@@ -49,11 +50,9 @@ class Reference(NamedTuple):
 
 
 REFERENCE = {
-    ("fedavg", 0.0): Reference(0.509, 0.015, 0.902),
-    ("fedprox mu", 0.0): Reference(0.2201, 0.0015, 0.9245),
-    ("fedavg", 0.9): Reference(0.450, 0.059, 0.878),
-    ("fedprox 0", 0.9): Reference(0.361, 0.011, 0.906),
-    ("fedprox mu", 0.9): Reference(0.2215, 0.0016, 0.9255),
+    (method, float(share)): Reference(**found)
+    for method, by_share in figures("fedprox").items()
+    for share, found in by_share.items()
 }
 """At the default settings."""
 METHODS = ("fedavg", "fedprox 0", "fedprox mu")

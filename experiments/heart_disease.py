@@ -35,6 +35,7 @@ import numpy as np
 import optax
 from script import script
 from smoke import shrunk
+from tables.published import figures
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms import client_models
@@ -70,25 +71,14 @@ class Flags:
 class Published(NamedTuple):
     """Means over seeds 42 to 46 and, as `own`, an independent numpy rerun over ten seeds."""
 
-    hospitals: tuple[float, float, float, float] | None
+    hospitals: list[float] | None
     mean: float | None
     own: float | None = None
 
 
-SLOW = (0.731, 0.719, 0.650, 0.640)
-ADAPTIVE = (0.760, 0.753, 0.738, 0.676)
 PUBLISHED = {
-    "pooled": Published((0.783, 0.764, 0.750, 0.644), 0.735, 0.715),
-    "local": Published((0.746, 0.746, 0.725, 0.702), None),
-    "fedavg 0.001": Published(SLOW, 0.685, 0.701),
-    "fedavg 0.01": Published(None, None, 0.726),
-    "fedprox 0.001": Published(SLOW, 0.685),
-    "scaffold 0.001": Published(SLOW, 0.685),
-    "fedadam": Published((0.752, 0.746, 0.738, 0.667), 0.726, 0.732),
-    "fedadagrad": Published(ADAPTIVE, 0.731, 0.733),
-    "fedyogi": Published(ADAPTIVE, 0.731, 0.733),
-    "fedavg 0.01, epsilon 1": Published(None, 0.702),
-    "fedavg 0.01, epsilon 0.1": Published(None, 0.606),
+    method: Published(found.get("hospitals"), found.get("mean"), found.get("own"))
+    for method, found in figures("heart").items()
 }
 TUNED = "fedavg 0.01, tuned"
 PRIVATE = {"fedavg 0.01, epsilon 1": (1.0, 1e-3), "fedavg 0.01, epsilon 0.1": (0.1, 1e-4)}

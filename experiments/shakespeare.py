@@ -38,7 +38,16 @@ import optax
 from flags import schedule
 from mcmahan_mnist import rounds_to
 from script import script
-from shakespeare_settings import CELLS, DEALS, Cell, Flags, Setting, TrainingFlags, choose
+from shakespeare_settings import (
+    CELLS,
+    DEALS,
+    PUBLISHED,
+    Cell,
+    Flags,
+    Setting,
+    TrainingFlags,
+    choose,
+)
 from smoke import chosen_preset
 
 import fedjax_lite as fl
@@ -160,7 +169,7 @@ def run_cell(
     return {
         "cell": name,
         "deal": deal,
-        "published": getattr(cell, deal),
+        "published": PUBLISHED[name][deal],
         "rounds": medians[best],
         "best_rate": best,
         "rounds_by_rate": {f"{rate:g}": values for rate, values in crossings.items()},
@@ -197,7 +206,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, flo
     result = {}
     for (cell, deal), row in found.items():
         base = found.get(("fedsgd", deal), {"rounds": math.nan})["rounds"]
-        published = getattr(CELLS["fedsgd"], deal) / row["published"]
+        published = PUBLISHED["fedsgd"][deal] / row["published"]
         # A base that never arrived has no ratio; its limit would only bound it from below.
         known = math.isfinite(base) and math.isfinite(row["rounds"]) and row["rounds"] > 0
         result[cell, deal] = (published, base / row["rounds"] if known else math.nan)

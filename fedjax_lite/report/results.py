@@ -21,7 +21,7 @@ IDENTITY = (
 MEGABYTE = 8e6
 """Bits."""
 OF_A_RUN = ("config.json", "clients.json", "gap.json", "layout.json")
-TABLES = "experiments/tables.py puts the committed ones into colab/guide/results.md"
+TABLES = "experiments/tables puts the committed ones into colab/guide/results.md"
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Run]:

@@ -95,7 +95,7 @@ def test_committed_results_are_drawn_with_bands_or_refused(tmp_path, capsys):
         said = capsys.readouterr().err
         assert said.startswith("error: ")
         assert f"{name}.json holds no curves over rounds: it is {words}" in said
-        assert "experiments/tables.py" in said
+        assert "experiments/tables puts" in said
 
 
 def test_of_several_learning_rates_the_best_is_shown():

@@ -1,66 +1,23 @@
-"""The parts of the results pages: sections, Markdown tables, and words beside the numbers."""
+"""The words and numbers that stand in tables of results."""
 
 from __future__ import annotations
 
 import decimal
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-
-Documents = Mapping[str, Any]
-"""Parsed JSON of experiments/results by file name without the ending; a missing one is absent."""
 
 COLUMNS = ("what", "published", "here", "remark", "command")
 """Of a table beside published numbers."""
 NAMES = {"fedavg": "FedAvg", "fedavgm": "FedAvgM", "fedprox": "FedProx", "scaffold": "SCAFFOLD",
          "fednova": "FedNova", "feddyn": "FedDyn", "mime": "Mime", "centralised": "centralised",
          "fedprox 0": "FedProx mu=0", "fedsgd": "FedSGD"}  # fmt: skip
-
-
-class Brief(NamedTuple):
-    """A line of the README's table."""
-
-    what: str
-    published: str
-    here: str
-    command: str = ""
-
-
-class Section(NamedTuple):
-    """A part of the guide's page, and what of it the README shows."""
-
-    title: str
-    text: str
-    brief: tuple[Brief, ...] = ()
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    r"""A Markdown table; bars inside cells are escaped.
-
-    Args:
-      header: names of the columns.
-      rows: cells, as many as columns.
-
-    Returns:
-      The table without a newline at its end.
-
-    Raises:
-      ValueError: if a row has another number of cells.
-
-    Example:
-      >>> print(table(("a", "b"), [("1", "2|3")]))
-      | a | b |
-      |---|---|
-      | 1 | 2\|3 |
-    """
-    lines = [_line(header), "|" + "---|" * len(header)]
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"rows must have {len(header)} cells, got {row}")
-        lines.append(_line(row))
-    return "\n".join(lines)
+WORKLOADS = {"pfl-cnn": "pfl's CIFAR-10 CNN, cohort 50",
+             "logreg": "logistic regression, cohort 10",
+             "2nn": "2NN, cohort 10",
+             "lognormal": "2NN, log-normal(1.5) sizes, cohort 100"}  # fmt: skip
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -158,15 +115,22 @@ def provenance(name: str, document: Mapping[str, Any]) -> str:
     return f"Numbers: `experiments/results/{name}.json`" + "".join(f"; {p}" for p in parts) + "."
 
 
-def paragraphs(*parts: str) -> str:
-    """Joins the parts that are not empty by blank lines."""
-    return "\n\n".join(part for part in parts if part)
+def short(value: float) -> str:
+    """Three digits, no exponent."""
+    return number(value, 0 if value >= 100 else 1 if value >= 10 else 2)
 
 
-def bullets(items: Iterable[str]) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {item}" for item in items)
+def against(group: Mapping[str, Any], published: float, ours: float | None) -> str:
+    """As `compared`, by the rule of a group of published figures."""
+    return compared(published, ours, unit=group["unit"], fewer=group["better"] == "fewer")
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def cited(group: Mapping[str, Any]) -> str:
+    """Where published figures are from: the paper, the mark, the place."""
+    place = f", {group['where']}" if "where" in group else ""
+    return f"{group['paper']} [{group['mark']}]{place}"
+
+
+def as_published(group: Mapping[str, Any], used: Mapping[str, Any]) -> bool:
+    """Whether a run is the published setting: a preset's name does not say what flags changed."""
+    return all(used.get(name) == value for name, value in group["setting"].items())

@@ -1,60 +1,22 @@
-"""The results pages, made from experiments/results/*.json.
-
-    python experiments/tables.py           # rewrites README.md's section and the guide's page
-    python experiments/tables.py --check   # fails where they are not up to date
-
-The README's table stands between the markers `<!-- results -->` and `<!-- /results -->`; the
-complete tables, with seeds, settings and caveats, are the page colab/guide/results.md. A file of
-results that is missing leaves its rows out. Published numbers are in the modules results_*.py, each
-with its source and a mark: [text] read in the paper, [log] in a public repository's logs or code,
-[plot] off a figure, [own] measured with independent code of ours.
-
-There is no --smoke: it takes seconds.
-"""
+"""The pages that hold tables of results: the guide's, and the README's section between markers."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import results_drift
-import results_hospitals
-import results_leaks
-import results_learning
-import results_speed
-import results_trust
-from results_rows import Documents, Section, table
-from script import script
-
 from fedjax_lite.history import save_text_atomic
+from tables.render import SECTIONS, Documents, Section, header, row, section
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "python experiments/tables"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-SECTIONS: tuple[Callable[[Documents], Section | None], ...] = (
-    results_learning.mnist,
-    results_learning.cifar,
-    results_learning.fashion,
-    results_learning.shakespeare,
-    results_hospitals.heart,
-    results_drift.fedprox,
-    results_drift.quadratics,
-    results_trust.byzantine,
-    results_trust.private,
-    results_trust.compression,
-    results_trust.audit,
-    results_leaks.leakage,
-    results_speed.rounds,
-    results_speed.costs,
-    results_speed.peers,
-    results_speed.processes,
-)
-HEAD = """# Results
+HEAD = f"""# Results
 
 Every number on this page comes from a file in `experiments/results`, written by the command beside
-it; `python experiments/tables.py` makes the page. Published numbers carry a mark: [text] read in
+it; `{COMMAND}` makes the page. Published numbers carry a mark: [text] read in
 the paper, [log] in a public repository's logs or code, [plot] off a figure, [own] measured with
 independent code of ours. "-" means that we know of no published run of that setting. Where ours
 falls short, the row says so. Commands write to a folder `outputs/` and need the data at hand; their
@@ -100,29 +62,25 @@ def read(folder: Path) -> dict[str, Any]:
 
 def sections(documents: Documents) -> list[Section]:
     """The sections whose results are there."""
-    made = (make(documents) for make in SECTIONS)
-    return [section for section in made if section is not None]
+    made = (section(name, documents) for name in SECTIONS)
+    return [found for found in made if found is not None]
 
 
 def guide_page(made: list[Section]) -> str:
     """The page of all tables."""
-    return "\n".join([HEAD, *(f"## {section.title}\n\n{section.text}\n" for section in made)])
+    return "\n".join([HEAD, *(f"{found.text}\n" for found in made)])
 
 
 def readme_section(made: list[Section]) -> str:
     """The table for the README, without the markers."""
-    rows = [
-        (brief.what, brief.published, brief.here, brief.command)
-        for section in made
-        for brief in section.brief
-    ]
+    lines = [row(*brief) for found in made for brief in found.brief]
     return "\n".join(
         [
-            "Made by `python experiments/tables.py` from [JSON](experiments/results). Sources of",
+            f"Made by `{COMMAND}` from [JSON](experiments/results). Sources of",
             "published numbers, seeds, settings, caveats and all rows: [complete tables]"
             "(colab/guide/results.md).",
-            "",
-            table(("what", "published", "here", "command"), rows),
+            header("what", "published", "here", "command"),
+            *lines,
         ]
     )
 
@@ -149,7 +107,7 @@ def main(flags: Flags) -> list[Path]:
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if flags.check and stale:
         names = ", ".join(map(str, stale))
-        raise ValueError(f"not up to date: {names}; run python experiments/tables.py")
+        raise ValueError(f"not up to date: {names}; run {COMMAND}")
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_text_atomic(path, pages[path])
@@ -157,7 +115,3 @@ def main(flags: Flags) -> list[Path]:
     if not stale:
         print("up to date")
     return stale
-
-
-if __name__ == "__main__":
-    script(main, Flags, __doc__)
