@@ -48,10 +48,24 @@ def of(name):
     return OF_SERVERS if name in AT_THE_SERVER else OF_VARIANTS
 
 
+OWN_PROGRAMS = (
+    "jit_changes_nothing",
+    "vmap_equals_loop",
+    "scan_equals_calls",
+    "keys_are_used_once",
+    "padding_leaves_no_trace",
+)
+"""Laws that compile programs which no other law uses: half of the families each by default."""
+
+
+def marks_of(law):
+    """What is slow, and what a default run takes a sample of."""
+    slow = [] if law in OF_VARIANTS else [pytest.mark.slow]
+    return slow + ([pytest.mark.sample(4, of=law)] if law in OWN_PROGRAMS else [])
+
+
 CASES = [
-    pytest.param(name, law, marks=() if law in OF_VARIANTS else pytest.mark.slow)
-    for name in FULL
-    for law in testing.ALGORITHM_LAWS
+    pytest.param(name, law, marks=marks_of(law)) for name in FULL for law in testing.ALGORITHM_LAWS
 ]
 if WHOLE:
     CASES += [
