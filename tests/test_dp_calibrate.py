@@ -64,7 +64,7 @@ def test_central_noise_is_the_closed_form():
 def test_an_overflow_is_paid_for_by_the_noise():
     """Beyond what `noise_multiplier` says, which knows nothing of capacities."""
     settings = {"num_clients": 100, "sampling_rate": 0.2, "delta": 1e-3, "num_rounds": 3}
-    rough = {"clip": 1.0, "accountant": "rdp", "capacity": 40, **settings}
+    rough = {"clip": 1.0, "method": "rdp", "capacity": 40, **settings}
     [z] = calibrate([2.0], dp.central_gaussian, **rough)
     del settings["num_clients"]
     assert dp.epsilon(noise_multiplier=z, method="rdp", **settings) < 1.999

@@ -232,7 +232,7 @@ def test_another_population_is_refused():
         ({"delta": 0.0}, "delta"),
         ({"noise_multiplier": None, "epsilon": 1.0}, "num_rounds must be given"),
         ({"noise_multiplier": None, "epsilon": 0.0, "num_rounds": 3}, "epsilon"),
-        ({"noise_multiplier": 1.0, "accountant": "zcdp"}, "accountant"),
+        ({"noise_multiplier": 1.0, "method": "zcdp"}, "method"),
         ({"num_clients": 0}, "num_clients"),
     ],
 )

@@ -103,7 +103,9 @@ def flags_of(*command: str) -> frozenset[str]:
         module = ROOT.joinpath(*command[1].split("."))
         sources = sorted(module.glob("*.py")) if module.is_dir() else [module.with_suffix(".py")]
     else:
-        sources = [ROOT / command[0], ROOT / "experiments" / "flags.py"]
+        script = ROOT / command[0]
+        own = sorted(script.glob("*.py")) if script.is_dir() else [script]
+        sources = [*own, ROOT / "experiments" / "flags.py"]
     found = {"--help"}
     for node in (node for path in sources for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.ClassDef):
@@ -139,7 +141,9 @@ def test_scripts_and_modules_of_commands_are_there():
         if target[0] == "-m":
             assert importlib.util.find_spec(target[1]), f"{where}: no module {target[1]}"
         else:
-            assert (ROOT / target[0]).is_file(), f"{where}: no script {target[0]}"
+            script = ROOT / target[0]
+            there = script.is_file() or (script / "__main__.py").is_file()
+            assert there, f"{where}: no script {target[0]}"
 
 
 def test_flags_of_commands_are_known():
