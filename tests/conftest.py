@@ -73,7 +73,17 @@ def optimised(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-ROOM = 2.5e9  # bytes a worker may grow to; with a program kept for good it would need 6e9
+def room() -> float:
+    """Bytes that a worker may grow to: of a small machine's memory a sixth, 4 GB at most."""
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        whole = 12e9
+    return min(whole / 6, 4e9)
+
+
+ROOM = room()
+"""With every program kept for good a worker would need 6e9."""
 
 
 @pytest.fixture(autouse=True, scope="module")
