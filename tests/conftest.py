@@ -138,12 +138,3 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in left_out])
         items[:] = [item for item in items if item.nodeid not in left_out]
-
-
-def pytest_xdist_auto_num_workers(config):
-    """``-n auto``: one worker more than cores, since some wait for processes that they started."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        cores = os.cpu_count() or 1
-    return cores + 1
