@@ -171,7 +171,7 @@ def federated_algorithm(
         if prologue is not None:
             sizes = jax.ShapeDtypeStruct((data.num_clients,), jnp.int32)
             drawn = jax.eval_shape(draw, key, sampler.init(data.num_clients), sizes)
-            preface, found = preface_shape(prologue, params, broadcast, drawn)
+            preface, found = preface_shape(prologue, broadcast, drawn)
             broadcast = Prefaced(broadcast, trees.zeros(preface))
         with in_population(data.num_clients):  # arrays [N] inside of slots are held against it
             message, _ = message_shape(program, broadcast, row, found=found)

@@ -86,3 +86,28 @@ def test_what_cannot_train_alone_is_named():
     mime = fl.mime(testing.loss, 0.1, plan=fl.Plan(2), sampler=fl.uniform(2))
     with pytest.raises(ValueError, match="prologue"):
         train_clients(mime.slots, KEY, PARAMS, Table((), ()), IDS, jnp.int32(0), DATA)
+
+
+def test_rows_of_who_does_not_count_stay():
+    """Of an empty lane and of a client without data, though `finish` of this client counts up."""
+    inner = fl.local_sgd(quadratic, optax.sgd(0.25))
+    client = inner._replace(
+        init=lambda params: jnp.int32(0),
+        start=lambda key, row, x, info: (row, inner.start(key, (), x, info)),
+        step=lambda x, carry, batch: (carry[0], inner.step(x, carry[1], batch)),
+        finish=lambda x, carry: (carry[0] + 1, *inner.finish(x, carry[1])[1:]),
+    )
+    data = fl.data.from_arrays({"b": np.array([1.0, 2.0], np.float32)}, [0, 2], num_clients=3)
+    algo = fl.federated_algorithm(
+        client,
+        plan=fl.Plan(1),
+        sampler=fl.everyone(),
+        server=fl.optimizer_server(optax.sgd(1.0)),
+    )
+    rows = Table(jnp.array([10, 20, 30]), ())
+    mask = jnp.array([True, True, False])
+    done = train_clients(
+        algo.slots, KEY, jnp.zeros(3), rows, jnp.arange(3), jnp.int32(0), data, mask
+    )
+    assert done.rows.clients.tolist() == [11, 20, 30]
+    assert done.counts.tolist() == [True, False, False]

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fedjax_lite import trees
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.messages import CLIENT_STEPS, ENGINE_METRICS
 from fedjax_lite.engine.program import Program, message_shape
 from fedjax_lite.transforms.chain import identity
-from fedjax_lite.types import Aggregator, ClientUpdate, Cohort, Key, Params, PyTree
+from fedjax_lite.types import Aggregator, ClientUpdate, Cohort, Key, PyTree
 
 
 class Prologue(NamedTuple):
@@ -77,13 +78,12 @@ def narrowed(prologue: Prologue, key: Key, cohort: Cohort, measured: dict[str, A
 
 
 def preface_shape(
-    prologue: Prologue, params: Params, broadcast: PyTree, cohort: Cohort
+    prologue: Prologue, broadcast: PyTree, cohort: Cohort
 ) -> tuple[PyTree, dict[str, Any]]:
     """Shapes of a first pass over a cohort of this size: its aggregate, what a client measures.
 
     Args:
       prologue: the first pass.
-      params: the model.
       broadcast: what its clients download.
       cohort: arrays or shapes, `[C]`.
 
@@ -91,15 +91,16 @@ def preface_shape(
       ValueError: if the aggregator keeps a state, which a prologue has no place for.
     """
     aggregator = prologue.aggregator
-    if jax.tree.leaves(jax.eval_shape(aggregator.init_state, params)):
+    message, metrics = message_shape(prologue_program(prologue), broadcast, ())
+    if jax.tree.leaves(jax.eval_shape(aggregator.init_state, message.value)):
         raise ValueError(
             "prologue's aggregator must keep nothing between rounds, got one with a state; use one "
             "without, such as mean() or median()"
         )
-    message, metrics = message_shape(prologue_program(prologue), broadcast, ())
 
     def finish(key: Any, cohort: Cohort) -> PyTree:
         acc = aggregator.init(message, cohort.ids.shape[0])
-        return aggregator.finish(key, aggregator.init_state(params), acc, cohort)[1]
+        state = aggregator.init_state(trees.zeros(message.value))
+        return aggregator.finish(key, state, acc, cohort)[1]
 
     return jax.eval_shape(finish, jax.random.key(0), cohort), measured_in(metrics)
