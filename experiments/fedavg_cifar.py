@@ -3,7 +3,7 @@
     python experiments/fedavg_cifar.py
     python experiments/fedavg_cifar.py --partition shards --server-optimizer momentum --seed 1
     python experiments/fedavg_cifar.py --output-dir outputs/mine --resume
-    python -m fedjax_lite.launch --num-processes 2 experiments/fedavg_cifar.py
+    python -m fedjax_lite.hosts.launch --num-processes 2 experiments/fedavg_cifar.py
 
 Writes config.json, metrics.jsonl and .csv, clients.json, checkpoints/ and PNG plots to the output
 directory. To compare runs: python -m fedjax_lite.report outputs/fedavg-* --output comparison.html
@@ -24,9 +24,10 @@ from layout import lay_out, recorded_layout
 from script import script
 
 import fedjax_lite as fl
-from fedjax_lite import distributed, report
-from fedjax_lite.history import save_json_atomic
+from fedjax_lite import report
+from fedjax_lite.hosts import distributed
 from fedjax_lite.models.precision import with_precision
+from fedjax_lite.run.history import save_json_atomic
 
 DENSE = ("linear", "2nn")
 

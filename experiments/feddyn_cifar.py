@@ -42,7 +42,7 @@ from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms.feddyn import local_mean
-from fedjax_lite.history import save_json_atomic, versions
+from fedjax_lite.run.history import save_json_atomic, versions
 
 METHODS = ("fedavg", "fedprox", "scaffold", "feddyn")
 PUBLISHED = {

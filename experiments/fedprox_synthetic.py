@@ -38,7 +38,7 @@ from smoke import shrunk
 from tables.published import figures
 
 import fedjax_lite as fl
-from fedjax_lite.history import save_json_atomic, versions
+from fedjax_lite.run.history import save_json_atomic, versions
 
 
 class Reference(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type
 import tyro
 from flag_values import check_value, check_words
 
-from fedjax_lite.checks import as_path
+from fedjax_lite.checks.arguments import as_path
 
 Flags = TypeVar("Flags")
 

@@ -11,7 +11,7 @@ from flags import strategy
 from jax.sharding import Mesh
 
 import fedjax_lite as fl
-from fedjax_lite.settings import read_settings
+from fedjax_lite.run.settings import read_settings
 
 Make = Callable[[str, fl.engine.Strategy], fl.FederatedAlgorithm]
 

@@ -28,7 +28,7 @@ from script import script
 from tables.published import figures
 
 import fedjax_lite as fl
-from fedjax_lite.history import save_json_atomic, versions
+from fedjax_lite.run.history import save_json_atomic, versions
 
 
 class Cell(NamedTuple):

@@ -26,9 +26,9 @@ import optax
 from flag_groups import parse
 
 import fedjax_lite as fl
-from fedjax_lite.engine.scanned import differentiable
-from fedjax_lite.history import save_json_atomic, versions
-from fedjax_lite.meta import unroll
+from fedjax_lite.engine.differentiable import differentiable
+from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.unroll import unroll
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,9 +29,9 @@ import optax
 from script import script
 
 import fedjax_lite as fl
-from fedjax_lite.checks import as_path
-from fedjax_lite.data.npy_store import NpyStore, write_streamed
-from fedjax_lite.history import save_json_atomic, versions
+from fedjax_lite.checks.arguments import as_path
+from fedjax_lite.data.stores.npy_store import NpyStore, write_streamed
+from fedjax_lite.run.history import save_json_atomic, versions
 from fedjax_lite.stream import HostTable, open_streamed, streamed_bytes
 
 

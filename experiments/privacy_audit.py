@@ -30,9 +30,9 @@ from script import script
 
 import fedjax_lite as fl
 from fedjax_lite.aggregation.mean import mean
-from fedjax_lite.history import save_json_atomic, versions
 from fedjax_lite.privacy import audit, central_gaussian, gaussian_sum
 from fedjax_lite.privacy.clipping import clip_clients
+from fedjax_lite.run.history import save_json_atomic, versions
 from fedjax_lite.types import Aggregator, Array, Mechanism, Message, PyTree
 
 

@@ -24,7 +24,7 @@ from script import script
 from smoke import shrunk
 
 import fedjax_lite as fl
-from fedjax_lite.history import save_json_atomic, versions
+from fedjax_lite.run.history import save_json_atomic, versions
 
 
 @dataclasses.dataclass(frozen=True)

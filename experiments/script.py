@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from flag_groups import groups_of, parse
 
-from fedjax_lite import distributed
-from fedjax_lite.compilation import keep_compiled_programs
+from fedjax_lite.hosts import distributed
+from fedjax_lite.run.compilation import keep_compiled_programs
 
 Flags = TypeVar("Flags")
 

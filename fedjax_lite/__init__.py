@@ -27,14 +27,11 @@ from fedjax_lite import (
     attacks,
     crypto,
     data,
-    distributed,
-    drift,
     engine,
     metrics,
     models,
     privacy,
     report,
-    server,
     stream,
     transforms,
     verify,
@@ -75,13 +72,11 @@ from fedjax_lite.algorithms import (
     pooled,
     scaffold,
 )
-from fedjax_lite.anatomy import citation, describe
 from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
-from fedjax_lite.checked import check_calls as _check_calls
-from fedjax_lite.compilation import keep_compiled_programs
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.data.found import Population
-from fedjax_lite.downlink import Downlink
+from fedjax_lite.checks.calls import check_calls as _check_calls
+from fedjax_lite.checks.made import Made, made
+from fedjax_lite.data.population.population import Population
+from fedjax_lite.describe import citation, describe
 from fedjax_lite.engine import (
     Plan,
     auto,
@@ -101,20 +96,25 @@ from fedjax_lite.engine import (
 )
 from fedjax_lite.evaluate import (
     client_evaluator,
+    drift,
     evaluate_clients,
     evaluator,
     summarize_clients,
 )
-from fedjax_lite.fastest_strategy import Timing, fastest, lane_strategies
-from fedjax_lite.local import local_sgd, mean_grad, mean_loss
-from fedjax_lite.loop import RunDiverged, RunInterrupted, run
-from fedjax_lite.made import Made, made
-from fedjax_lite.meta import unroll
-from fedjax_lite.proximal import proximal
-from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
-from fedjax_lite.server import optimizer_server
+from fedjax_lite.hosts import distributed
+from fedjax_lite.objectives.proximal import proximal
+from fedjax_lite.round import server
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.downlink import Downlink
+from fedjax_lite.round.local import local_sgd, mean_grad, mean_loss
+from fedjax_lite.round.sampling import dropout, everyone, poisson, uniform, weighted
+from fedjax_lite.round.server import optimizer_server
+from fedjax_lite.run.compilation import keep_compiled_programs
+from fedjax_lite.run.fastest import Timing, fastest, lane_strategies
+from fedjax_lite.run.loop import RunDiverged, RunInterrupted, run
+from fedjax_lite.run.sweep import Sweep, sweep
+from fedjax_lite.run.unroll import unroll
 from fedjax_lite.stream import HostTable, StreamedDataset, open_streamed, streamed_bytes
-from fedjax_lite.sweep import Sweep, sweep
 from fedjax_lite.transforms import (
     chain,
     clip,

@@ -243,7 +243,7 @@ class Entry(NamedTuple):
     """A privacy mechanism as the ledger of a state knows it: what one round under it costs."""
 
     kind: int
-    """Which mechanism; see `fedjax_lite.ledger`."""
+    """Which mechanism; see `fedjax_lite.round.ledger`."""
     numbers: tuple[Any, ...] = ()
     """How strong it is: up to five numbers, plain or traced."""
 
@@ -327,7 +327,7 @@ class RoundState(NamedTuple):
     aggregator: PyTree
     sampler: PyTree
     privacy: PyTree = ()
-    """Under which privacy mechanisms the rounds so far were done: a `fedjax_lite.ledger.Ledger`;
+    """Under which privacy mechanisms the rounds so far were done: a `fedjax_lite.round.ledger.Ledger`;
     ``()`` where there was none. Rounds that it does not hold were not private."""
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedjax_lite as fl
-from fedjax_lite import distributed
+from fedjax_lite.hosts import distributed
 
 SIZES = np.array([7, 0, 3, 12, 1, 5, 9, 2, 4, 6, 3])
 NUM_ROUNDS = 6

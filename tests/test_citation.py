@@ -10,8 +10,9 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.anatomy import citation
-from fedjax_lite.anatomy.citation import (
+from fedjax_lite.data.sources.load import SOURCES
+from fedjax_lite.describe import citation
+from fedjax_lite.describe.citation import (
     ACCOUNTANTS,
     DATASETS,
     MECHANISMS,
@@ -21,8 +22,7 @@ from fedjax_lite.anatomy.citation import (
     keys_of,
     own_entry,
 )
-from fedjax_lite.anatomy.references import entries, named_in
-from fedjax_lite.data.sources import SOURCES
+from fedjax_lite.describe.references import entries, named_in
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fedjax_lite"

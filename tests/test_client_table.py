@@ -7,7 +7,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms.scaffold import scaffold
-from fedjax_lite.engine import memory
+from fedjax_lite.engine import table_memory as memory
 
 
 def linear(w, e, key):

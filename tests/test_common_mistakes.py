@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.data.sharded import ShardedDataset
-from fedjax_lite.data.store import ArrayStore
-from fedjax_lite.loop import RunDiverged
+from fedjax_lite.data.population.sharded import ShardedDataset
+from fedjax_lite.data.stores.store import ArrayStore
+from fedjax_lite.run.loop import RunDiverged
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).random((12, 4, 4, 1)).astype(np.float32)
@@ -637,7 +637,8 @@ def test_later_rounds_look_at_nothing(ready, monkeypatch):
     """The first round compiles; the next ones neither trace nor read a value on the host."""
     algo, state, data = ready
     state, _ = algo.round(KEY, state, data)
-    from fedjax_lite import first_look, label_checks
+    from fedjax_lite.checks import labels as label_checks
+    from fedjax_lite.checks import loss as first_look
 
     def never(*args, **options):
         raise AssertionError("looked again")

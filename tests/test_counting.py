@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.counting import counted, counts_of
+from fedjax_lite.data.population.counting import counted, counts_of
 from fedjax_lite.engine.counted import counted_sizes
 from fedjax_lite.models import from_functions, with_counts
 

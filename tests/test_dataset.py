@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_lite as fl
-from fedjax_lite.data.dataset import FederatedDataset, check_examples, from_arrays
+from fedjax_lite.data.population.dataset import FederatedDataset, check_examples, from_arrays
 
 
 def rows_by_client(data):

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.anatomy import describe
-from fedjax_lite.anatomy.models import num_parameters
-from fedjax_lite.anatomy.notes import read
-from fedjax_lite.anatomy.words import WORDS, phrase
+from fedjax_lite.describe import describe
+from fedjax_lite.describe.models import num_parameters
+from fedjax_lite.describe.notes import read
+from fedjax_lite.describe.phrases import WORDS, phrase
 from fedjax_lite.testing import registered_slots, registry
 
 PLAN = fl.Plan(batch_size=10, epochs=3)

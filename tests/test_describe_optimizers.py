@@ -6,8 +6,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.anatomy import describe
-from fedjax_lite.anatomy.optimizers import read_optimizer
+from fedjax_lite.describe import describe
+from fedjax_lite.describe.optimizers import read_optimizer
 
 PLAN = fl.Plan(batch_size=10, epochs=3)
 LEAKS = ("<locals>", "<function", "<lambda", "object at 0x", "Traced<", "PjitFunction", "None")

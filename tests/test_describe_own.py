@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.anatomy import describe
-from fedjax_lite.anatomy.notes import read
+from fedjax_lite.describe import describe
+from fedjax_lite.describe.notes import read
 from fedjax_lite.types import Aggregator, ClientUpdate, Sampler, Transform
 
 PLAN = fl.Plan(batch_size=10, epochs=3)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.anatomy import describe
+from fedjax_lite.describe import describe
 
 PLAN = fl.Plan(batch_size=10)
 
@@ -88,15 +88,15 @@ def test_what_is_renamed_is_what_closures_held():
 PARTS = {
     "fedjax_lite.aggregation.krum": lambda m: [m.krum(2), m.multi_krum(1, num_selected=3)],
     "fedjax_lite.aggregation.hierarchical": lambda m: [m.hierarchical([0, 1, 0], inner=fl.krum(1))],
-    "fedjax_lite.sampling": lambda m: [m.dropout(m.poisson(0.25), 0.5), m.uniform(3)],
+    "fedjax_lite.round.sampling": lambda m: [m.dropout(m.poisson(0.25), 0.5), m.uniform(3)],
     "fedjax_lite.transforms.qsgd": lambda m: [m.qsgd(7), fl.chain(fl.clip(2.0), m.qsgd(3))],
     "fedjax_lite.transforms.top_k": lambda m: [fl.error_feedback(m.top_k(0.1))],
     "fedjax_lite.attacks.updates": lambda m: [m.alie(1.5), m.ipm(0.5), m.gaussian(2.0)],
-    "fedjax_lite.server": lambda m: [
+    "fedjax_lite.round.server": lambda m: [
         m.yogi(0.5), m.optimizer_server(optax.adam(0.5)), optax.chain(m.adam(0.25, b1=0.5)),
     ],
-    "fedjax_lite.proximal": lambda m: [m.proximal(0.5), optax.chain(m.proximal(0.5), SGD)],
-    "fedjax_lite.local": lambda m: [m.local_sgd(loss, optax.sgd(0.5))],
+    "fedjax_lite.objectives.proximal": lambda m: [m.proximal(0.5), optax.chain(m.proximal(0.5), SGD)],
+    "fedjax_lite.round.local": lambda m: [m.local_sgd(loss, optax.sgd(0.5))],
     "fedjax_lite.privacy.gaussian": lambda m: [
         m.gaussian_sum(clip=1.0, noise_multiplier=2.0, denominator=3.0),
         m.central_gaussian(clip=1.0, num_clients=9, noise_multiplier=2.0, sampling_rate=0.5,
@@ -112,7 +112,7 @@ PARTS = {
     "fedjax_lite.algorithms.scaffold": lambda m: [m.scaffold(loss, 0.5, **SLOTS)],
     "fedjax_lite.algorithms.fednova": lambda m: [m.fednova(loss, 0.5, mu=0.25, **SLOTS)],
     "fedjax_lite.algorithms.mime": lambda m: [m.mimelite(loss, 0.5, **SLOTS)],
-    "fedjax_lite.compose": lambda m: [
+    "fedjax_lite.round.compose": lambda m: [
         m.federated_algorithm(fl.local_sgd(loss, optax.sgd(0.5)), server=SERVER, **SLOTS)
     ],
     "fedjax_lite.models.dense_nets": lambda m: [

@@ -10,8 +10,8 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import testing
-from fedjax_lite.engine.scanned import differentiable, scan_length
-from fedjax_lite.meta import unroll
+from fedjax_lite.engine.differentiable import differentiable, scan_length
+from fedjax_lite.run.unroll import unroll
 
 PLAN = fl.Plan(batch_size=2, epochs=2)
 SCANNED = differentiable()

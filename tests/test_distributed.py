@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import checkpoint, distributed
 from fedjax_lite.engine import init_state, shard_population
-from fedjax_lite.launch import free_port
+from fedjax_lite.hosts import distributed
+from fedjax_lite.hosts.launch import free_port
+from fedjax_lite.run import checkpoint
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = str(Path(__file__).parent / "distributed_program.py")
@@ -43,12 +44,12 @@ def environment(tmp_path_factory):
     }
 
 
-# `python -m fedjax_lite.launch`, without the package's __init__, which imports jax.
+# `python -m fedjax_lite.hosts.launch`, without the package's __init__, which imports jax.
 LAUNCHER = f"""
 import sys, types
 package = sys.modules["fedjax_lite"] = types.ModuleType("fedjax_lite")
 package.__path__ = [{str(ROOT / "fedjax_lite")!r}]
-from fedjax_lite.launch import main
+from fedjax_lite.hosts.launch import main
 sys.exit(main())
 """
 
@@ -59,7 +60,7 @@ def launch(environment, *arguments, script=PROGRAM, as_users_do=False):
     The heartbeat is set beyond this file's patience: where a process dies it is the launcher that
     ends the others, and not their own heartbeat.
     """
-    launcher = ["-m", "fedjax_lite.launch"] if as_users_do else ["-c", LAUNCHER]
+    launcher = ["-m", "fedjax_lite.hosts.launch"] if as_users_do else ["-c", LAUNCHER]
     options = ["--heartbeat-seconds", str(2 * SECONDS)]
     process = subprocess.Popen(
         [sys.executable, *launcher, *options, script, *map(str, arguments)],

@@ -9,7 +9,7 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite import testing
 from fedjax_lite import transforms as tr
-from fedjax_lite.downlink import Downlink, Downlinked, downlinked
+from fedjax_lite.round.downlink import Downlink, Downlinked, downlinked
 from fedjax_lite.types import Cohort
 from fedjax_lite.verify.testbeds import ETA, averaging, fixed, q2, quadratic, shrink, whole
 

@@ -13,7 +13,7 @@ import fedjax_lite.privacy as dp
 from fedjax_lite.privacy.accounting.accountants import overflowing_epsilon, poisson_accountant
 from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
 from fedjax_lite.privacy.accounting.sampled_gaussian import sampled_gaussian_losses
-from fedjax_lite.sampling import poisson_capacity
+from fedjax_lite.round.sampling import poisson_capacity
 
 DELTA = 1e-5
 TABLE = [  # q, z, T, epsilon by PLD, by RDP: dp-accounting 0.6.0, recomputed for KNOWN_ANSWERS 4

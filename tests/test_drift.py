@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import drift, testing
+from fedjax_lite import testing
 from fedjax_lite.aggregation.diagnosed import FIGURES, Diagnosed, diagnosed, drift_figures
+from fedjax_lite.evaluate import drift
 from fedjax_lite.types import Message
 
 A, B, N, ETA = np.array([1.0, 4.0]), np.array([-1.0, 2.0]), np.array([30, 10]), 0.05

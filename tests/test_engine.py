@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.choose import choose, explain, padded_steps, planned_steps
 
 STRATEGIES = {

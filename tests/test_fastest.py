@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import fastest_strategy as module
-from fedjax_lite.fastest_strategy import fastest, lane_strategies
+from fedjax_lite.run import fastest as module
+from fedjax_lite.run.fastest import fastest, lane_strategies
 
 
 @pytest.fixture(scope="module")

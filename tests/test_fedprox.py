@@ -11,8 +11,8 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite import testing
 from fedjax_lite.algorithms.fedprox import WithMu, adaptive_client, adaptive_mu, fedprox
-from fedjax_lite.proximal import proximal
-from fedjax_lite.server import standing_still
+from fedjax_lite.objectives.proximal import proximal
+from fedjax_lite.round.server import standing_still
 
 A, B = np.array([1.0, 4.0]), np.array([-1.0, 2.0])
 N = np.array([30, 10])

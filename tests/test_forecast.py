@@ -12,15 +12,15 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import rounds as rounds_module
 from fedjax_lite.engine import peak_memory as module
 from fedjax_lite.engine.peak_memory import forecast, lanes_that_fit, largest_right_side
-from fedjax_lite.rounds import many_rounds, rounds_of
+from fedjax_lite.run import rounds as rounds_module
+from fedjax_lite.run.rounds import many_rounds, rounds_of
 
 MEASURED = """
 import jax, numpy as np, optax, fedjax_lite as fl
 from fedjax_lite.engine.peak_memory import forecast
-from fedjax_lite.rounds import many_rounds, own
+from fedjax_lite.run.rounds import many_rounds, own
 
 def status(name):
     line = next(l for l in open("/proc/self/status") if l.startswith(name))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lite import checkpoint
+from fedjax_lite.run import checkpoint
 from fedjax_lite.stream.host_table import HostTable, TableEdit, make_table
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.types import RoundState

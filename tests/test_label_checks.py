@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.data.store import ArrayStore
-from fedjax_lite.label_checks import Outputs, shapes_of, watching
+from fedjax_lite.checks.labels import Outputs, shapes_of, watching
+from fedjax_lite.data.stores.store import ArrayStore
 from fedjax_lite.stream.dataset import StreamedDataset
 
 KEY = jax.random.key(0)

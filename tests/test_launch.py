@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_lite import launch
+from fedjax_lite.hosts import launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +27,7 @@ def script(tmp_path):
 
 def start(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "fedjax_lite.launch", *arguments],
+        [sys.executable, "-m", "fedjax_lite.hosts.launch", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,7 +91,7 @@ def test_process_0_owns_a_terminal_and_lines_stay_whole(script):
     terminal, end = os.openpty()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "fedjax_lite.launch", "--verbose"),
+            *(sys.executable, "-m", "fedjax_lite.hosts.launch", "--verbose"),
             script("print(sys.stdout.isatty())\n" + MANY),
         ],
         cwd=ROOT,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.local import resolve_optimizer
+from fedjax_lite.round.local import resolve_optimizer
 
 KEY = jax.random.key(0)
 

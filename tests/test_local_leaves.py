@@ -11,7 +11,7 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite import testing
 from fedjax_lite.algorithms.baselines import client_models, local_only
-from fedjax_lite.algorithms.local_leaves import (
+from fedjax_lite.algorithms.personal.local_leaves import (
     evaluate_personal,
     fedbn,
     local_leaves,

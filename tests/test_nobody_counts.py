@@ -9,7 +9,7 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite import transforms as tr
 from fedjax_lite.aggregation import stacked
-from fedjax_lite.downlink import Downlink
+from fedjax_lite.round.downlink import Downlink
 from fedjax_lite.types import Aggregator, Cohort, Message, ServerUpdate
 
 KEY = jax.random.key(0)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.checks import as_path
-from fedjax_lite.data.cache import default_cache_dir
-from fedjax_lite.data.npy_store import NpyStore
+from fedjax_lite.checks.arguments import as_path
+from fedjax_lite.data.sources.cache import default_cache_dir
+from fedjax_lite.data.stores.npy_store import NpyStore
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.engine.collective import AXIS
+from fedjax_lite.engine.mesh.collective import AXIS
 from fedjax_lite.types import ClientUpdate, Message, Phase
 
 KEY = jax.random.key(0)

@@ -10,7 +10,7 @@ import fedjax_lite as fl
 from fedjax_lite import aggregation as agg
 from fedjax_lite.aggregation.conditions import in_population, known_population, need_one_a_client
 from fedjax_lite.attacks import ipm, mimic, min_sum
-from fedjax_lite.cohort_checks import check_cohort
+from fedjax_lite.round.cohort_checks import check_cohort
 
 KEY = jax.random.key(0)
 N = 6

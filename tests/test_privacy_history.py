@@ -13,11 +13,12 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 import fedjax_lite as fl
-from fedjax_lite import checkpoint, ledger
 from fedjax_lite import privacy as dp
-from fedjax_lite.data.store import ArrayStore
+from fedjax_lite.data.stores.store import ArrayStore
 from fedjax_lite.engine import client_mesh, sharded
 from fedjax_lite.privacy.accounting.history import composed_epsilon, family, sensitivity_squared
+from fedjax_lite.round import ledger
+from fedjax_lite.run import checkpoint
 from fedjax_lite.stream import StreamedDataset
 from fedjax_lite.types import Entry
 

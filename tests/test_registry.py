@@ -13,7 +13,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import testing
-from fedjax_lite.server import standing_still
+from fedjax_lite.round.server import standing_still
 from fedjax_lite.testing import registered_slots as registered
 from fedjax_lite.testing.algorithm_laws import same
 
@@ -21,7 +21,7 @@ KINDS = {
     *("FederatedAlgorithm", "ClientUpdate", "ServerUpdate", "Aggregator", "Transform", "Sampler"),
     *("Strategy", "Mechanism", "Attack", "PoissonCohorts"),
 }
-"""What factories make. Server optimizers are those of `fedjax_lite.server`."""
+"""What factories make. Server optimizers are those of `fedjax_lite.round.server`."""
 NO_FACTORIES = {
     "centralised": "a federation of one client: laws choose cohorts of several",
     "stacked": "takes the rule; every robust aggregator is made with it",
@@ -44,7 +44,8 @@ def factories():
                 continue
             kind = str(made.__annotations__.get("return"))
             is_optimizer = (
-                kind == "optax.GradientTransformation" and made.__module__ == "fedjax_lite.server"
+                kind == "optax.GradientTransformation"
+                and made.__module__ == "fedjax_lite.round.server"
             )
             if kind.split(".")[-1] in KINDS or is_optimizer:
                 found[name] = kind

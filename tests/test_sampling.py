@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import fedjax_lite as fl
-from fedjax_lite.sampling import poisson_capacity
+from fedjax_lite.round.sampling import poisson_capacity
 
 ALPHA = 1e-6
 TRIALS = 20_000

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import server
+from fedjax_lite.round import server
 
 FEED = (1.0, -0.5, 0.25)
 SOMEBODY = fl.Cohort(jnp.arange(1), jnp.ones(1, bool))

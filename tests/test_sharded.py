@@ -19,10 +19,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fedjax_lite as fl
-from fedjax_lite import checkpoint
 from fedjax_lite.engine import imbalance, init_state, place_state, shard_population
+from fedjax_lite.engine.mesh.sharded import deal
 from fedjax_lite.engine.program import Work
-from fedjax_lite.engine.sharded import deal
+from fedjax_lite.run import checkpoint
 
 FOUR = jax.device_count() >= 4
 four = pytest.mark.skipif(not FOUR, reason="needs four devices; see the last test")

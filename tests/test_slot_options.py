@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.slot_options import FedAvgOptions, SlotOptions
+from fedjax_lite.round.slot_options import FedAvgOptions, SlotOptions
 
 FACTORIES = {
     fl.fedprox: {"client_optimizer": optax.sgd(0.1), "mu": 0.1},

@@ -14,14 +14,14 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import checkpoint
-from fedjax_lite.data.npy_store import write_streamed
-from fedjax_lite.data.store import ArrayStore
+from fedjax_lite.data.stores.npy_store import write_streamed
+from fedjax_lite.data.stores.store import ArrayStore
 from fedjax_lite.engine import client_mesh, replicate, sharded
-from fedjax_lite.history import read_rows
+from fedjax_lite.run import checkpoint
+from fedjax_lite.run.history import read_rows
 from fedjax_lite.stream import HostTable, StreamedDataset, open_streamed, streamed_bytes
 from fedjax_lite.stream.memory import bucket
-from fedjax_lite.stream.rounds import StreamedRounds
+from fedjax_lite.stream.prefetch import StreamedRounds
 
 KEY = jax.random.key(0)
 N = 40

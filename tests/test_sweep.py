@@ -15,7 +15,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import report
-from fedjax_lite.sweep import fitting
+from fedjax_lite.run.sweep import fitting
 
 four = pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; see the last test")
 GRID = {"learning_rate": [0.02, 0.1], "mu": [0.0, 1.0]}

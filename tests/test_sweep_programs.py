@@ -157,7 +157,7 @@ def test_programs_keep_neither_makers_nor_data_alive():
 @pytest.fixture
 def every_line(monkeypatch):
     """Plain lines come without a pause between them."""
-    monkeypatch.setattr(importlib.import_module("fedjax_lite.sweep"), "PAUSE", 0.0)
+    monkeypatch.setattr(importlib.import_module("fedjax_lite.run.sweep"), "PAUSE", 0.0)
 
 
 def test_progress_is_shown_as_run_does(capsys, every_line):

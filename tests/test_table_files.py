@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fedjax_lite.data.errors import DatasetFormatError
+from fedjax_lite.data.formats.errors import DatasetFormatError
 from fedjax_lite.stream.host_table import HostTable, TableEdit
 
 ROW = np.zeros(2, np.float32)

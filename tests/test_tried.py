@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lite.tried import OPERATIONS, tried
+from fedjax_lite.checks.tried import OPERATIONS, tried
 
 X = np.array([[0.5, -1.25, 3.0], [2.0, 0.0, -0.5]], np.float32)
 N = np.array([7, -7, 3], np.int32)

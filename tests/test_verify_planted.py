@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from fedjax_lite.local import mean_grad
+from fedjax_lite.round.local import mean_grad
 from fedjax_lite.types import Message
 from fedjax_lite.verify import records
 from fedjax_lite.verify.techniques import feddyn as feddyn_checks

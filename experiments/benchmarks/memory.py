@@ -23,8 +23,8 @@ from smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.engine.peak_memory import forecast
-from fedjax_lite.history import save_json_atomic
-from fedjax_lite.rounds import many_rounds, own
+from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.rounds import many_rounds, own
 
 PROGRAMS: dict[str, tuple[str, tuple[int, int, int], int]] = {
     "mlp": ("mlp", (28, 28, 1), 10),

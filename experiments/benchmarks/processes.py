@@ -24,9 +24,9 @@ from measure import check_choices, check_output, machine, parse, spread
 from workloads import WORKLOADS
 
 import fedjax_lite as fl
-from fedjax_lite import distributed
-from fedjax_lite.history import save_json_atomic
-from fedjax_lite.rounds import rounds_of
+from fedjax_lite.hosts import distributed
+from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.rounds import rounds_of
 
 WAYS = ("one device", "two forced devices", "two processes")
 ROUNDS = {"logreg": 200, "lognormal": 10, "2nn": 100}
@@ -91,7 +91,7 @@ def command(way: str, name: str, flags: Flags) -> tuple[list[str], dict[str, str
     arguments += ["--smoke"] * flags.smoke
     environment = dict(os.environ)
     if way == "two processes":
-        launcher = ["-m", "fedjax_lite.launch", "--num-processes", "2", "--cores", "1"]
+        launcher = ["-m", "fedjax_lite.hosts.launch", "--num-processes", "2", "--cores", "1"]
         return [sys.executable, *launcher, *arguments], environment
     if way == "two forced devices":
         environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"

@@ -34,9 +34,9 @@ import optax
 from measure import check_output, machine, parse
 
 import fedjax_lite as fl
+from fedjax_lite.engine.mesh.sharded import deal
 from fedjax_lite.engine.program import Work
-from fedjax_lite.engine.sharded import deal
-from fedjax_lite.history import save_json_atomic
+from fedjax_lite.run.history import save_json_atomic
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from fedjax_lite.aggregation.norm_bound import norm_bound
 from fedjax_lite.aggregation.redundancy import redundancy
 from fedjax_lite.aggregation.secure import secure_mean
 from fedjax_lite.aggregation.stacked import Stack, aggregate_stack, stacked
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
     "Stack",

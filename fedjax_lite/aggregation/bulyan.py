@@ -11,8 +11,8 @@ from fedjax_lite.aggregation.coordinates import row_median, sorted_valid
 from fedjax_lite.aggregation.distances import pairwise_squares
 from fedjax_lite.aggregation.krum import krum_scores
 from fedjax_lite.aggregation.stacked import Stack, need_clients, stacked, void_below
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 

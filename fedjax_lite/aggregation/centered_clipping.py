@@ -9,8 +9,8 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.distances import squares_to
 from fedjax_lite.aggregation.stacked import Stack, check_like_model, stacked
-from fedjax_lite.checks import check_count, check_positive
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count, check_positive
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Params, PyTree
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import shown
+from fedjax_lite.checks.arguments import shown
 
 _NUM_CLIENTS: ContextVar[int | None] = ContextVar("num_clients", default=None)
 

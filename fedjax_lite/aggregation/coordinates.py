@@ -9,8 +9,8 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import BLOCK, map_blocks
 from fedjax_lite.aggregation.sorting import sort_rows
 from fedjax_lite.aggregation.stacked import Stack, stacked
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 

@@ -17,8 +17,8 @@ from fedjax_lite.aggregation.stacked import (
     check_scalar_weight,
     stacked,
 )
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, PyTree
 
 

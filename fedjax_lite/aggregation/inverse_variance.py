@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.aggregation.conditions import need_one_a_client
-from fedjax_lite.checks import check_bool, check_non_negative, check_positive, shown
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_bool, check_non_negative, check_positive, shown
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array, ClientInfo
 
 

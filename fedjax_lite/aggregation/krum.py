@@ -8,8 +8,8 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.blocks import map_blocks
 from fedjax_lite.aggregation.distances import pairwise_squares
 from fedjax_lite.aggregation.stacked import Stack, need_clients, stacked, void_below
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 

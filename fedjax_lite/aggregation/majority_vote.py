@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, PyTree
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import trees
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, ClientInfo, Cohort, Key, Message, PyTree
 
 

@@ -6,8 +6,8 @@ import jax
 
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.aggregation.stacked import check_aggregator_slot
-from fedjax_lite.checks import check_positive
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_positive
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.clip import clip_by_global_norm
 from fedjax_lite.types import Aggregator, Array, Message, PyTree
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.aggregation.mean import Weighting, weight_by
-from fedjax_lite.data.found import Population
+from fedjax_lite.data.population.population import Population
 from fedjax_lite.types import Array, ClientInfo
 
 

@@ -11,7 +11,7 @@ from fedjax_lite.aggregation.blocks import sum_blocks
 from fedjax_lite.aggregation.conditions import integer_table, need_one_a_client
 from fedjax_lite.aggregation.krum import mean_of
 from fedjax_lite.aggregation.stacked import Stack, stacked
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Params, PyTree
 
 

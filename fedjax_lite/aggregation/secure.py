@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.crypto.fixed_point import check_grid, check_ring, decode_mean, encode
-from fedjax_lite.made import made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
 MASKS, WEIGHTINGS = ("none", "pairwise"), ("uniform", "message")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count, check_mask
+from fedjax_lite.checks.arguments import check_count, check_mask
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
 

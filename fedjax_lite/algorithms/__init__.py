@@ -14,15 +14,15 @@ from fedjax_lite.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_lite.algorithms.fedprox import fedprox
 from fedjax_lite.algorithms.fedsgd import fedsgd
 from fedjax_lite.algorithms.hierfavg import hierfavg
-from fedjax_lite.algorithms.local_leaves import (
+from fedjax_lite.algorithms.mime import mime, mimelite
+from fedjax_lite.algorithms.personal.local_leaves import (
     evaluate_personal,
     fedbn,
     local_leaves,
     personal_models,
 )
-from fedjax_lite.algorithms.mime import mime, mimelite
 from fedjax_lite.algorithms.scaffold import scaffold
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
     "centralised",

@@ -9,16 +9,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.compose import check_data, federated_algorithm
-from fedjax_lite.data.dataset import FederatedDataset
-from fedjax_lite.data.found import Population
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
-from fedjax_lite.evaluate.own_models import kept, models_of
-from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
-from fedjax_lite.made import made
-from fedjax_lite.sampling import everyone
-from fedjax_lite.server import ServerState
+from fedjax_lite.round.compose import check_data, federated_algorithm
+from fedjax_lite.round.local import (
+    ClientOptimizer,
+    LocalCarry,
+    LossFn,
+    local_sgd,
+    resolve_optimizer,
+)
+from fedjax_lite.round.own_models import kept, models_of
+from fedjax_lite.round.sampling import everyone
+from fedjax_lite.round.server import ServerState
 from fedjax_lite.types import (
     Array,
     ClientInfo,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import optax
 
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.downlink import Downlink
+from fedjax_lite.checks.made import made
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
-from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
-from fedjax_lite.made import made
-from fedjax_lite.server import optimizer_server
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.downlink import Downlink
+from fedjax_lite.round.local import ClientOptimizer, LossFn, local_sgd
+from fedjax_lite.round.server import optimizer_server
 from fedjax_lite.types import Aggregator, FederatedAlgorithm, Mechanism, Sampler, Transform
 
 
@@ -43,7 +43,7 @@ def fedavg(
       plan: batch size and epochs (or steps) of local work, also per client.
       sampler: who takes part, e.g. ``uniform(10)``; left out where `privacy` brings its own.
       server_optimizer: descends on the mean of ``x - y_i``; default ``optax.sgd(1.0)``, plain
-        averaging. ``fedjax_lite.server`` has the adaptive ones of the FedOpt paper.
+        averaging. ``fedjax_lite.round.server`` has the adaptive ones of the FedOpt paper.
       weighting: "examples" (`n_i`), "uniform", or a function of `ClientInfo`.
       aggregator: default `mean()`.
       uplink: transform of the messages, e.g. ``clip(1.0)``.

@@ -11,17 +11,17 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.checks import check_fraction, check_non_negative, check_positive
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.counting import counts_of
+from fedjax_lite.checks.arguments import check_fraction, check_non_negative, check_positive
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import step_of
-from fedjax_lite.local import LocalCarry, LossFn, local_sgd
-from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import refuse_statistics
-from fedjax_lite.proximal import proximal
-from fedjax_lite.server import Rate, ServerState, optimizer_server
-from fedjax_lite.slot_options import SlotOptions
+from fedjax_lite.objectives.proximal import proximal
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.local import LocalCarry, LossFn, local_sgd
+from fedjax_lite.round.server import Rate, ServerState, optimizer_server
+from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Array,

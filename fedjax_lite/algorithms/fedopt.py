@@ -6,12 +6,12 @@ from typing import Unpack
 
 import optax
 
-from fedjax_lite import server
 from fedjax_lite.algorithms.fedavg import fedavg
-from fedjax_lite.checks import check_non_negative
-from fedjax_lite.local import ClientOptimizer, LossFn
-from fedjax_lite.made import made
-from fedjax_lite.slot_options import FedAvgOptions
+from fedjax_lite.checks.arguments import check_non_negative
+from fedjax_lite.checks.made import made
+from fedjax_lite.round import server
+from fedjax_lite.round.local import ClientOptimizer, LossFn
+from fedjax_lite.round.slot_options import FedAvgOptions
 from fedjax_lite.types import FederatedAlgorithm
 
 
@@ -70,7 +70,7 @@ def fedadagrad(
     tau: float = 1e-3,
     **slots: Unpack[FedAvgOptions],
 ) -> FederatedAlgorithm:
-    """FedAdagrad, the paper's version: see `fedjax_lite.server.adagrad`.
+    """FedAdagrad, the paper's version: see `fedjax_lite.round.server.adagrad`.
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
@@ -105,7 +105,7 @@ def fedadam(
     tau: float = 1e-3,
     **slots: Unpack[FedAvgOptions],
 ) -> FederatedAlgorithm:
-    """FedAdam, the paper's version, without bias correction: see `fedjax_lite.server.adam`.
+    """FedAdam, the paper's version, without bias correction: see `fedjax_lite.round.server.adam`.
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
@@ -141,7 +141,7 @@ def fedyogi(
     tau: float = 1e-3,
     **slots: Unpack[FedAvgOptions],
 ) -> FederatedAlgorithm:
-    """FedYogi, the paper's version: see `fedjax_lite.server.yogi`.
+    """FedYogi, the paper's version: see `fedjax_lite.round.server.yogi`.
 
     Args:
       loss: ``(params, examples, key) -> [B]``.

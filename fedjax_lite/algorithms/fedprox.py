@@ -9,17 +9,23 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.checks import check_count, check_finite, check_non_negative
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.counting import counts_of
-from fedjax_lite.data.found import Population
+from fedjax_lite.checks.arguments import check_count, check_finite, check_non_negative
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import counts_of
+from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import step_of
-from fedjax_lite.local import ClientOptimizer, LocalCarry, LossFn, local_sgd, resolve_optimizer
-from fedjax_lite.made import made
-from fedjax_lite.proximal import penalised, proximal
-from fedjax_lite.server import optimizer_server
-from fedjax_lite.slot_options import SlotOptions
+from fedjax_lite.objectives.proximal import penalised, proximal
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.local import (
+    ClientOptimizer,
+    LocalCarry,
+    LossFn,
+    local_sgd,
+    resolve_optimizer,
+)
+from fedjax_lite.round.server import optimizer_server
+from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.types import (
     Array,
     Batch,

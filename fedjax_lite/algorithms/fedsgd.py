@@ -8,13 +8,13 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.counting import counts_of
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
-from fedjax_lite.made import made
-from fedjax_lite.server import optimizer_server
-from fedjax_lite.slot_options import SlotOptions
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.local import LossFn, add_loss, check_loss, mean_grad, no_loss
+from fedjax_lite.round.server import optimizer_server
+from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.types import (
     Batch,
     ClientInfo,

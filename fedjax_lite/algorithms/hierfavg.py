@@ -12,14 +12,14 @@ from fedjax_lite.aggregation.conditions import need_one_a_client
 from fedjax_lite.aggregation.hierarchical import check_edges, edge_means
 from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.aggregation.stacked import Stack, stacked
-from fedjax_lite.checks import check_count, check_slot
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.data.found import Population
+from fedjax_lite.checks.arguments import check_count, check_slot
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import Step, around
 from fedjax_lite.engine.program import Strategy
-from fedjax_lite.local import ClientOptimizer, LossFn, local_sgd
-from fedjax_lite.made import made
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.local import ClientOptimizer, LossFn, local_sgd
 from fedjax_lite.types import (
     Aggregator,
     Array,

@@ -14,16 +14,16 @@ import optax
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.aggregation.population import Totals, totals
-from fedjax_lite.checks import check_non_negative, check_positive
-from fedjax_lite.compose import federated_algorithm
-from fedjax_lite.counting import counts_of
-from fedjax_lite.data.found import Population
+from fedjax_lite.checks.arguments import check_non_negative, check_positive
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import counts_of
+from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.local import LossFn, add_loss, check_loss, mean_grad, no_loss
-from fedjax_lite.made import made
 from fedjax_lite.models.statistics_checks import check_no_statistics
-from fedjax_lite.server import Rate
-from fedjax_lite.slot_options import SlotOptions
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.local import LossFn, add_loss, check_loss, mean_grad, no_loss
+from fedjax_lite.round.server import Rate
+from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.types import (
     Array,
     Batch,

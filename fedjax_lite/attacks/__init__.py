@@ -11,7 +11,7 @@ from fedjax_lite.attacks.mimic import mimic
 from fedjax_lite.attacks.min_max import min_max, min_sum
 from fedjax_lite.attacks.replacement import model_replacement, replacement_update
 from fedjax_lite.attacks.updates import alie, gaussian, ipm, sign_flip
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
     "Attack",

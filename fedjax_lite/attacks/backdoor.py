@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.attacks.labels import check_fits, labels_of, owned_by
-from fedjax_lite.checks import check_count, check_fraction, check_mask
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.checks.arguments import check_count, check_fraction, check_mask
+from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.evaluate import evaluator
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Params, RoundState

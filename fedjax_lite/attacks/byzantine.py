@@ -19,8 +19,8 @@ from fedjax_lite.aggregation.stacked import (
     check_scalar_weight,
     stacked,
 )
-from fedjax_lite.checks import check_count, check_fraction
-from fedjax_lite.made import Made, made
+from fedjax_lite.checks.arguments import check_count, check_fraction
+from fedjax_lite.checks.made import Made, made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
 

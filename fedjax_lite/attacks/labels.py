@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_whole
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.checks.arguments import check_count, check_whole
+from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.types import Array
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lite.checked import check_calls
-from fedjax_lite.checks import check_count, check_fraction, check_non_negative
-from fedjax_lite.counting import counted
-from fedjax_lite.local import LossFn, check_loss
+from fedjax_lite.checks.arguments import check_count, check_fraction, check_non_negative
+from fedjax_lite.checks.calls import check_calls
+from fedjax_lite.data.population.counting import counted
+from fedjax_lite.round.local import LossFn, check_loss
 from fedjax_lite.types import Params, PyTree
 
 Scores = Sequence[float] | np.ndarray

@@ -15,8 +15,8 @@ from fedjax_lite.aggregation.geometric_median import measurable
 from fedjax_lite.aggregation.stacked import check_like_model
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.moments import honest_mean
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 

@@ -14,7 +14,7 @@ from fedjax_lite.aggregation.distances import pairwise_squares, squares_to
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.moments import honest_mean, honest_std
 from fedjax_lite.attacks.updates import stateless
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array, Key, PyTree
 
 Direction = Literal["unit", "sign", "std"]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.updates import stateless
-from fedjax_lite.checks import check_positive
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_positive
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 

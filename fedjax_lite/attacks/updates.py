@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from fedjax_lite.attacks.byzantine import Attack, Scene
 from fedjax_lite.attacks.moments import honest_mean, honest_std
-from fedjax_lite.checks import check_finite, check_non_negative
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_finite, check_non_negative
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array, Key, PyTree
 
 

@@ -3,7 +3,7 @@
 The same modular sum inside a compiled round is `fedjax_lite.aggregation.secure.secure_mean`.
 """
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.crypto.additive import mpc_mean, reveal, share
 from fedjax_lite.crypto.beaver import Triple, TripleReusedError, deal_triple, multiply
 from fedjax_lite.crypto.ckks import Ciphertexts, CkksReport, CkksSecret, CkksServer, ckks_mean

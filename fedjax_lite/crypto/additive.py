@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_whole
+from fedjax_lite.checks.arguments import check_count, check_whole
 from fedjax_lite.crypto.field import VECTOR_PRIME, random_elements
 from fedjax_lite.crypto.fixed_point import check_ring, decode_mean, encode
 from fedjax_lite.crypto.shamir import combine_array, elements, split_array

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.crypto.additive import reveal, share
 from fedjax_lite.crypto.field import random_elements
 from fedjax_lite.crypto.shamir import elements

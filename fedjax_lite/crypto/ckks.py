@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.types import Message, PyTree
 
 SECURE_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_bool, check_count, check_positive, check_whole, shown
+from fedjax_lite.checks.arguments import check_bool, check_count, check_positive, check_whole, shown
 
 RING_BITS = 32
 """Sums are taken modulo 2**32, which is what uint32 addition does by itself."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.crypto.field import (
     SECRET_PRIME,
     VECTOR_PRIME,

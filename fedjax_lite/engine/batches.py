@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count
-from fedjax_lite.data.dataset import ClientData
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.shuffle import permute
 from fedjax_lite.types import Array, Batch, Key
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_tree
-from fedjax_lite.data.dataset import ClientData, FederatedDataset
+from fedjax_lite.checks.arguments import check_count, check_tree
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.dataset import ClientData, FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import chunked, vmapped
 from fedjax_lite.engine.program import Job, Strategy, Table
-from fedjax_lite.made import made
 from fedjax_lite.types import PyTree
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -69,7 +69,7 @@ def choose(
       The `Choice`.
 
     Example:
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> data = from_arrays({"x": np.zeros(40)}, np.repeat(np.arange(10), 4))
       >>> choose({"w": np.zeros((784, 10), np.float32)}, data, 10, platform="cpu").num_lanes
       5
@@ -129,7 +129,7 @@ def explain(
       ValueError: if the cohort is empty or larger than the population.
 
     Example:
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> data = from_arrays({"x": np.zeros(40)}, np.repeat(np.arange(10), 4))
       >>> text = explain(np.zeros(784, np.float32), data, plan=Plan(batch_size=2), cohort_size=10)
       >>> "5 of 10 clients in lanes" in text

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.counting import Counts, apply_counts
-from fedjax_lite.data.dataset import ClientData, ShardedDataset
-from fedjax_lite.data.found import Population
+from fedjax_lite.data.population.counting import Counts, apply_counts
+from fedjax_lite.data.population.dataset import ClientData, ShardedDataset
+from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.program import Work
 from fedjax_lite.types import Array
 
@@ -48,7 +48,7 @@ def counted_sizes(counts: Counts | None, data: Any) -> Array:
     Of a population whose examples lie elsewhere (a stream) all count, for nobody has read them.
 
     Example:
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> data = from_arrays({"y": jnp.array([0, -1, 2, -1])}, [0, 0, 0, 1])
       >>> counted_sizes(lambda e: e["y"] >= 0, data).tolist()
       [2, 0]
@@ -62,7 +62,7 @@ def population_of(data: Any, counts: Counts | None) -> Population:
     """What a server is told of the clients of some data.
 
     Example:
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> population_of(from_arrays({"y": jnp.arange(3)}, [0, 1, 1]), None).sizes.tolist()
       [1, 2]
     """

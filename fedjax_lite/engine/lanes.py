@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.engine.program import (
     Job,
     Strategy,
@@ -17,7 +18,6 @@ from fedjax_lite.engine.program import (
     empty_metrics,
     train_lanes,
 )
-from fedjax_lite.made import made
 from fedjax_lite.types import Array, PyTree
 
 

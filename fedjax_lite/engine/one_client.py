@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.data.dataset import ClientData, check_data
+from fedjax_lite.data.population.dataset import ClientData, check_data
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.one_pass import work_list
 from fedjax_lite.engine.program import Job, Program, Table, train_lanes

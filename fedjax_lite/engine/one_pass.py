@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.data.dataset import ClientData
+from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.messages import CLIENT_COUNTED
 from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work, message_shape

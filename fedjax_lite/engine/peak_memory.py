@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjax_lite.engine.memory import available_bytes
+from fedjax_lite.engine.table_memory import available_bytes
 
 PACKING = 1.5
 """XLA:CPU packs the right side of a matrix product while it computes, outside the compiler's

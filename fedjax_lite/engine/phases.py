@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import shown
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.messages import CLIENT_STEPS
 from fedjax_lite.engine.shuffle import mix

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.counting import Counts, apply_counts
-from fedjax_lite.data.dataset import ClientData
+from fedjax_lite.checks.made import Made
+from fedjax_lite.data.population.counting import Counts, apply_counts
+from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.batches import Plan, take_batch
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS, ENGINE_METRICS, well_formed
 from fedjax_lite.engine.phases import phases_of, step_names, stream_key, stream_seed
-from fedjax_lite.made import Made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Aggregator,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_whole
+from fedjax_lite.checks.arguments import check_whole
 from fedjax_lite.types import Array, Key
 
 NUM_ROUNDS = 28

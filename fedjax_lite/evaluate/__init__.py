@@ -4,8 +4,8 @@ from fedjax_lite.evaluate.client_evaluator import client_evaluator
 from fedjax_lite.evaluate.clients import evaluate_clients, evaluate_personal
 from fedjax_lite.evaluate.fairness import summarize_clients
 from fedjax_lite.evaluate.known import results_of, scored_by
-from fedjax_lite.evaluate.own_models import models_of
 from fedjax_lite.evaluate.scores import evaluator
+from fedjax_lite.round.own_models import models_of
 
 __all__ = [
     "client_evaluator",

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset
-from fedjax_lite.data.sharded import ShardedDataset
-from fedjax_lite.data.store import example_bytes, offsets_of
+from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.data.population.sharded import ShardedDataset
+from fedjax_lite.data.stores.store import example_bytes, offsets_of
 from fedjax_lite.evaluate.device_blocks import device_blocks
 from fedjax_lite.types import Array, PyTree
 

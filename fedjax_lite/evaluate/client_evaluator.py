@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import shown
-from fedjax_lite.data.dataset import FederatedDataset
-from fedjax_lite.data.sharded import ShardedDataset
+from fedjax_lite.checks.arguments import shown
+from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.data.population.sharded import ShardedDataset
 from fedjax_lite.evaluate.blocks import Streamed
 from fedjax_lite.evaluate.clients import check_population_of, evaluate_clients
 from fedjax_lite.evaluate.columns import columns_of, group_columns
 from fedjax_lite.evaluate.fairness import summarize_clients
 from fedjax_lite.evaluate.known import Scored, note
-from fedjax_lite.evaluate.own_models import kept, one_model
 from fedjax_lite.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.models.model import Model
+from fedjax_lite.round.own_models import kept, one_model
 from fedjax_lite.types import Params, RoundState
 
 
@@ -65,7 +65,7 @@ def client_evaluator(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> model = Model(init=lambda key: None, loss=lambda w, b, key: (w - b["x"]) ** 2,
       ...               predict=lambda w, b: jnp.stack([w - b["x"], b["x"] - w], axis=-1))
       >>> test = from_arrays({"x": np.array([0.0, 0.5, 3.0]), "y": np.array([0, 0, 0])}, [0, 0, 1])
@@ -110,7 +110,7 @@ def is_same_split(test: Any, train: Any) -> bool:
     Of populations in memory that share their examples; of any others nobody knows.
 
     Example:
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> data = from_arrays({"y": np.arange(3)}, [0, 0, 1])
       >>> is_same_split(data, data), is_same_split(data, None)
       (True, False)

@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_count, shown
-from fedjax_lite.data.dataset import FederatedDataset
-from fedjax_lite.data.sharded import ShardedDataset
+from fedjax_lite.checks.arguments import check_count, shown
+from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.data.population.sharded import ShardedDataset
 from fedjax_lite.evaluate.blocks import Streamed, is_streamed
 from fedjax_lite.evaluate.device_blocks import at_hand
 from fedjax_lite.evaluate.groups import groups_of
 from fedjax_lite.evaluate.metric_shapes import metric_shapes
-from fedjax_lite.evaluate.own_models import check_state, kept, num_clients_of, one_model, one_of
 from fedjax_lite.evaluate.passes import Asked, own_parts, pooled_parts
 from fedjax_lite.evaluate.totals import figures_of
 from fedjax_lite.evaluate.what_counts import (
@@ -26,6 +25,7 @@ from fedjax_lite.evaluate.what_counts import (
 )
 from fedjax_lite.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.models.model import Model
+from fedjax_lite.round.own_models import check_state, kept, num_clients_of, one_model, one_of
 from fedjax_lite.types import Params, PyTree, RoundState
 
 
@@ -68,7 +68,7 @@ def evaluate_clients(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> model = Model(init=lambda key: None, loss=lambda w, b, key: (w - b["x"]) ** 2,
       ...               predict=lambda w, b: jnp.stack([w - b["x"], b["x"] - w], axis=-1))
       >>> examples = {"x": jnp.array([0.0, 3.0]), "y": jnp.array([0, 0])}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lite.data.sharded import ShardedDataset
+from fedjax_lite.data.population.sharded import ShardedDataset
 from fedjax_lite.types import PyTree
 
 

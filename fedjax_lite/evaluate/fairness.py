@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 
 
 def summarize_clients(

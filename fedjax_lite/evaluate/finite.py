@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.evaluate.own_models import is_table, keeps_own, server_model
+from fedjax_lite.round.own_models import is_table, keeps_own, server_model
 from fedjax_lite.types import RoundState
 
 

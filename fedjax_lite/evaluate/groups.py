@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lite.checks import shown
+from fedjax_lite.checks.arguments import shown
 
 
 class Groups(NamedTuple):

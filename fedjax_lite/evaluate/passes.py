@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.evaluate.blocks import Population, blocks_of, pooled_blocks
 from fedjax_lite.evaluate.groups import Groups
 from fedjax_lite.evaluate.metric_shapes import unit_bytes
-from fedjax_lite.evaluate.own_models import BLOCK, is_table, models_of, row_bytes
 from fedjax_lite.evaluate.own_program import score_own
 from fedjax_lite.evaluate.programs import score_examples
 from fedjax_lite.evaluate.totals import Examples, Part, as_table, first_of
 from fedjax_lite.evaluate.what_counts import check_labels_fit, loss_looking, scoring_of
 from fedjax_lite.metrics.metric import HostMetric, Named
 from fedjax_lite.models.model import Model
+from fedjax_lite.round.own_models import BLOCK, is_table, models_of, row_bytes
 from fedjax_lite.types import Params, PyTree, RoundState
 
 MOST = 4096

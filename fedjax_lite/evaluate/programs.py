@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.counting import counted as counted_by
+from fedjax_lite.checks.labels import labels_of
+from fedjax_lite.data.population.counting import counted as counted_by
 from fedjax_lite.evaluate.metric_shapes import add_by_unit, metric_shapes, no_sums, stored_type
 from fedjax_lite.evaluate.what_counts import Kind
-from fedjax_lite.label_checks import labels_of
 from fedjax_lite.metrics.answers import valid_labels
 from fedjax_lite.metrics.metric import Metric, Named
 from fedjax_lite.models.model import Model

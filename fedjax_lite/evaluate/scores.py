@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.evaluate.columns import columns_of, group_columns
 from fedjax_lite.evaluate.groups import Groups, groups_of
 from fedjax_lite.evaluate.known import Scored, note
 from fedjax_lite.evaluate.metric_shapes import metric_shapes
-from fedjax_lite.evaluate.own_models import one_model
 from fedjax_lite.evaluate.programs import score_examples
 from fedjax_lite.evaluate.totals import Examples, Part, figures_of
 from fedjax_lite.evaluate.what_counts import (
@@ -27,6 +26,7 @@ from fedjax_lite.evaluate.what_counts import (
 )
 from fedjax_lite.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.models.model import Model
+from fedjax_lite.round.own_models import one_model
 from fedjax_lite.types import Params, PyTree, RoundState
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.data.dataset import ClientData, check_examples
-from fedjax_lite.label_checks import Seen, outputs_of, seen_in, watching
-from fedjax_lite.label_words import labels_beyond
+from fedjax_lite.checks.label_words import labels_beyond
+from fedjax_lite.checks.labels import Seen, outputs_of, seen_in, watching
+from fedjax_lite.data.population.dataset import ClientData, check_examples
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import PyTree
 

@@ -1,6 +1,6 @@
 """Metrics of evaluations: ``metrics={"f1": fl.metrics.f1(10)}`` in every one of them."""
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.metrics.absolute_error import mean_absolute_error
 from fedjax_lite.metrics.auc import auc
 from fedjax_lite.metrics.calibration_error import expected_calibration_error

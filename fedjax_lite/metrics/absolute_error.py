@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.metrics.answers import per_example, valid_labels
 from fedjax_lite.metrics.metric import Metric
 from fedjax_lite.types import Array, PyTree

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.metrics.answers import answers_of, per_example
 from fedjax_lite.metrics.metric import Metric
 from fedjax_lite.types import Array, PyTree

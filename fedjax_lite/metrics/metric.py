@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lite.checks import shown
-from fedjax_lite.made import Made
+from fedjax_lite.checks.arguments import shown
+from fedjax_lite.checks.made import Made
 from fedjax_lite.types import Array, PyTree
 
 TAKEN = ("loss", "accuracy", "size", "all", "groups")

@@ -1,7 +1,7 @@
 """Models as pure functions: reference networks, adapters, and the layers they are made of."""
 
-from fedjax_lite.checked import check_calls
-from fedjax_lite.counting import counted, with_counts
+from fedjax_lite.checks.calls import check_calls
+from fedjax_lite.data.population.counting import counted, with_counts
 from fedjax_lite.models.augment import augmented, random_images
 from fedjax_lite.models.batch_norm import (
     batch_norm,

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.counting import keep_counts
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import keep_counts
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params
 

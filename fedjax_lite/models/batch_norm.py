@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.checks import check_count, check_fraction, check_positive, check_tree
-from fedjax_lite.made import made
-from fedjax_lite.optimizer_arguments import hidden_arguments
+from fedjax_lite.checks.arguments import check_count, check_fraction, check_positive, check_tree
+from fedjax_lite.checks.made import made
+from fedjax_lite.round.optimizer_arguments import hidden_arguments
 from fedjax_lite.types import Array, Params, PyTree
 
 Policy = Literal["averaged", "local", "batch"]

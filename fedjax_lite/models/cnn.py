@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import jax
 
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.models.conv import Form
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.inputs import as_shape, check_input_shape

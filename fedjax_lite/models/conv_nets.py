@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.models.conv import Form
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.inputs import as_shape, check_input_shape

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.inputs import as_shape, check_input_shape
 from fedjax_lite.models.layers import Init, check_init, dense, init_affine

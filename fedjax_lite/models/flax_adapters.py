@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.models.batch_norm import (
     STATISTICS_NAMES,
     Policy,

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_key
-from fedjax_lite.counting import counts_of, with_counts
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_key
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import counts_of, with_counts
 from fedjax_lite.models.inputs import as_floats, check_statistics
 from fedjax_lite.models.losses import check_per_example, cross_entropy
 from fedjax_lite.models.model import Model

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.checks import check_fraction, check_non_negative
-from fedjax_lite.counting import labelled
-from fedjax_lite.first_look import check_losses
-from fedjax_lite.label_checks import check_classes
+from fedjax_lite.checks.arguments import check_fraction, check_non_negative
+from fedjax_lite.checks.labels import check_classes
+from fedjax_lite.checks.loss import check_losses
+from fedjax_lite.data.population.counting import labelled
 from fedjax_lite.types import Array
 
 

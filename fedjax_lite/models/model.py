@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_lite.made import Made
+from fedjax_lite.checks.made import Made
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 

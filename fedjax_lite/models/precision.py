@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core import Literal as Constant
 
-from fedjax_lite.counting import keep_counts
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import keep_counts
 from fedjax_lite.models.model import Model
 from fedjax_lite.models.products import narrow_conv, narrow_dot
 from fedjax_lite.types import Array, Key, Params, PyTree

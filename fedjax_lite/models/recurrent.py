@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.models.functions import from_functions
 from fedjax_lite.models.layers import dense, init_affine
 from fedjax_lite.models.model import Model

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from fedjax_lite.models.batch_norm import SCALE, statistics_mask
-from fedjax_lite.optimizer_arguments import loss_arguments, step_optimizer
+from fedjax_lite.round.optimizer_arguments import loss_arguments, step_optimizer
 from fedjax_lite.types import Params
 
 

@@ -15,7 +15,7 @@ its rounds, and ``accountant.spent(state)`` composes them (see `history.with_his
 alone have no history: whoever begins a new state with them adds what they have spent.
 """
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.privacy import audit
 from fedjax_lite.privacy.accounting.analytic_gaussian import (
     gaussian_stddev,

@@ -8,8 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_count, check_fraction, check_non_negative, check_positive
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import (
+    check_count,
+    check_fraction,
+    check_non_negative,
+    check_positive,
+)
+from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.accounting.accountants import (
     calibrated_noise,
     poisson_accountant,

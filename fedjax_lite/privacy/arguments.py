@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 
 MOST_EPSILON = 1e4
 """A finite budget above this is a slip; its noise is too small for the accountants' grids."""

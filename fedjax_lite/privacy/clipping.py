@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_positive
+from fedjax_lite.checks.arguments import check_positive
 from fedjax_lite.transforms.clip import clip_by_global_norm
 from fedjax_lite.types import Array, PyTree
 

@@ -11,16 +11,21 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
-from fedjax_lite.checks import check_count, check_fraction, check_non_negative, check_positive
-from fedjax_lite.counting import counts_of
-from fedjax_lite.local import LocalCarry, LossFn, check_loss, no_loss
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import (
+    check_count,
+    check_fraction,
+    check_non_negative,
+    check_positive,
+)
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.privacy.accounting import poisson as accounting
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
 from fedjax_lite.privacy.arguments import check_delta, check_noise_multiplier
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev
 from fedjax_lite.privacy.participation import DRAWS
+from fedjax_lite.round.local import LocalCarry, LossFn, check_loss, no_loss
 from fedjax_lite.transforms.noise import gaussian_like
 from fedjax_lite.types import (
     Array,

@@ -8,15 +8,15 @@ from typing import Literal
 import jax.numpy as jnp
 
 from fedjax_lite.aggregation.mean import mean
-from fedjax_lite.checks import check_count
-from fedjax_lite.ledger import LOCAL
-from fedjax_lite.made import made, signed
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made, signed
 from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced, shown
 from fedjax_lite.privacy.clipping import widened
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
-from fedjax_lite.sampling import uniform
+from fedjax_lite.round.ledger import LOCAL
+from fedjax_lite.round.sampling import uniform
 from fedjax_lite.transforms.chain import chain
 from fedjax_lite.transforms.clip import clip as clipping
 from fedjax_lite.transforms.noise import gaussian_noise

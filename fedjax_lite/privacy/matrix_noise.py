@@ -12,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_finite, check_non_negative, check_positive
-from fedjax_lite.ledger import MATRIX
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import (
+    check_count,
+    check_finite,
+    check_non_negative,
+    check_positive,
+)
+from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, shown
@@ -22,6 +26,7 @@ from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev, zero_sum
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
 from fedjax_lite.privacy.tree_noise import noise_rounds
+from fedjax_lite.round.ledger import MATRIX
 from fedjax_lite.transforms.noise import gaussian_like
 from fedjax_lite.types import (
     Aggregator,

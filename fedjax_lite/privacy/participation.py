@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_count, check_fraction
+from fedjax_lite.checks.arguments import check_count, check_fraction
+from fedjax_lite.checks.made import made, signed
 from fedjax_lite.engine.shuffle import shuffle_index
-from fedjax_lite.made import made, signed
 from fedjax_lite.privacy.arguments import check_population
-from fedjax_lite.sampling import poisson, poisson_capacity
+from fedjax_lite.round.sampling import poisson, poisson_capacity
 from fedjax_lite.types import Array, Cohort, Key, PyTree, Sampler
 
 TAIL = 1e-40

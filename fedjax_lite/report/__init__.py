@@ -4,7 +4,7 @@ Matplotlib's object interface only, so nothing global changes and no display is 
 show themselves in a notebook.
 """
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.report.clients import plot_client_accuracies, plot_partition
 from fedjax_lite.report.comparison import Comparison, compare
 from fedjax_lite.report.curves import plot_curves, plot_sweep

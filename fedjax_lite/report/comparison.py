@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedjax_lite.checks import as_path
-from fedjax_lite.history import save_text_atomic
+from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.report import page
 from fedjax_lite.report.drawing import Scene
 from fedjax_lite.report.groups import Group, dataset_of, group_runs
@@ -24,6 +23,7 @@ from fedjax_lite.report.runs import Run, find_runs, read_run
 from fedjax_lite.report.statistics import CONFIDENCE, points
 from fedjax_lite.report.style import save_png
 from fedjax_lite.report.summary import choose_metric, choose_target, summarize
+from fedjax_lite.run.history import save_text_atomic
 from fedjax_lite.version import __version__
 
 if TYPE_CHECKING:

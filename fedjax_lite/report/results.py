@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedjax_lite.checks import as_path
-from fedjax_lite.history import read_rows
+from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.report.runs import Run
+from fedjax_lite.run.history import read_rows
 
 IDENTITY = (
     *("method", "algorithm", "uplink", "rule", "attack", "bucket_size", "cell", "deal", "split"),

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import as_path
-from fedjax_lite.history import Row, read_rows
+from fedjax_lite.checks.arguments import as_path
+from fedjax_lite.run.history import Row, read_rows
 
 REMEDY = (
     "give a folder that fl.run(..., output_dir=...) wrote, one that holds such folders, or the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from fedjax_lite.checks import as_path
+from fedjax_lite.checks.arguments import as_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

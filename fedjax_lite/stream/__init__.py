@@ -1,6 +1,6 @@
 """Populations larger than memory: examples and client rows are fetched cohort by cohort."""
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.stream.dataset import StreamedDataset, open_streamed
 from fedjax_lite.stream.host_table import HostTable
 from fedjax_lite.stream.memory import StreamedBytes, streamed_bytes

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 
 from fedjax_lite import trees
-from fedjax_lite.checks import as_path
-from fedjax_lite.data.dataset import CohortDataset
-from fedjax_lite.data.npy_store import NpyStore
-from fedjax_lite.data.store import ExampleStore, check_sizes
-from fedjax_lite.rounds import Rounds
+from fedjax_lite.checks.arguments import as_path
+from fedjax_lite.data.population.dataset import CohortDataset
+from fedjax_lite.data.stores.npy_store import NpyStore
+from fedjax_lite.data.stores.store import ExampleStore, check_sizes
+from fedjax_lite.run.rounds import Rounds
 from fedjax_lite.stream.host_table import make_table
 from fedjax_lite.stream.memory import bucket
-from fedjax_lite.stream.rounds import StreamedRounds, Timings
+from fedjax_lite.stream.prefetch import StreamedRounds, Timings
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree
 
 Place = Literal["device", "host", "disk"]
@@ -46,7 +46,7 @@ class StreamedDataset:
 
     Example:
       >>> import optax, fedjax_lite as fl
-      >>> from fedjax_lite.data.store import ArrayStore
+      >>> from fedjax_lite.data.stores.store import ArrayStore
       >>> data = StreamedDataset(ArrayStore({"b": np.array([-1.0, 2.0], np.float32)}, [1, 1]))
       >>> algo = fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0),
       ...                  plan=fl.Plan(batch_size=1), sampler=fl.everyone())
@@ -197,7 +197,7 @@ def open_streamed(
 
     Example:
       >>> import tempfile
-      >>> from fedjax_lite.data.npy_store import write_streamed
+      >>> from fedjax_lite.data.stores.npy_store import write_streamed
       >>> with tempfile.TemporaryDirectory() as place:
       ...     _ = write_streamed(f"{place}/data", [([1, 2], {"x": np.arange(3.0)})])
       ...     open_streamed(f"{place}/data").num_clients

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checkpoint.manifest import CheckpointDamaged
-from fedjax_lite.checks import check_tree
-from fedjax_lite.engine.memory import host_bytes
+from fedjax_lite.checks.arguments import check_tree
+from fedjax_lite.engine.table_memory import host_bytes
+from fedjax_lite.run.checkpoint.manifest import CheckpointDamaged
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.row_store import RowStore, new_token, token_of
 from fedjax_lite.stream.table_files import read_index

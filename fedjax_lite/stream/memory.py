@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_lite.checks import check_tree
-from fedjax_lite.data.store import Leaf, example_bytes
+from fedjax_lite.checks.arguments import check_tree
+from fedjax_lite.data.stores.store import Leaf, example_bytes
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.types import PyTree
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checkpoint.manifest import CheckpointDamaged
-from fedjax_lite.history import naming
+from fedjax_lite.run.checkpoint.manifest import CheckpointDamaged
+from fedjax_lite.run.history import naming
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.slots import FileSlots, MemorySlots
 from fedjax_lite.stream.table_files import read_index, read_note

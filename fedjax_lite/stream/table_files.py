@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.data.errors import DatasetFormatError
-from fedjax_lite.data.npy_file import open_npy
+from fedjax_lite.data.formats.errors import DatasetFormatError
+from fedjax_lite.data.formats.npy_file import open_npy
 
 _EARLIER = "restore an earlier checkpoint"
 _MAX_NOTE = 1 << 22

@@ -8,7 +8,7 @@
 >>> testing.check_algorithm(make, laws=["finite", "empty_cohort_changes_nothing"])
 """
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.testing.algorithm_laws import ALGORITHM_LAWS, check_algorithm
 from fedjax_lite.testing.metric_laws import METRIC_LAWS, check_metric
 from fedjax_lite.testing.problem import init_params, loss, population

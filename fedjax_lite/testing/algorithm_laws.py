@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.engine.differentiable import differentiable
 from fedjax_lite.engine.lanes import chunked, sequential, vmapped
 from fedjax_lite.engine.program import Strategy
-from fedjax_lite.engine.scanned import differentiable
-from fedjax_lite.sampling import everyone, uniform
+from fedjax_lite.round.sampling import everyone, uniform
 from fedjax_lite.testing.idling import idle
 from fedjax_lite.testing.padding import overwritten
 from fedjax_lite.testing.problem import SIZES, init_params, population

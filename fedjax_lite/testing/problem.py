@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset, from_arrays
+from fedjax_lite.data.population.dataset import FederatedDataset, from_arrays
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 SIZES = (3, 5, 1, 0, 4, 7, 2)

@@ -34,7 +34,7 @@ from fedjax_lite.privacy import (
     matrix_noise,
     tree_noise,
 )
-from fedjax_lite.server import adagrad, adam, optimizer_server, yogi
+from fedjax_lite.round.server import adagrad, adam, optimizer_server, yogi
 from fedjax_lite.types import Aggregator, Mechanism, ServerUpdate
 
 HOSTILE = (1, 3)

@@ -46,9 +46,7 @@ from fedjax_lite.algorithms import (
     scaffold,
 )
 from fedjax_lite.attacks import alie, byzantine
-from fedjax_lite.compose import federated_algorithm
 from fedjax_lite.engine import Plan
-from fedjax_lite.local import local_sgd
 from fedjax_lite.privacy import (
     adaptive_sum,
     dp_sgd,
@@ -59,8 +57,10 @@ from fedjax_lite.privacy import (
     tree_sum,
     uniform_mean,
 )
-from fedjax_lite.sampling import dropout, everyone, poisson, uniform, weighted
-from fedjax_lite.server import optimizer_server
+from fedjax_lite.round.compose import federated_algorithm
+from fedjax_lite.round.local import local_sgd
+from fedjax_lite.round.sampling import dropout, everyone, poisson, uniform, weighted
+from fedjax_lite.round.server import optimizer_server
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
 from fedjax_lite.transforms import (

@@ -1,6 +1,6 @@
 """What happens to a value on the wire."""
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.transforms.chain import chain, identity
 from fedjax_lite.transforms.clip import clip
 from fedjax_lite.transforms.drive import drive

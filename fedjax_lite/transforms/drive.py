@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.flat import by_code, over_tree
 from fedjax_lite.transforms.hadamard import (
     block_shape,

@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.transforms.random_words import random_words
 from fedjax_lite.types import Array
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_non_negative
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_non_negative
+from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array, Key, PyTree, Transform
 
 

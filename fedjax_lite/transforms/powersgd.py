@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.flat import compressor, magnitude
 from fedjax_lite.types import Array, Key, PyTree, Transform, Wire
 

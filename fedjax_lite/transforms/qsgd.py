@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_count
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.flat import by_code, over_tree
 from fedjax_lite.transforms.random_words import uniforms
 from fedjax_lite.transforms.wire import (

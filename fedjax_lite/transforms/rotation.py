@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.transforms.flat import over_tree
 from fedjax_lite.transforms.hadamard import (

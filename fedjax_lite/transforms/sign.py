@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.flat import by_code, over_tree
 from fedjax_lite.transforms.wire import Code, Field, Symbols, code_length, real
 from fedjax_lite.types import Array, Transform

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.transforms.flat import over_tree
 from fedjax_lite.transforms.selection import largest, magnitude_keys

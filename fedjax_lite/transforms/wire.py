@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.transforms.random_words import seed_of
 from fedjax_lite.types import Array, Key, Wire
 

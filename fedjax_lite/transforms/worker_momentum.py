@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_fraction
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_fraction
+from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.error_feedback import finite_or_zero, wide_zeros
 from fedjax_lite.types import Array, Key, PyTree, Transform
 

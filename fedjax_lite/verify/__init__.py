@@ -10,7 +10,7 @@ clip       inside the ball  (0.3, 0.4)  (0.3, 0.4)  0      PASS
 1 passed, 0 failed
 """
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.verify.command import main, run, technique_names
 from fedjax_lite.verify.own import check
 from fedjax_lite.verify.records import Check, Record, run_check, run_checks

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset, from_owners
+from fedjax_lite.data.population.dataset import FederatedDataset, from_owners
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.types import Array, Cohort, FederatedAlgorithm
 

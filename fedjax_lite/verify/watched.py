@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.data.dataset import FederatedDataset
-from fedjax_lite.evaluate.own_models import models_of, server_model
-from fedjax_lite.sampling import everyone
+from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.round.own_models import models_of, server_model
+from fedjax_lite.round.sampling import everyone
 from fedjax_lite.types import Array, FederatedAlgorithm, RoundState
 from fedjax_lite.verify.testbeds import ETA, q2, quadratic, whole
 

@@ -127,7 +127,7 @@ def python_commands() -> list[tuple[str, list[str], list[str]]]:
         words = words[words.index("python") + 1 :]
         length = 2 if words[0] == "-m" else 1
         target, rest = words[:length], words[length:]
-        if target == ["-m", "fedjax_lite.launch"]:  # a script of its own follows the options
+        if target == ["-m", "fedjax_lite.hosts.launch"]:  # a script of its own follows the options
             place = next(i for i, word in enumerate(rest) if word.endswith(".py"))
             found.append((where, rest[place : place + 1], rest[place + 1 :]))
             rest = rest[:place]
@@ -154,7 +154,7 @@ def test_flags_of_commands_are_known():
         assert not unknown, f"{where}: {' '.join(target)} has no {sorted(unknown)}"
         checked += len(flags)
     assert checked >= 8
-    assert "--num-processes" in flags_of("-m", "fedjax_lite.launch")
+    assert "--num-processes" in flags_of("-m", "fedjax_lite.hosts.launch")
     assert "--learning-rate" in flags_of("experiments/fedavg_cifar.py")
     assert "--lr" not in flags_of("experiments/fedavg_cifar.py")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_lite.progress import NotebookBar
+from fedjax_lite.run.progress import NotebookBar
 
 FOLDER = Path(__file__).resolve().parents[2] / "colab"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("0*.ipynb"))

@@ -15,8 +15,8 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent))
 import forked
 
-from fedjax_lite.data import cache
-from fedjax_lite.data.cache import cached
+from fedjax_lite.data.sources import cache
+from fedjax_lite.data.sources.cache import cached
 
 VALUES = {"x": np.arange(12, dtype=np.float32).reshape(4, 3), "y": np.array([3, 1, 2, 0], np.int32)}
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fedjax_lite.data import feature_skew
-from fedjax_lite.data.feature_skew import brightness, contrast, noise, rotation
-from fedjax_lite.data.image_rotation import rotate, rotate_bilinear
-from fedjax_lite.data.partition import iid, owners, partition
+from fedjax_lite.data.partition import feature_skew
+from fedjax_lite.data.partition.feature_skew import brightness, contrast, noise, rotation
+from fedjax_lite.data.partition.image_rotation import rotate, rotate_bilinear
+from fedjax_lite.data.partition.partition import iid, owners, partition
 
 
 def _images(shape, dtype: type = np.uint8, seed=0):

@@ -13,9 +13,9 @@ import zlib
 
 import pytest
 
-from fedjax_lite.data import archive
-from fedjax_lite.data.archive import read_members
-from fedjax_lite.data.errors import DatasetFormatError
+from fedjax_lite.data.formats import archive
+from fedjax_lite.data.formats.archive import read_members
+from fedjax_lite.data.formats.errors import DatasetFormatError
 
 MEBI = 2**20
 

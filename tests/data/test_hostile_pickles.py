@@ -10,9 +10,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedjax_lite.data import cifar
-from fedjax_lite.data.errors import DatasetFormatError
-from fedjax_lite.data.safe_pickle import load_plain
+from fedjax_lite.data.formats.errors import DatasetFormatError
+from fedjax_lite.data.formats.safe_pickle import load_plain
+from fedjax_lite.data.sources import cifar
 
 ROWS = 12
 

@@ -11,13 +11,13 @@ import zlib
 import numpy as np
 import pytest
 
-from fedjax_lite.data.errors import DatasetFormatError
-from fedjax_lite.data.idx import read_idx
-from fedjax_lite.data.npy_file import open_npy
-from fedjax_lite.data.npy_store import NpyStore, write_streamed
-from fedjax_lite.data.parquet_store import ParquetStore, write_parquet
-from fedjax_lite.data.record_store import RecordStore, write_records
-from fedjax_lite.data.sources import load
+from fedjax_lite.data.formats.errors import DatasetFormatError
+from fedjax_lite.data.formats.npy_file import open_npy
+from fedjax_lite.data.sources.idx import read_idx
+from fedjax_lite.data.sources.load import load
+from fedjax_lite.data.stores.npy_store import NpyStore, write_streamed
+from fedjax_lite.data.stores.parquet_store import ParquetStore, write_parquet
+from fedjax_lite.data.stores.record_store import RecordStore, write_records
 
 MEBI = 2**20
 SIZES = np.array([3, 0, 5, 1])
@@ -68,7 +68,7 @@ def test_a_gzip_file_of_more_than_its_head_says_is_not_read_whole(tmp_path):
 
 
 def test_a_text_of_nearly_endless_zeros(tmp_path, monkeypatch):
-    from fedjax_lite.data import shakespeare
+    from fedjax_lite.data.sources import shakespeare
 
     monkeypatch.setattr(shakespeare, "_MAX_GZIPPED", MEBI)
     (tmp_path / "shakespeare").mkdir()

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from fedjax_lite.data import new_folder as module
-from fedjax_lite.data.new_folder import new_folder
+from fedjax_lite.data.stores import new_folder as module
+from fedjax_lite.data.stores.new_folder import new_folder
 
 
 def write(folder, text, *, overwrite=False, meanwhile=lambda: None):

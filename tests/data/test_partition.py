@@ -5,13 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_lite.data import apportion
-from fedjax_lite.data.feature_skew import brightness
-from fedjax_lite.data.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
-from fedjax_lite.data.pachinko import pachinko
-from fedjax_lite.data.partition import Partitioner, by_key, iid, label_counts, owners, partition
-from fedjax_lite.data.quantity_skew import lognormal, power_law, quantity_dirichlet, zipf
-from fedjax_lite.data.shards import classes_per_client, shards
+from fedjax_lite.data.partition import apportion
+from fedjax_lite.data.partition.feature_skew import brightness
+from fedjax_lite.data.partition.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
+from fedjax_lite.data.partition.pachinko import pachinko
+from fedjax_lite.data.partition.partition import (
+    Partitioner,
+    by_key,
+    iid,
+    label_counts,
+    owners,
+    partition,
+)
+from fedjax_lite.data.partition.quantity_skew import lognormal, power_law, quantity_dirichlet, zipf
+from fedjax_lite.data.partition.shards import classes_per_client, shards
 
 ALL = {
     "iid": lambda n, s, m: iid(num_clients=n, seed=s),

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from fedjax_lite.data import apportion
-from fedjax_lite.data.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
-from fedjax_lite.data.partition import label_counts, owners, partition
-from fedjax_lite.data.shards import classes_per_client, shards
+from fedjax_lite.data.partition import apportion
+from fedjax_lite.data.partition.label_skew import dirichlet, dirichlet_mixture, dirichlet_quantity
+from fedjax_lite.data.partition.partition import label_counts, owners, partition
+from fedjax_lite.data.partition.shards import classes_per_client, shards
 
 
 def _table(train, partitioner):

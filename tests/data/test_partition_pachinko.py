@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from fedjax_lite.data.pachinko import pachinko
-from fedjax_lite.data.partition import owners
+from fedjax_lite.data.partition.pachinko import pachinko
+from fedjax_lite.data.partition.partition import owners
 
 LABELS = pathlib.Path("/work/shared/data/cifar100/labels.npz")
 needs_labels = pytest.mark.skipif(not LABELS.is_file(), reason=f"no CIFAR-100 labels at {LABELS}")

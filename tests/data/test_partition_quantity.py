@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedjax_lite.data.partition import owners
-from fedjax_lite.data.quantity_skew import lognormal, power_law, quantity_dirichlet, zipf
+from fedjax_lite.data.partition.partition import owners
+from fedjax_lite.data.partition.quantity_skew import lognormal, power_law, quantity_dirichlet, zipf
 
 
 def _sizes(num_examples, partitioner):

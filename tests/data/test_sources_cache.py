@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from fedjax_lite.data import cache
-from fedjax_lite.data.cache import cached, default_cache_dir
+from fedjax_lite.data.sources import cache
+from fedjax_lite.data.sources.cache import cached, default_cache_dir
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_lite.data import cifar
-from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
-from fedjax_lite.data.safe_pickle import load_plain
-from fedjax_lite.data.sources import load, source_of
+from fedjax_lite.data.formats.errors import DatasetFormatError, DatasetNotFoundError
+from fedjax_lite.data.formats.safe_pickle import load_plain
+from fedjax_lite.data.sources import cifar
+from fedjax_lite.data.sources.load import load, source_of
 
 NAMES10 = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 

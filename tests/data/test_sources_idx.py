@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_lite.data import sources
-from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
-from fedjax_lite.data.sources import load, source_of
+from fedjax_lite.data.formats.errors import DatasetFormatError, DatasetNotFoundError
+from fedjax_lite.data.sources import load as sources
+from fedjax_lite.data.sources.load import load, source_of
 
 REAL = os.environ.get("FEDJAX_LITE_DATA")
 

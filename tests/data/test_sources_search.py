@@ -10,11 +10,11 @@ import urllib.error
 import numpy as np
 import pytest
 
-import fedjax_lite.data.download as downloads
-from fedjax_lite.data import sources
-from fedjax_lite.data.download import DownloadError, Remote, fetch
-from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
-from fedjax_lite.data.sources import load, names, source_of
+import fedjax_lite.data.sources.download as downloads
+from fedjax_lite.data.formats.errors import DatasetFormatError, DatasetNotFoundError
+from fedjax_lite.data.sources import load as sources
+from fedjax_lite.data.sources.download import DownloadError, Remote, fetch
+from fedjax_lite.data.sources.load import load, names, source_of
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-import fedjax_lite.data.download as downloads
-from fedjax_lite.data.errors import DatasetFormatError, DatasetNotFoundError
-from fedjax_lite.data.sources import load, source_of
+import fedjax_lite.data.sources.download as downloads
+from fedjax_lite.data.formats.errors import DatasetFormatError, DatasetNotFoundError
+from fedjax_lite.data.sources.load import load, source_of
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed")
 array_record = pytest.importorskip(

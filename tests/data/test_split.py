@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.data.keyed import keyed_words
-from fedjax_lite.data.split import held_out
+from fedjax_lite.data.partition.keyed import keyed_words
+from fedjax_lite.data.partition.split import held_out
 
 RNG = np.random.default_rng(0)
 SIZES = np.array([7, 0, 1, 12, 3, 30, 1])

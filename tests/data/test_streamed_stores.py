@@ -6,10 +6,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedjax_lite.data.npy_store import NpyStore, write_streamed
-from fedjax_lite.data.parquet_store import ParquetStore, write_parquet
-from fedjax_lite.data.record_store import RecordStore, write_records
-from fedjax_lite.data.store import ArrayStore, chunks
+from fedjax_lite.data.stores.npy_store import NpyStore, write_streamed
+from fedjax_lite.data.stores.parquet_store import ParquetStore, write_parquet
+from fedjax_lite.data.stores.record_store import RecordStore, write_records
+from fedjax_lite.data.stores.store import ArrayStore, chunks
 
 SIZES = np.array([3, 0, 5, 1, 7, 0, 2, 4, 0])
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_lite.data.quadratics import (
+from fedjax_lite.data.sources.load import load
+from fedjax_lite.data.sources.quadratics import (
     quadratic_form_loss,
     quadratic_forms,
     quadratic_loss,
     quadratics,
 )
-from fedjax_lite.data.sources import load
-from fedjax_lite.data.synthetic import synthetic
+from fedjax_lite.data.sources.synthetic import synthetic
 
 
 def test_pinned_draw():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fedjax_lite.privacy as dp
-from fedjax_lite import rounds
+from fedjax_lite.run import rounds
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "experiments" / "dp_fedavg.py"

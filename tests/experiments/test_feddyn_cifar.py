@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_lite import rounds
+from fedjax_lite.run import rounds
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "experiments"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_lite.data.heart import read_hospital
+from fedjax_lite.data.sources.heart import read_hospital
 
 SCRIPTS = Path(__file__).parent.parent.parent / "experiments"
 FOLDER = Path(os.environ.get("FEDJAX_LITE_DATA", "/nonexistent")) / "heart_disease"

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import rounds
+from fedjax_lite.run import rounds
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "experiments"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_lite.data.npy_store import NpyStore
+from fedjax_lite.data.stores.npy_store import NpyStore
 
 SCRIPT = Path(__file__).parent.parent.parent / "experiments" / "million_clients.py"
 

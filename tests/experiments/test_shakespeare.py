@@ -98,7 +98,7 @@ def test_both_deals_hold_the_same_windows_of_the_same_roles(script, folder):
     np.testing.assert_array_equal(iid.examples["x"], by_role.examples["x"])
     # A role's windows hold its own letter and no other's; an IID client's are of many.
     for client, role in enumerate(deals.roles):
-        text = importlib.import_module("fedjax_lite.data.shakespeare").decode(
+        text = importlib.import_module("fedjax_lite.data.sources.shakespeare").decode(
             np.asarray(by_role.client(client)["x"]).ravel()
         )
         letter = "abcdefghijkl"[int(role[-2:])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from fedjax_lite.kinds import INFINITE, UNBOUNDED
+from fedjax_lite.checks.kinds import INFINITE, UNBOUNDED
 
 
 class Allowance(NamedTuple):

@@ -37,7 +37,7 @@ from fuzz_world import (
 )
 
 import fedjax_lite as fl
-from fedjax_lite.data.store import Leaf
+from fedjax_lite.data.stores.store import Leaf
 
 FIELDS = (fl.transforms.Field("a", 2, 3),)
 ZEROS = jnp.zeros(3)

@@ -24,7 +24,7 @@ from fuzz_verdict import Verdict
 from fuzz_world import DATA, EXAMPLES, IMAGES, KEY, PARAMS
 
 import fedjax_lite as fl
-from fedjax_lite.checks import shown
+from fedjax_lite.checks.arguments import shown
 
 PACKAGE = str(Path(fl.__file__).parent)
 SECONDS = 20

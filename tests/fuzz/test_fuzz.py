@@ -17,7 +17,7 @@ from fuzz_run import cases, judge, verdict_of
 from fuzz_verdict import LEAST, share_of_good
 
 import fedjax_lite as fl
-from fedjax_lite.checked import UNCHECKED, checked
+from fedjax_lite.checks.calls import UNCHECKED, checked
 
 SHARE = 0.015
 """Of the calls, so that CI takes seconds; all of them: CONTRIBUTING.md."""

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_calls import LEFT_OUT, PACKAGES, module_of, public, valid_arguments
 
 import fedjax_lite as fl
-from fedjax_lite.made import maker_of
+from fedjax_lite.checks.made import maker_of
 
 PARTS = ("Aggregator", "Attack", "ClientUpdate", "FeatureSkew", "FederatedAlgorithm", "Mechanism",
          "Model", "Partitioner", "Sampler", "ServerUpdate", "Strategy", "Transform",

@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 import fedjax_lite as fl
-from fedjax_lite.engine.scanned import differentiable
+from fedjax_lite.engine.differentiable import differentiable
 from fedjax_lite.models.precision import inner_jaxprs, narrow_products, with_precision
 
 U = 2.0**-8

@@ -7,11 +7,11 @@ import sys
 import jax
 import pytest
 
-from fedjax_lite.compilation import keep_compiled_programs
+from fedjax_lite.run.compilation import keep_compiled_programs
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from fedjax_lite.compilation import keep_compiled_programs
+from fedjax_lite.run.compilation import keep_compiled_programs
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
 print(keep_compiled_programs())

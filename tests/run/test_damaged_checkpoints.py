@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from toy_algorithm import raw
 
-from fedjax_lite import checkpoint
-from fedjax_lite.checkpoint import CheckpointDamaged
+from fedjax_lite.run import checkpoint
+from fedjax_lite.run.checkpoint import CheckpointDamaged
 from fedjax_lite.stream.host_table import HostTable, TableEdit
 from fedjax_lite.types import RoundState
 

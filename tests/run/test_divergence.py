@@ -10,7 +10,7 @@ import pytest
 from toy_algorithm import DATA
 
 import fedjax_lite as fl
-from fedjax_lite.data.store import ArrayStore
+from fedjax_lite.data.stores.store import ArrayStore
 from fedjax_lite.stream.dataset import StreamedDataset
 from fedjax_lite.types import FederatedAlgorithm, RoundState
 

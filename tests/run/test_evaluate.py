@@ -5,7 +5,7 @@ import pytest
 from toy_algorithm import start, toy
 
 import fedjax_lite as fl
-from fedjax_lite.data.dataset import from_arrays
+from fedjax_lite.data.population.dataset import from_arrays
 from fedjax_lite.evaluate import evaluate_clients, evaluator, summarize_clients
 from fedjax_lite.models.model import Model
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
-from fedjax_lite import checkpoint
-from fedjax_lite.history import read_rows
-from fedjax_lite.loop import run
+from fedjax_lite.run import checkpoint
+from fedjax_lite.run.history import read_rows
+from fedjax_lite.run.loop import run
 
 ALGO = toy()
 KEY, _ = start(ALGO)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
-from fedjax_lite import checkpoint
-from fedjax_lite.history import read_rows
-from fedjax_lite.loop import run
+from fedjax_lite.run import checkpoint
+from fedjax_lite.run.history import read_rows
+from fedjax_lite.run.loop import run
 
 KILLS = int(os.environ.get("FEDJAX_LITE_KILLS", "3"))
 """20 for the whole test, which takes some minutes."""

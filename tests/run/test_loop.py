@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
-import fedjax_lite.loop as loop
-from fedjax_lite import rounds
-from fedjax_lite.loop import RunInterrupted, run
+import fedjax_lite.run.loop as loop
+from fedjax_lite.run import rounds
+from fedjax_lite.run.loop import RunInterrupted, run
 from fedjax_lite.types import FederatedAlgorithm
 
 
@@ -289,7 +289,7 @@ def test_a_second_sigint_kills_a_script_at_once():
 import os, signal, sys, threading, time
 import jax, jax.numpy as jnp
 from toy_algorithm import DATA, start, toy
-from fedjax_lite.loop import run
+from fedjax_lite.run.loop import run
 from fedjax_lite.types import FederatedAlgorithm
 base = toy()
 def slow(key, state, data, cohort=None):

@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 from toy_algorithm import raw
 
-from fedjax_lite import checkpoint, report
-from fedjax_lite.data.dataset import from_arrays
-from fedjax_lite.data.partition import label_counts
-from fedjax_lite.history import History, read_rows, save_json_atomic, to_csv, to_python, versions
-from fedjax_lite.progress import Progress
+from fedjax_lite import report
+from fedjax_lite.data.partition.partition import label_counts
+from fedjax_lite.data.population.dataset import from_arrays
+from fedjax_lite.run import checkpoint
+from fedjax_lite.run.history import (
+    History,
+    read_rows,
+    save_json_atomic,
+    to_csv,
+    to_python,
+    versions,
+)
+from fedjax_lite.run.progress import Progress
 
 
 def test_floats_read_back_bit_for_bit_and_nan_is_strict_json(tmp_path):
@@ -168,7 +176,7 @@ def test_label_counts_and_pictures(tmp_path):
 
 def test_modules_import_nothing_heavy():
     script = (
-        "import sys, fedjax_lite.loop, fedjax_lite.evaluate, fedjax_lite.report\n"
+        "import sys, fedjax_lite.run.loop, fedjax_lite.evaluate, fedjax_lite.report\n"
         "heavy = {'orbax', 'matplotlib', 'rich', 'tensorflow', 'tensorboardX'}\n"
         "print(sorted(heavy & {m.split('.')[0] for m in sys.modules}))"
     )

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.data.store import ArrayStore
+from fedjax_lite.data.stores.store import ArrayStore
 from fedjax_lite.stream.dataset import StreamedDataset
 
 KEY = jax.random.key(0)

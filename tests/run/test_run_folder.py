@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
-from fedjax_lite import checkpoint, report
-from fedjax_lite.folder_lock import FolderInUse, FolderLock
-from fedjax_lite.history import read_rows
-from fedjax_lite.loop import run
+from fedjax_lite import report
+from fedjax_lite.run import checkpoint
+from fedjax_lite.run.folder_lock import FolderInUse, FolderLock
+from fedjax_lite.run.history import read_rows
+from fedjax_lite.run.loop import run
 from fedjax_lite.types import FederatedAlgorithm
 
 BITS = 24.0

@@ -10,7 +10,7 @@ from fedjax_lite.attacks.leakage.simulate import (
     observe,
     where_sent,
 )
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
     "Inversion",

@@ -11,7 +11,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.attacks.leakage.simulate import Simulation
-from fedjax_lite.checks import check_count, check_key, check_non_negative
+from fedjax_lite.checks.arguments import check_count, check_key, check_non_negative
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 Distance = Literal["cosine", "squared"]

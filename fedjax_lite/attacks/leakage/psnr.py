@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks import check_positive
+from fedjax_lite.checks.arguments import check_positive
 from fedjax_lite.types import Array
 
 

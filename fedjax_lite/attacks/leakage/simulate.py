@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count, check_key, check_non_negative, check_tree
-from fedjax_lite.local import LossFn, check_loss, mean_loss
+from fedjax_lite.checks.arguments import check_count, check_key, check_non_negative, check_tree
+from fedjax_lite.round.local import LossFn, check_loss, mean_loss
 from fedjax_lite.types import (
     Array,
     Batch,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, shown
+from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.crypto.field import SECRET_PRIME
 from fedjax_lite.crypto.prg import SEED_BYTES, expand, primitives
 from fedjax_lite.crypto.secagg.keys import agree, mask_seed, usable_key

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fedjax_lite.checks import check_count
+from fedjax_lite.checks.arguments import check_count
 
 Graph = dict[int, frozenset[int]]
 """The neighbours of every client; symmetric, nobody is its own."""

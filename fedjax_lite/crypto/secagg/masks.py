@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from fedjax_lite.checks import check_whole
+from fedjax_lite.checks.arguments import check_whole
 
 
 def add_masks(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import shown
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.crypto.prg import primitives
 from fedjax_lite.crypto.secagg.messages import SecAggAbort
 from fedjax_lite.crypto.secagg.settings import Settings

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, shown
+from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.crypto.prg import primitives
 from fedjax_lite.crypto.secagg.client import Client
 from fedjax_lite.crypto.secagg.messages import MaskedInput, is_id, num_bytes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, shown
+from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.crypto.prg import expand, primitives
 from fedjax_lite.crypto.secagg import graph as graphs
 from fedjax_lite.crypto.secagg.client import check_advertisement, seed_digest, several

@@ -7,7 +7,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 
-from fedjax_lite.checks import check_count, shown
+from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.crypto.secagg.messages import KEY_BYTES, is_id
 
 

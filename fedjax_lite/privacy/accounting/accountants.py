@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_lite.checks import check_count
-from fedjax_lite.ledger import POISSON
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.accounting import poisson as accounting
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
 from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
@@ -23,6 +22,7 @@ from fedjax_lite.privacy.arguments import (
     check_noise_multiplier,
     is_traced,
 )
+from fedjax_lite.round.ledger import POISSON
 from fedjax_lite.types import Accountant, Entry, RoundState
 
 NOT_PRIVATE = "NOT PRIVATE: no noise is added"

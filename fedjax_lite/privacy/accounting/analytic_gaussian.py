@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fedjax_lite.checks import check_non_negative
+from fedjax_lite.checks.arguments import check_non_negative
 from fedjax_lite.privacy.arguments import check_delta, check_epsilon
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_slot
+from fedjax_lite.checks.arguments import check_slot
 from fedjax_lite.types import Mechanism
 
 

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 
-from fedjax_lite.checks import check_count, check_fraction
+from fedjax_lite.checks.arguments import check_count, check_fraction
 from fedjax_lite.privacy.accounting import poisson as accounting
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.accounting.poisson import COARSE, Method

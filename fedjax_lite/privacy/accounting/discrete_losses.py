@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_positive
+from fedjax_lite.checks.arguments import check_count, check_positive
 from fedjax_lite.privacy.accounting.discrete_sum import divergence
 
 NEAR = 1.001

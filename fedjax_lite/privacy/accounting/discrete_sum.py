@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_positive
+from fedjax_lite.checks.arguments import check_count, check_positive
 
 MOST_CLIENTS = 20_000
 """Above it the periodic factor takes seconds, and is left to the bound by tau."""

@@ -7,7 +7,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_lite.ledger import (
+from fedjax_lite.privacy.accounting import poisson as accounting
+from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
+from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
+from fedjax_lite.privacy.accounting.poisson import COARSE, INTERVAL, Method
+from fedjax_lite.round.ledger import (
     DISCRETE,
     LOCAL,
     MATRIX,
@@ -19,10 +23,6 @@ from fedjax_lite.ledger import (
     lost,
     read,
 )
-from fedjax_lite.privacy.accounting import poisson as accounting
-from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
-from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
-from fedjax_lite.privacy.accounting.poisson import COARSE, INTERVAL, Method
 from fedjax_lite.types import Accountant, Entry, RoundState
 
 Parts = tuple[tuple[Entry, int], ...]
@@ -55,7 +55,7 @@ def with_history(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from fedjax_lite.ledger import empty, record
+      >>> from fedjax_lite.round.ledger import empty, record
       >>> def made(z):
       ...     return with_history(Accountant(
       ...         lambda rounds: {"epsilon": gdp_epsilon(1e-5, rounds**0.5 / z)}, None, "noise",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_fraction
+from fedjax_lite.checks.arguments import check_count, check_fraction
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_delta, gdp_epsilon
 from fedjax_lite.privacy.accounting.sampled_gaussian import sampled_gaussian_losses
 from fedjax_lite.privacy.arguments import check_delta, check_epsilon, check_noise_multiplier

@@ -1,6 +1,6 @@
 """Empirical privacy: canary clients, and the epsilon that a run provably spent."""
 
-from fedjax_lite.checked import check_calls
+from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.privacy.audit.bounds import (
     clopper_pearson,
     epsilon_from_counts,

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_lite.checks import check_count, check_finite, check_fraction, check_non_negative
+from fedjax_lite.checks.arguments import (
+    check_count,
+    check_finite,
+    check_fraction,
+    check_non_negative,
+)
 
 
 def clopper_pearson(successes: int, trials: int, *, significance: float) -> tuple[float, float]:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count, check_key, check_positive, check_whole
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.checks.arguments import check_count, check_key, check_positive, check_whole
+from fedjax_lite.checks.made import made
+from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.shuffle import shuffle_index
-from fedjax_lite.made import made
 from fedjax_lite.types import Array, Key, Params, PyTree, RoundState, Transform
 
 Kind = Literal["gaussian", "coordinate"]
@@ -140,7 +140,7 @@ def with_canaries(data: FederatedDataset, num_canaries: int, *, size: int = 1) -
       ValueError: if `num_canaries` or `size` is below 1.
 
     Example:
-      >>> from fedjax_lite.data.dataset import from_arrays
+      >>> from fedjax_lite.data.population.dataset import from_arrays
       >>> data = with_canaries(from_arrays({"x": jnp.arange(3.0)}, [0, 0, 1]), 2)
       >>> data.sizes.tolist()
       [2, 1, 1, 1]

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fedjax_lite.checks import check_finite, check_fraction
+from fedjax_lite.checks.arguments import check_finite, check_fraction
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
 
 NORMAL = NormalDist()

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import trees
-from fedjax_lite.checks import check_count, check_fraction, check_key, check_non_negative
-from fedjax_lite.data.dataset import FederatedDataset
+from fedjax_lite.checks.arguments import check_count, check_fraction, check_key, check_non_negative
+from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.privacy.audit.bounds import check_confidence, epsilon_from_scores, one_run_epsilon
 from fedjax_lite.privacy.audit.canaries import (
     Kind,

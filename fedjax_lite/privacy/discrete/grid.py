@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks import check_count, check_non_negative, check_positive
+from fedjax_lite.checks.arguments import check_count, check_non_negative, check_positive
 from fedjax_lite.privacy.accounting.discrete_losses import concentrated, rounded_norm
 from fedjax_lite.types import Array
 

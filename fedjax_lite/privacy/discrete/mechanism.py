@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fedjax_lite.checks import check_count
-from fedjax_lite.ledger import DISCRETE
-from fedjax_lite.made import made
+from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.accounting.accountants import stated_noise
 from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
 from fedjax_lite.privacy.accounting.discrete_losses import rounds_epsilon
@@ -20,7 +19,8 @@ from fedjax_lite.privacy.discrete.grid import (
     make_grid,
 )
 from fedjax_lite.privacy.discrete.wire import modular_mean, noisy_codes
-from fedjax_lite.sampling import uniform
+from fedjax_lite.round.ledger import DISCRETE
+from fedjax_lite.round.sampling import uniform
 from fedjax_lite.types import Accountant, Entry, Mechanism, Sampler
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.made import made
+from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.clipping import widened
 from fedjax_lite.privacy.discrete.grid import Grid
 from fedjax_lite.privacy.discrete.sampler import discrete_gaussian

@@ -11,9 +11,9 @@ import optax
 
 from fedjax_lite.algorithms.baselines import pooled
 from fedjax_lite.algorithms.fedavg import fedavg
-from fedjax_lite.data.dataset import from_owners
+from fedjax_lite.data.population.dataset import from_owners
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.sampling import everyone
+from fedjax_lite.round.sampling import everyone
 from fedjax_lite.verify.records import Check
 from fedjax_lite.verify.testbeds import (
     ETA,

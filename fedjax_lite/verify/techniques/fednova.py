@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.data.dataset import from_owners
-from fedjax_lite.sampling import everyone
+from fedjax_lite.data.population.dataset import from_owners
+from fedjax_lite.round.sampling import everyone
 from fedjax_lite.verify.records import Check
 from fedjax_lite.verify.testbeds import (
     ETA,

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_lite import server
 from fedjax_lite.algorithms.fedavg import fedavg
 from fedjax_lite.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
-from fedjax_lite.data.dataset import from_owners
-from fedjax_lite.sampling import everyone
+from fedjax_lite.data.population.dataset import from_owners
+from fedjax_lite.round import server
+from fedjax_lite.round.sampling import everyone
 from fedjax_lite.verify.records import Check
 from fedjax_lite.verify.testbeds import averaging, quadratic, trajectory, whole
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from fedjax_lite.sampling import everyone
+from fedjax_lite.round.sampling import everyone
 from fedjax_lite.verify.records import Check
 from fedjax_lite.verify.testbeds import (
     ETA,

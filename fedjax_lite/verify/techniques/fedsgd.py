@@ -7,7 +7,7 @@ import optax
 
 from fedjax_lite.algorithms.fedavg import fedavg
 from fedjax_lite.algorithms.fedsgd import fedsgd
-from fedjax_lite.sampling import everyone
+from fedjax_lite.round.sampling import everyone
 from fedjax_lite.verify.records import Check
 from fedjax_lite.verify.testbeds import (
     ETA,

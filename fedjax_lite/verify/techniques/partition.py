@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import data as parts
-from fedjax_lite.data.partition import Partitioner
+from fedjax_lite.data.partition.partition import Partitioner
 from fedjax_lite.engine.batches import Plan, take_batch
 from fedjax_lite.types import Batch
 from fedjax_lite.verify.records import Check

@@ -1,0 +1,1 @@
+"""Methods in which clients keep parts of the model."""

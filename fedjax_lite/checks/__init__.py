@@ -1,0 +1,1 @@
+"""What the library looks at before anything is traced: arguments, data, losses, states."""

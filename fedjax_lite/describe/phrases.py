@@ -1,0 +1,294 @@
+"""What each factory's product is called in a sentence; others are told by name and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from typing import Any
+
+from fedjax_lite.checks.made import maker_of
+from fedjax_lite.describe.notes import Piece, is_ours, is_part, read
+from fedjax_lite.describe.numbers import figure, function_words
+from fedjax_lite.describe.optimizers import is_optimizer, read_optimizer
+
+Segments = tuple[str, ...]
+
+WORDS: dict[str, Segments] = {
+    # samplers
+    "everyone": ("every client",),
+    "uniform": ("{cohort_size} clients, uniformly without replacement",),
+    "weighted": ("{cohort_size} clients without replacement, in proportion to their sizes",),
+    "poisson": (
+        "every client independently with probability {rate} (Poisson sampling",
+        ", room for {capacity}",
+        ")",
+    ),
+    "dropout": ("{sampler}; each of them drops out with probability {rate}",),
+    "once_an_epoch": (
+        "{cohort_size} clients in turns, each of the {num_clients} once before anybody comes again",
+    ),
+    # aggregators
+    "mean": ("the weighted mean",),
+    "uniform_mean": ("the mean with weight 1 for every client",),
+    "median": ("the coordinate-wise median",),
+    "trimmed_mean": ("the coordinate-wise mean, a share of {fraction} cut on either side",),
+    "krum": ("Krum: the one message nearest to its neighbours (num_byzantine {num_byzantine})",),
+    "multi_krum": (
+        "Multi-Krum: the mean of the messages nearest to their neighbours (num_byzantine "
+        "{num_byzantine}",
+        ", num_selected {num_selected}",
+        ")",
+    ),
+    "bulyan": (
+        "Bulyan: Krum over and over, then the mean around the median (num_byzantine "
+        "{num_byzantine})",
+    ),
+    "geometric_median": (
+        "the geometric median ({iterations} smoothed Weiszfeld steps",
+        ", smoothing {smoothing}",
+        ")",
+    ),
+    "centered_clipping": (
+        "centred clipping around the last aggregate (max_distance {max_distance}",
+        ", iterations {iterations}",
+        ")",
+    ),
+    "norm_bound": ("messages scaled down to L2 norm {max_norm}, then {inner}",),
+    "bucketing": ("means of {bucket_size} random clients each, then {inner}",),
+    "hierarchical": ("{count} edge servers that average their own clients, then {inner}",),
+    "edge_averages": (
+        "the mean of each of {num_edges} edges, which meet in the cloud every {edge_rounds} rounds",
+    ),
+    "redundancy": ("groups of clients that do the same work, each by majority (DRACO)",),
+    "majority_vote": ("the sign that the majority of clients sent, coordinate by coordinate",),
+    "diagnosed": ("{inner}; how far clients drift apart is measured beside it",),
+    "secure_mean": (
+        "the mean by secure aggregation, clipped to {clip}, rounded to {bits} bits",
+        ", of at least {threshold:many} clients",
+    ),
+    "gaussian_sum": (
+        "each update clipped to L2 norm {clip}",
+        " ({per_layer:layer by layer})",
+        ", summed with weight 1, Gaussian noise of standard deviation {noise_multiplier} times the "
+        "clip added once, divided by {denominator}",
+    ),
+    "adaptive_sum": (
+        "each update clipped to an adapted L2 norm (from {initial_clip} towards the "
+        "{target_quantile} quantile, rate {clip_learning_rate}), summed with weight 1, Gaussian "
+        "noise of {noise_multiplier} times the clip, divided by {denominator}",
+    ),
+    "tree_sum": (
+        "each update clipped to L2 norm {clip}",
+        " ({per_layer:layer by layer})",
+        ", summed with weight 1, noise of a binary tree over the rounds (standard deviation "
+        "{noise_multiplier} times the clip a node), divided by {denominator}",
+    ),
+    "matrix_sum": (
+        "each update clipped to L2 norm {clip}",
+        " ({per_layer:layer by layer})",
+        ", summed with weight 1, noise of standard deviation {noise_multiplier} times the clip, "
+        "correlated over the rounds by a banded matrix, divided by {denominator}",
+    ),
+    "modular_mean": ("the mean of integers summed modulo a power of two, decoded",),
+    "byzantine": (
+        "hostile clients",
+        " ({clients:ids})",
+        " (each client with probability {fraction})",
+        " send {attack}; then {inner}",
+    ),
+    # attacks
+    "sign_flip": ("the opposite of their update, times {scale}",),
+    "alie": ("the honest mean, shifted by a few standard deviations (ALIE", ", z {z}", ")"),
+    "ipm": ("the negative mean of the honest ones times {scale} (inner product manipulation)",),
+    "gaussian": ("Gaussian noise of standard deviation {stddev}",),
+    "min_max": ("the farthest update within the honest spread (min-max, direction {direction})",),
+    "min_sum": ("the farthest update within the honest sums (min-sum, direction {direction})",),
+    "mimic": ("the update of one honest client, all the same (mimic)",),
+    "model_replacement": (
+        "their update scaled up to replace the model",
+        " (boost {boost})",
+    ),
+    # transforms
+    "identity": ("as they are",),
+    "clip": ("clipped to L2 norm {max_norm}",),
+    "gaussian_noise": ("with Gaussian noise of standard deviation {stddev} added",),
+    "worker_momentum": ("replaced by the client's momentum (decay {decay})",),
+    "qsgd": ("quantised by QSGD to {levels} levels", ", {per_leaf:leaf by leaf}"),
+    "stochastic_levels": (
+        "rounded at random to {levels} levels between the extremes",
+        ", {per_leaf:leaf by leaf}",
+    ),
+    "scaled_sign": ("reduced to signs and one scale", ", {per_leaf:leaf by leaf}"),
+    "ternary": ("made ternary at random (TernGrad)", ", {per_leaf:leaf by leaf}"),
+    "sparse_ternary": (
+        "reduced to the signs of the {k:kept} largest coordinates",
+        ", {per_leaf:leaf by leaf}",
+    ),
+    "top_k": ("reduced to the {k:kept} largest coordinates", ", {per_leaf:leaf by leaf}"),
+    "random_k": (
+        "reduced to {k:kept} random coordinates",
+        ", {unbiased:scaled up to be unbiased}",
+        ", {per_leaf:leaf by leaf}",
+    ),
+    "rotated": ("rotated at random, {inner}, rotated back",),
+    "drive": (
+        "sent by DRIVE, one bit a coordinate after a random rotation",
+        ", {unbiased:unbiased}",
+        ", {per_leaf:leaf by leaf}",
+    ),
+    "powersgd": ("sent as a matrix of rank {rank} (PowerSGD)",),
+    "error_feedback": ("with error feedback {inner}",),
+    "ef21": ("sent as a change {inner} (EF21)",),
+    "noisy_codes": (
+        "clipped to L2 norm {clip}, rotated, rounded to a grid and given discrete Gaussian noise "
+        "of standard deviation {stddev} by each client",
+    ),
+    "of_direction": ("{uplink}",),
+    # weightings
+    "inverse_variance": ("the inverse of a client's variance, floor {floor}",),
+}
+"""By factory; a segment is used where all that it names is known and neither None nor False."""
+
+CHAINED = ("chain",)
+
+
+def phrase(value: Any) -> str:
+    """A part in words.
+
+    Args:
+      value: a sampler, an aggregator, a transform, an attack, an optimizer, or a setting.
+
+    Returns:
+      A phrase without full stop.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> phrase(fl.dropout(fl.uniform(5), 0.3))
+      '5 clients, uniformly without replacement; each of them drops out with probability 0.3'
+      >>> phrase(fl.chain(fl.clip(1.0), fl.error_feedback(fl.top_k(0.01))))
+      'clipped to L2 norm 1, then with error feedback reduced to the 1% largest coordinates'
+    """
+    if is_optimizer(value):
+        return read_optimizer(value).words
+    if not is_part(value):
+        return figure(value)
+    if not hasattr(value, "_fields"):
+        return ", then ".join(phrase(part) for part in value)
+    piece = read(value)
+    if piece.name in CHAINED and not piece.own:
+        return ", then ".join(map(phrase, piece.arguments["transforms"])) or "as they are"
+    if piece.own:
+        return own_words(piece)
+    segments = WORDS.get(piece.name)
+    return filled(segments, piece) if segments else plain_words(piece)
+
+
+def filled(segments: Segments, piece: Piece) -> str:
+    """The segments whose names are all known.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> filled(("a clip to {max_norm}", ", {nothing}"), read(fl.clip(2.0)))
+      'a clip to 2'
+    """
+    grid = piece.settings.get("grid")
+    agreed = vars(grid) if dataclasses.is_dataclass(grid) else {}
+    known: dict[str, Any] = {**agreed, **piece.arguments}
+    text = ""
+    for i, segment in enumerate(segments):
+        fields = re.findall(r"\{(\w+)(?::([^}]*))?\}", segment)
+        if any(_silent(known.get(name), form) for name, form in fields):
+            if i == 0:
+                return plain_words(piece)
+            continue
+        for name, form in fields:
+            words = _formed(known[name], form)
+            segment = segment.replace(f"{{{name}:{form}}}" if form else f"{{{name}}}", words)
+        text += segment
+    return text
+
+
+def plain_words(piece: Piece) -> str:
+    """A factory's name and settings, where there are no better words.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> plain_words(read(fl.privacy.once_an_epoch(7, 3)))
+      'once_an_epoch (num_clients 7, cohort_size 3, seed 0)'
+    """
+    shown = [
+        f"{name} {figure(value)}"
+        for name, value in piece.settings.items()
+        if value is not None and name not in ("loss", "plan") and not _ours(value)
+    ]
+    shown += [f"{name}: {phrase(part)}" for name, part in piece.parts.items()]
+    return f"{piece.name} ({', '.join(shown)})" if shown else piece.name
+
+
+def own_words(piece: Piece) -> str:
+    """A part that was made outside the package.
+
+    Example:
+      >>> own_words(Piece("halve", "script", {"times": 2}, None, True))
+      'your own `halve` (script) with times 2'
+    """
+    name = f"your own `{piece.name}`" if piece.name else "your own function"
+    shown = [f"{k} {figure(v)}" for k, v in piece.settings.items() if k not in ("loss", "plan")]
+    around = "; ".join(phrase(part) for part in piece.parts.values() if not _is_model(part))
+    words = f"{name} ({piece.module})" + (f" with {', '.join(shown)}" if shown else "")
+    return words + (f" around {around}" if around else "")
+
+
+def paragraph(label: str, text: str, *, width: int = 92) -> str:
+    """A labelled sentence, wrapped, with a hanging indent.
+
+    Example:
+      >>> paragraph("Sampling", "each round every client")
+      '  Sampling: each round every client.'
+    """
+    return textwrap.fill(
+        f"{label}: {text}.",
+        width=width,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def weighting_words(weighting: Any) -> str:
+    """What a message weighs.
+
+    Example:
+      >>> weighting_words("examples"), weighting_words("uniform")
+      ('its number of examples', '1')
+    """
+    if isinstance(weighting, str):
+        return {"examples": "its number of examples", "uniform": "1"}.get(weighting, weighting)
+    if (note := maker_of(weighting)) is not None and note.name in WORDS and is_ours(note.module):
+        return filled(WORDS[note.name], read(weighting))
+    return function_words(weighting)
+
+
+def _silent(value: Any, form: str) -> bool:
+    return value is None or value is False or (form == "many" and value == 1)
+
+
+def _formed(value: Any, form: str) -> str:
+    if form == "many":
+        return figure(value)
+    if form == "kept":
+        return f"{100 * value:g}%" if isinstance(value, float) else figure(value)
+    if form == "ids":
+        return f"{len(value)} of them" if len(value) > 5 else f"ids {figure(list(value))}"
+    return form or phrase(value)
+
+
+def _ours(value: Any) -> bool:
+    """Whether this is a function of the package's own: how a factory works, not a setting."""
+    return callable(value) and is_ours(getattr(value, "__module__", ""))
+
+
+def _is_model(part: Any) -> bool:
+    return type(part).__name__ == "Model"

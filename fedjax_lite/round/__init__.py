@@ -1,0 +1,1 @@
+"""One round and its wiring: what clients do, who is drawn, what the server makes of it."""

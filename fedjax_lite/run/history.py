@@ -1,0 +1,361 @@
+"""The record of a run: one row a round in metrics.jsonl, metrics.csv and TensorBoard files.
+
+Numbers are written by `repr`, so they read back bit for bit. JSON has no NaN and no infinity:
+both are written as `null` and read back as NaN (epsilon: as infinity); CSV has `nan` and `inf` as
+they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from fedjax_lite.checks.arguments import as_path
+from fedjax_lite.version import __version__
+
+Row: TypeAlias = dict[str, Any]
+"""``{"round": 10, "train_loss": 0.5, "test_accuracy": 0.8, "seconds": 3.1}``."""
+
+
+class History:
+    """Rows of a run, in memory and, with a directory, on disk.
+
+    Rows are appended to ``metrics.jsonl`` and flushed at once; ``metrics.csv`` (the same rows, the
+    union of their columns) is replaced as a whole by `sync`. A file is never read back: the rows
+    that a resumed run goes on from are those that its checkpoint kept (`text`).
+
+    Args:
+      directory: where the files go; None keeps the rows in memory only.
+      rows: to go on from; the file is made to hold them and nothing else.
+      resumed: whether this goes on with a run, so that TensorBoard's files stay.
+      tensorboard: also write event files under ``tensorboard/``.
+      read_only: write nothing, as another process does.
+
+    Raises:
+      ImportError: if `tensorboard` is asked for and tensorboardX is not installed.
+      OSError: if a file cannot be written, with its path; also from `append` and `sync`.
+
+    Example:
+      >>> history = History(None)
+      >>> history.append([{"round": 1, "train_loss": 0.5}])
+      >>> history.rows[-1]["train_loss"]
+      0.5
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        *,
+        rows: Sequence[Row] = (),
+        resumed: bool = False,
+        tensorboard: bool = False,
+        read_only: bool = False,
+    ) -> None:
+        self.rows: list[Row] = list(rows)
+        self._lines: list[str] = []
+        self._directory = None if directory is None or read_only else Path(directory)
+        self._file: io.FileIO | None = None
+        self._events: Any = None
+        if self._directory is None:
+            return
+        if tensorboard:
+            last = (self.rows[-1]["round"] if self.rows else 0) if resumed else None
+            self._events = _event_writer(self._directory / "tensorboard", last)
+        self._lines = [to_line(row) for row in self.rows]
+        path = self._directory / "metrics.jsonl"
+        save_text_atomic(path, self.text())
+        # Without a buffer: what a full disk did not take is not written again at the end.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds rows and writes them to the file."""
+        self.rows.extend(rows)
+        if self._file is not None and self._directory is not None:
+            lines = [to_line(row) for row in rows]
+            self._lines += lines
+            with naming(self._directory / "metrics.jsonl"):
+                view = memoryview("".join(lines).encode())
+                while view:
+                    view = view[self._file.write(view) :]
+        if self._events is not None:
+            for row in rows:
+                for name, value in row.items():
+                    if name != "round" and isinstance(value, int | float):
+                        self._events.add_scalar(name, value, row["round"])
+
+    def text(self) -> str:
+        """All rows as lines, for a checkpoint to keep; empty without a directory to write to."""
+        return "".join(self._lines)
+
+    def sync(self) -> None:
+        """Puts the rows on the disk itself, before a checkpoint that relies on them."""
+        if self._file is not None and self._directory is not None:
+            with naming(self._directory / "metrics.jsonl"):
+                os.fsync(self._file.fileno())
+            save_text_atomic(self._directory / "metrics.csv", to_csv(self.rows))
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        """Syncs and closes the files; rows stay in memory."""
+        try:
+            self.sync()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            if self._events is not None:
+                self._events.close()
+                self._events = None
+
+
+def to_line(row: Mapping[str, Any]) -> str:
+    r"""One row as a line of strict JSON.
+
+    Args:
+      row: numbers, strings, booleans or lists of them.
+
+    Returns:
+      The line with its newline; NaN and infinities are null.
+
+    Example:
+      >>> to_line({"round": 1, "train_loss": float("nan")})
+      '{"round": 1, "train_loss": null}\n'
+    """
+    return json.dumps(finite(dict(row)), allow_nan=False) + "\n"
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Reads metrics.jsonl; null becomes NaN (infinity: epsilon), a torn last line is left out.
+
+    Args:
+      path: the file; no rows where it does not exist.
+
+    Returns:
+      The rows, oldest first.
+
+    Raises:
+      ValueError: if a line that is not the last one is damaged, or it is not a file.
+
+    Example:
+      >>> read_rows("/nowhere/metrics.jsonl")
+      []
+    """
+    path = as_path(path, "path")
+    if not path.exists():
+        return []
+    return parse_rows(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def parse_rows(text: str, path: Path) -> list[Row]:
+    r"""The rows of a text, as `read_rows` reads them from a file.
+
+    Args:
+      text: what the file holds.
+      path: for the message.
+
+    Raises:
+      ValueError: if a line that is not the last one is damaged.
+
+    Example:
+      >>> parse_rows('{"round": 1, "loss": null}\n{"rou', Path("metrics.jsonl"))
+      [{'round': 1, 'loss': nan}]
+    """
+    lines = text.split("\n")  # not splitlines, which also splits within strings
+    lines = [line + "\n" for line in lines[:-1]] + [lines[-1]] * bool(lines[-1])
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not line.endswith("\n") or not isinstance(row, dict):
+                raise ValueError("not a complete row")
+            if not isinstance(row.get("round"), int):
+                raise ValueError("not a row of a round")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"line {number} of {path} is damaged: {line[:80]!r}") from error
+        rows.append({n: _lost(n) if value is None else value for n, value in row.items()})
+    return rows
+
+
+def _lost(name: str) -> float:
+    """What a null was: an epsilon is never NaN, but infinite without noise."""
+    return math.inf if name.startswith("epsilon") else math.nan
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV under the union of their columns, in order of first appearance.
+
+    Args:
+      rows: as `History.rows`; a row without a column leaves its cell empty.
+
+    Returns:
+      The text, lines ended by a newline.
+
+    Example:
+      >>> print(to_csv([{"round": 0, "test_loss": 2.5}, {"round": 1, "train_loss": 0.1}]))
+      round,test_loss,train_loss
+      0,2.5,
+      1,,0.1
+      <BLANKLINE>
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_python(value: Any) -> Any:
+    """A metric as a plain number, or as nested lists where it is no scalar.
+
+    Args:
+      value: a number or an array of any dtype; bfloat16 and float16 widen exactly.
+
+    Returns:
+      bool, int, float or a list of them.
+
+    Example:
+      >>> to_python(np.float32(0.5)), to_python(np.int32(3)), to_python(np.arange(2))
+      (0.5, 3, [0, 1])
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":  # bfloat16 and other small floats have no Python twin
+        array = array.astype(np.float64)
+    return array.tolist()
+
+
+def save_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file under a temporary name in the same folder and moves it into place.
+
+    Args:
+      path: the file; its folder must exist.
+      text: what it is to hold, in UTF-8.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_text_atomic(folder + "/note.txt", "done")
+      ...     Path(folder, "note.txt").read_text()
+      'done'
+    """
+    path = as_path(path, "path")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with naming(path):
+        try:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # a full disk needs the room
+                temporary.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk that name no file, as those of a write on a full one, name this path.
+
+    Example:
+      >>> with naming(Path("metrics.csv")):
+      ...     raise OSError(28, "No space left on device")
+      Traceback (most recent call last):
+      ...
+      OSError: [Errno 28] No space left on device: 'metrics.csv'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def save_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes strict, indented JSON atomically; NaN and infinities are null.
+
+    Args:
+      path: the file; its folder must exist.
+      value: dicts, lists, strings, numbers, booleans, None.
+
+    Raises:
+      TypeError: if something in `value` has no JSON form; nothing is written then.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_json_atomic(folder + "/config.json", {"num_rounds": 5})
+      ...     json.loads(Path(folder, "config.json").read_text())
+      {'num_rounds': 5}
+    """
+    save_text_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides a run's numbers, and the device that it runs on.
+
+    Returns:
+      ``python, jax, jaxlib, optax, flax, numpy, fedjax_lite, platform, device, num_devices``;
+      a package that is not installed is "not installed".
+
+    Example:
+      >>> versions()["jax"] == jax.__version__
+      True
+    """
+    found = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "optax", "flax", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    devices = jax.devices()
+    return found | {
+        "fedjax_lite": __version__,
+        "platform": f"{platform.system()} {platform.machine()}, {devices[0].platform}",
+        "device": devices[0].device_kind,
+        "num_devices": str(len(devices)),
+    }
+
+
+def finite(value: Any) -> Any:
+    """A value with None for NaN and infinity, as JSON has it.
+
+    Example:
+      >>> finite({"a": [1.0, math.inf]})
+      {'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _event_writer(directory: Path, resume_round: int | None) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard=True needs tensorboardX: pip install 'fedjax_lite[tensorboard]'"
+        ) from error
+    if resume_round is None:
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        return SummaryWriter(str(directory))
+    return SummaryWriter(str(directory), purge_step=resume_round + 1)
