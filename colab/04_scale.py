@@ -319,7 +319,7 @@ display(report.plot_curves(history, dataset="planted, streamed from disk"))
 # A notebook is one process. Scripts run as several; each executes the same file:
 #
 # ```bash
-# python -m fedjax_lite.hosts.launch --num-processes 2 experiments/fedavg_cifar.py   # on one machine
+# python -m fedjax_lite.hosts.launch --num-processes 2 experiments/fedavg_cifar.py  # one machine
 # srun --ntasks=4 python experiments/fedavg_cifar.py                           # Slurm
 # ```
 #

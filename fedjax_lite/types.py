@@ -327,7 +327,7 @@ class RoundState(NamedTuple):
     aggregator: PyTree
     sampler: PyTree
     privacy: PyTree = ()
-    """Under which privacy mechanisms the rounds so far were done: a `fedjax_lite.round.ledger.Ledger`;
+    """Under which privacy mechanisms the rounds so far were done: `round.ledger.Ledger`;
     ``()`` where there was none. Rounds that it does not hold were not private."""
 
 

@@ -26,7 +26,7 @@ from fedjax_lite.describe.references import entries, named_in
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fedjax_lite"
-BIB = PACKAGE / "anatomy" / "references.bib"
+BIB = PACKAGE / "describe" / "references.bib"
 NUMBER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 REQUIRED = {
     "inproceedings": {"author", "title", "booktitle", "year"},
@@ -129,7 +129,7 @@ def test_the_package_reads_the_same_entries():
 def test_every_paper_of_a_docstring_has_an_entry():
     lacking = {(n, where) for where, text in DOCS for n in NUMBER.findall(text)
                if n not in BY_NUMBER}  # fmt: skip
-    assert not lacking, "add them to fedjax_lite/anatomy/references.bib"
+    assert not lacking, "add them to fedjax_lite/describe/references.bib"
 
 
 def test_no_entry_is_unused():

@@ -95,7 +95,9 @@ PARTS = {
     "fedjax_lite.round.server": lambda m: [
         m.yogi(0.5), m.optimizer_server(optax.adam(0.5)), optax.chain(m.adam(0.25, b1=0.5)),
     ],
-    "fedjax_lite.objectives.proximal": lambda m: [m.proximal(0.5), optax.chain(m.proximal(0.5), SGD)],
+    "fedjax_lite.objectives.proximal": lambda m: [
+        m.proximal(0.5), optax.chain(m.proximal(0.5), SGD),
+    ],
     "fedjax_lite.round.local": lambda m: [m.local_sgd(loss, optax.sgd(0.5))],
     "fedjax_lite.privacy.gaussian": lambda m: [
         m.gaussian_sum(clip=1.0, noise_multiplier=2.0, denominator=3.0),

@@ -15,7 +15,7 @@ import fedjax_lite.privacy as dp
 from fedjax_lite import testing
 from fedjax_lite.privacy.accounting.accountants import poisson_accountant
 from fedjax_lite.privacy.accounting.calibrate_mechanism import calibrate
-from fedjax_lite.privacy.tree_noise import tree_sensitivities
+from fedjax_lite.privacy.accounting.tree_sensitivity import tree_sensitivities
 
 KEY = jax.random.key(0)
 DATA = testing.population()

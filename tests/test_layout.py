@@ -15,71 +15,21 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fedjax_lite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LAYERS = {
-    "version": 0,
-    "types": 0,
-    "checks": 0,
-    "label_checks": 1,
-    "label_words": 0,
-    "kinds": 0,
-    "made": 1,
-    "tried": 0,
-    "checked": 0,
-    "mistakes": 1,
-    "optimizer_arguments": 1,
-    "optimizer_rounds": 2,
-    "first_look": 1,
-    "counting": 1,
-    "divergence": 2,
-    "run_arguments": 2,
-    "run_folder": 2,
-    "run_rows": 2,
-    "trees": 1,
-    "distributed": 1,
-    "folder_lock": 1,
-    "aggregation": 2,
-    "checkpoint": 2,
-    "cohort_checks": 2,
-    "compilation": 2,
-    "data": 2,
-    "downlink": 2,
-    "drift": 2,
-    "engine": 2,
-    "evaluate": 2,
-    "history": 2,
-    "interrupt": 2,
-    "local": 2,
-    "round_metrics": 2,
-    "metrics": 2,
-    "models": 2,
-    "progress": 2,
-    "private_slots": 2,
-    "private_runs": 2,
-    "ledger": 1,
-    "proximal": 2,
-    "report": 2,
-    "sampling": 2,
-    "server": 2,
-    "slot_options": 3,
-    "settings": 2,
-    "transforms": 2,
-    "rounds": 2,
-    "stream": 3,
-    "fastest_strategy": 3,
-    "compose": 3,
-    "loop": 3,
-    "meta": 3,
-    "sweep": 3,
-    "attacks": 3,
-    "privacy": 3,
-    "crypto": 2,
-    "algorithms": 4,
-    "anatomy": 5,
-    "launch": 5,
-    "testing": 5,
-    "verify": 5,
-    "__init__": 6,
-}
+FLOORS = (
+    {"types", "version"},
+    {"checks", "hosts", "trees"},
+    {"crypto", "data", "metrics", "objectives", "transforms"},
+    {"aggregation", "engine", "models"},
+    {"round"},
+    {"evaluate", "privacy"},
+    {"algorithms", "attacks", "run"},
+    {"describe", "report", "stream", "testing"},
+    {"verify"},
+    {"__init__"},
+)
+"""A folder imports from floors below its own, and from nothing beside it."""
+LOOSE = {"__init__", "trees", "types", "version"}
+"""The only files at the top."""
 
 
 def imports(path: Path) -> set[str]:
@@ -98,29 +48,47 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def floor(name: str) -> int:
+    (found,) = (i for i, floor in enumerate(FLOORS) if name in floor)
+    return found
+
+
+def test_nothing_is_loose_at_the_top():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == LOOSE
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set().union(*FLOORS) == LOOSE | folders
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_dependencies_point_one_way(path):
-    mine = LAYERS[part(path)]
+def test_dependencies_point_down(path):
+    mine = part(path)
     for name in imports(path):
         theirs = name.split(".")[1]
-        if mine == LAYERS["__init__"] and theirs not in LAYERS:
-            continue
-        assert LAYERS[theirs] <= mine, f"{path.name} (layer {mine}) imports {name}"
-        if path.name != "__init__.py" and mine == LAYERS["algorithms"]:
-            assert theirs != "testing"
+        if mine not in (theirs, "__init__"):
+            assert floor(theirs) < floor(mine), f"{path.relative_to(PACKAGE)} imports {name}"
 
 
-def test_parts_have_no_cycles():
-    graph = {
-        name: {n.split(".")[1] for p in FILES if part(p) == name for n in imports(p)} - {name}
-        for name in LAYERS
-        if name != "__init__"
-    }
-    done: set[str] = set()
-    while len(done) < len(graph):
-        ready = {name for name, needs in graph.items() if name not in done and needs <= done}
-        assert ready, f"a cycle among {sorted(set(graph) - done)}"
-        done |= ready
+def test_shelves_of_a_folder_have_no_circles():
+    """Nor has a folder with its own shelves, where a shelf is counted as one thing."""
+    for folder in sorted(PACKAGE.glob("*/")):
+        shelves = {path.parent.name for path in folder.glob("*/__init__.py")}
+        graph: dict[str, set[str]] = {}
+        for path in sorted(folder.rglob("*.py")):
+            inside = path.relative_to(folder).parts
+            if inside == ("__init__.py",):
+                continue
+            mine = inside[0].removesuffix(".py")
+            theirs = {
+                name.split(".")[2]
+                for name in imports(path)
+                if name.startswith(f"fedjax_lite.{folder.name}.")
+            }
+            graph.setdefault(mine, set()).update(theirs - {mine})
+        done: set[str] = set()
+        while len(done) < len(graph):
+            ready = {name for name, needs in graph.items() if name not in done and needs <= done}
+            assert ready, f"a circle in {folder.name}: {sorted(set(graph) - done)}, {shelves=}"
+            done |= ready
 
 
 def test_files_are_small():

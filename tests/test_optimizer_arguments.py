@@ -12,7 +12,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms.feddyn import feddyn_client, feddyn_server
-from fedjax_lite.round.optimizer_arguments import asks_for, takes_anything
+from fedjax_lite.checks.optimizer_arguments import asks_for, takes_anything
 
 A, B = 2.0, 8.0
 KEY = jax.random.key(0)

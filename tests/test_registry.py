@@ -28,8 +28,8 @@ NO_FACTORIES = {
     "standing_still": "federated_algorithm puts it around every server",
 }
 PLACES = (
-    *("algorithms", "aggregation", "transforms", "privacy", "attacks", "engine", "sampling"),
-    *("server", "local"),
+    *("algorithms", "aggregation", "transforms", "privacy", "attacks", "engine"),
+    *("round.sampling", "round.server", "round.local"),
 )
 
 

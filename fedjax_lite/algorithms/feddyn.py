@@ -13,6 +13,7 @@ from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.aggregation.population import Totals, totals
 from fedjax_lite.checks.arguments import check_positive
 from fedjax_lite.checks.made import made
+from fedjax_lite.checks.optimizer_arguments import loss_arguments
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
@@ -29,7 +30,6 @@ from fedjax_lite.round.local import (
     no_loss,
     resolve_optimizer,
 )
-from fedjax_lite.round.optimizer_arguments import loss_arguments
 from fedjax_lite.round.optimizer_rounds import watch
 from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.types import (

@@ -3,8 +3,8 @@
 A package ends with ``check_calls(globals())``: the functions in its ``__all__`` then compare what
 they are given with their own annotations, so that a string where a bool is asked, a float where a
 count is asked, NaN or a traced value where none can be is refused by name, value and remedy.
-Ranges are the functions' own affair (`fedjax_lite.checks.arguments`). Traced numbers pass: sweeps trace
-hyper-parameters.
+Ranges are the functions' own affair (`fedjax_lite.checks.arguments`). Traced numbers pass: sweeps
+trace hyper-parameters.
 """
 
 from __future__ import annotations

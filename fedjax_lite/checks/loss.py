@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks.labels import labels_of
-from fedjax_lite.checks.mistakes import LARGE_CONSTANT
+from fedjax_lite.checks.state import LARGE_CONSTANT
 from fedjax_lite.types import Array, Key, Params, PyTree
 
 _ARGUMENTS = "(params, examples, key)"

@@ -1,7 +1,7 @@
 """Reading a part: who made it, with which settings, from which other parts.
 
-All of it is on the note that a factory leaves on what it makes (`fedjax_lite.checks.made`). A part without
-one, or with other functions than its factory put there, is the user's own.
+All of it is on the note that a factory leaves on what it makes (`fedjax_lite.checks.made`). A part
+without one, or with other functions than its factory put there, is the user's own.
 """
 
 from __future__ import annotations

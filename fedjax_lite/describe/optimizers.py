@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from fedjax_lite.checks.made import Made, maker_of
+from fedjax_lite.checks.optimizer_arguments import as_transformation
 from fedjax_lite.checks.tried import tried
 from fedjax_lite.describe.families import ADAPTIVE, FAMILIES, Family, Reading
 from fedjax_lite.describe.notes import called, is_ours
@@ -29,7 +30,6 @@ from fedjax_lite.describe.trials import (
     trial_of,
 )
 from fedjax_lite.round import server
-from fedjax_lite.round.optimizer_arguments import as_transformation
 
 TRACED = float("nan")
 """Stands in a reading for a number that is traced."""

@@ -11,7 +11,7 @@ import optax
 
 from fedjax_lite.checks.arguments import check_count, check_fraction, check_positive, check_tree
 from fedjax_lite.checks.made import made
-from fedjax_lite.round.optimizer_arguments import hidden_arguments
+from fedjax_lite.checks.optimizer_arguments import hidden_arguments
 from fedjax_lite.types import Array, Params, PyTree
 
 Policy = Literal["averaged", "local", "batch"]

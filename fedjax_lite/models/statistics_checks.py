@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_lite.checks.optimizer_arguments import loss_arguments, step_optimizer
 from fedjax_lite.models.batch_norm import SCALE, statistics_mask
-from fedjax_lite.round.optimizer_arguments import loss_arguments, step_optimizer
 from fedjax_lite.types import Params
 
 

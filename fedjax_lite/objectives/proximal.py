@@ -10,7 +10,7 @@ import optax
 
 from fedjax_lite.checks.arguments import check_finite, check_non_negative
 from fedjax_lite.checks.made import made
-from fedjax_lite.round.optimizer_arguments import loss_arguments, step_optimizer, takes_anything
+from fedjax_lite.checks.optimizer_arguments import loss_arguments, step_optimizer, takes_anything
 from fedjax_lite.types import Array, Params, PyTree
 
 

@@ -26,6 +26,7 @@ from fedjax_lite.privacy.accounting.analytic_gaussian import (
 from fedjax_lite.privacy.accounting.calibrate_mechanism import calibrate
 from fedjax_lite.privacy.accounting.calibrate_noise import noise_multiplier
 from fedjax_lite.privacy.accounting.poisson import delta, epsilon, event
+from fedjax_lite.privacy.accounting.tree_sensitivity import tree_levels, tree_sensitivity
 from fedjax_lite.privacy.adaptive import adaptive_clipping, adaptive_sum, update_noise
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.discrete.mechanism import distributed_discrete_gaussian
@@ -44,12 +45,7 @@ from fedjax_lite.privacy.participation import (
     overflow_probability,
     poisson_cohorts,
 )
-from fedjax_lite.privacy.tree_noise import (
-    tree_levels,
-    tree_noise,
-    tree_sensitivity,
-    tree_sum,
-)
+from fedjax_lite.privacy.tree_noise import tree_noise, tree_sum
 
 __all__ = [
     "audit",

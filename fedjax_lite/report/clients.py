@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedjax_lite.evaluate import summarize_clients
+from fedjax_lite.report.record import checked_split
 from fedjax_lite.report.style import BLUE, GREEN, ORANGE, finish, make_figure, plain, text
 
 if TYPE_CHECKING:
@@ -41,9 +43,6 @@ def plot_client_accuracies(
       >>> figure.axes[0].get_xlabel()
       'Accuracy of a client (fraction of its test labels)'
     """
-    from fedjax_lite.evaluate import summarize_clients
-    from fedjax_lite.report.record import checked_split
-
     split = checked_split(split)
     of_split = f"{text(split, length=20)} " if split else ""
     values = np.asarray(values, np.float64)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_lite.evaluate import summarize_clients
 from fedjax_lite.report.groups import Group
 from fedjax_lite.report.statistics import Curve, Interval, curve, ends, t_interval
 from fedjax_lite.report.style import GREY, line_style, logarithmic, plain, text
@@ -188,8 +189,6 @@ def _of_split(scene: Scene) -> str:
 
 def draw_fairness(axes: Any, scene: Scene) -> bool:
     """Mean over clients (filled) and mean of the worst 10 % (hollow), with intervals."""
-    from fedjax_lite.evaluate import summarize_clients
-
     drawn = False
     for position, group in enumerate(scene.groups):
         found = [run.clients["accuracy"] for run in group.runs if "accuracy" in run.clients]

@@ -14,7 +14,7 @@ from fedjax_lite.checks.arguments import check_key, check_params
 from fedjax_lite.checks.arguments import check_slot as check_slot
 from fedjax_lite.checks.labels import outputs_of, watching
 from fedjax_lite.checks.made import made
-from fedjax_lite.checks.mistakes import check_not_captured, check_not_donated
+from fedjax_lite.checks.state import check_not_captured, check_not_donated
 from fedjax_lite.data.population.dataset import ClientData, CohortDataset, SizedPopulation
 from fedjax_lite.data.population.dataset import check_data as check_data
 from fedjax_lite.engine.batches import Plan

@@ -15,15 +15,15 @@ from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.checks.arguments import shown
 from fedjax_lite.checks.loss import check_signature, losses_of
 from fedjax_lite.checks.made import made
-from fedjax_lite.checks.mistakes import check_descends
-from fedjax_lite.data.population.counting import counted, counts_of
-from fedjax_lite.models.statistics_checks import check_takes_statistics
-from fedjax_lite.round.optimizer_arguments import (
+from fedjax_lite.checks.optimizer import check_descends
+from fedjax_lite.checks.optimizer_arguments import (
     Extra,
     as_transformation,
     loss_arguments,
     step_optimizer,
 )
+from fedjax_lite.data.population.counting import counted, counts_of
+from fedjax_lite.models.statistics_checks import check_takes_statistics
 from fedjax_lite.round.optimizer_rounds import watch
 from fedjax_lite.types import (
     Array,

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_lite.checks.optimizer_arguments import loss_arguments, step_optimizer
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.choose import planned_steps
-from fedjax_lite.round.optimizer_arguments import loss_arguments, step_optimizer
 from fedjax_lite.types import Array, Params, PyTree
 
 FACTOR = 10.0

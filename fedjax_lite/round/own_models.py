@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks.mistakes import check_not_donated
+from fedjax_lite.checks.state import check_not_donated
 from fedjax_lite.types import Params, PyTree, RoundState
 
 BLOCK = 2**26

@@ -13,10 +13,15 @@ from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_fraction, check_non_negative, check_positive, shown
 from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.checks.made import made
-from fedjax_lite.checks.mistakes import check_descends
+from fedjax_lite.checks.optimizer import check_descends
+from fedjax_lite.checks.optimizer_arguments import (
+    Extra,
+    as_transformation,
+    asks_for,
+    step_optimizer,
+)
 from fedjax_lite.data.population.population import Population
 from fedjax_lite.models.batch_norm import check_no_local_statistics
-from fedjax_lite.round.optimizer_arguments import Extra, as_transformation, asks_for, step_optimizer
 from fedjax_lite.types import Array, Cohort, Key, Mean, Params, PyTree, ServerUpdate
 
 Rate = float | Array | optax.Schedule

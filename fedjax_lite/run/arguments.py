@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks.arguments import check_key
-from fedjax_lite.checks.mistakes import check_not_donated
+from fedjax_lite.checks.state import check_not_donated
 from fedjax_lite.data.population.dataset import check_data
 from fedjax_lite.evaluate import scored_by
 from fedjax_lite.evaluate.client_evaluator import is_same_split

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks.arguments import check_count
-from fedjax_lite.checks.mistakes import check_pixels
+from fedjax_lite.checks.pixels import check_pixels
 from fedjax_lite.data.population.not_arrays import check_arrays, check_not_iterator
 from fedjax_lite.data.population.one_line import leaf_words, length, length_of_all
 from fedjax_lite.data.population.owner_ids import as_ids, check_unmasked, number_ids, row_numbers

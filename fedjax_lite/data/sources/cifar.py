@@ -15,9 +15,10 @@ import numpy as np
 from fedjax_lite.data.formats.archive import read_members
 from fedjax_lite.data.formats.errors import DatasetFormatError
 from fedjax_lite.data.formats.safe_pickle import load_plain
+from fedjax_lite.data.sources import tfds as tfds_source
 from fedjax_lite.data.sources.cache import Arrays, Splits
 from fedjax_lite.data.sources.download import Remote
-from fedjax_lite.data.sources.locate import Candidate, Source
+from fedjax_lite.data.sources.source import Candidate, Source
 
 _LOG = logging.getLogger("fedjax_lite")
 _PIXELS = 3 * 32 * 32
@@ -199,8 +200,6 @@ def _read(variant: _Variant) -> Callable[..., Splits]:
 
 
 def _from_tfds(candidate: Candidate) -> Splits:
-    from fedjax_lite.data.sources import tfds as tfds_source
-
     train, test = tfds_source.read(candidate)
     for split in (train, test):
         if "coarse_label" in split:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_lite.data.formats.errors import DatasetNotFoundError
 from fedjax_lite.data.sources.cache import Splits
-from fedjax_lite.data.sources.locate import Candidate, Source
+from fedjax_lite.data.sources.source import Candidate, Source
 
 
 def _read(candidate: Candidate) -> Splits:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjax_lite.data.formats.errors import DatasetFormatError
 from fedjax_lite.data.sources.cache import Arrays, Splits
-from fedjax_lite.data.sources.locate import Candidate, Source
+from fedjax_lite.data.sources.source import Candidate, Source
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 FEATURES = (

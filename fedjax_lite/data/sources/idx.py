@@ -20,9 +20,10 @@ import numpy as np
 from fedjax_lite.data.formats.compressed import read_gzip
 from fedjax_lite.data.formats.errors import DatasetFormatError
 from fedjax_lite.data.formats.npy_file import open_npy
+from fedjax_lite.data.sources import tfds as tfds_source
 from fedjax_lite.data.sources.cache import Arrays, Splits
 from fedjax_lite.data.sources.download import Remote
-from fedjax_lite.data.sources.locate import Candidate, Source
+from fedjax_lite.data.sources.source import Candidate, Source
 
 _LOG = logging.getLogger("fedjax_lite")
 _MAX_GZIPPED = 1 << 28
@@ -133,8 +134,6 @@ def _find(subfolders: tuple[str, ...]) -> Callable[[Path], list[Candidate]]:
 def _read(name: str) -> Callable[..., Splits]:
     def read(candidate: Candidate) -> Splits:
         if candidate.layout == "tfds":
-            from fedjax_lite.data.sources import tfds as tfds_source
-
             return tfds_source.read(candidate)
         images, labels = candidate.files[0:4:2], candidate.files[1:4:2]
         writers = candidate.files[4:] or (None, None)

@@ -10,7 +10,8 @@ from typing import Any
 from fedjax_lite.data.sources import cifar, digits, heart, idx, shakespeare
 from fedjax_lite.data.sources import tfds as tfds_source
 from fedjax_lite.data.sources.cache import Splits, cached, default_cache_dir
-from fedjax_lite.data.sources.locate import Provenance, Source, locate, provenance
+from fedjax_lite.data.sources.locate import locate, provenance
+from fedjax_lite.data.sources.source import Provenance, Source
 
 # By name, since the package exports a function that is called as its module is.
 from fedjax_lite.data.sources.synthetic import SOURCES as SYNTHETIC

@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_lite.data.formats.compressed import read_gzip
 from fedjax_lite.data.formats.errors import DatasetFormatError
 from fedjax_lite.data.sources.cache import Arrays, Splits
-from fedjax_lite.data.sources.locate import Candidate, Source
+from fedjax_lite.data.sources.source import Candidate, Source
 
 PADDING, UNKNOWN, BEGIN, END = range(4)
 """Ids of what is no character: the padding of `x`, an unknown character, the beginning of a role's

@@ -10,7 +10,7 @@ import random
 import numpy as np
 
 from fedjax_lite.data.sources.cache import Splits
-from fedjax_lite.data.sources.locate import Candidate, Source
+from fedjax_lite.data.sources.source import Candidate, Source
 
 
 def synthetic(

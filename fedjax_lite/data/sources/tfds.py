@@ -16,7 +16,7 @@ import numpy as np
 
 from fedjax_lite.data.formats.errors import DatasetFormatError
 from fedjax_lite.data.sources.cache import Arrays, Splits
-from fedjax_lite.data.sources.locate import Candidate, Source
+from fedjax_lite.data.sources.source import Candidate, Source
 
 _INFO = "dataset_info.json"
 _NAME = re.compile(r"[a-zA-Z]\w*(/[\w.\-]+)?(:\d+\.\d+\.\d+)?")

@@ -10,7 +10,9 @@ from typing import Any
 from fedjax_lite.privacy.accounting import poisson as accounting
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_epsilon
 from fedjax_lite.privacy.accounting.calibrate_noise import largest_count
+from fedjax_lite.privacy.accounting.discrete_losses import rounds_epsilon
 from fedjax_lite.privacy.accounting.poisson import COARSE, INTERVAL, Method
+from fedjax_lite.privacy.accounting.tree_sensitivity import tree_sensitivities
 from fedjax_lite.round.ledger import (
     DISCRETE,
     LOCAL,
@@ -165,8 +167,6 @@ def composed_epsilon(
     if not parts:
         return 0.0
     if parts[0][0].kind == DISCRETE:
-        from fedjax_lite.privacy.accounting.discrete_losses import rounds_epsilon
-
         return rounds_epsilon([(entry.numbers, rounds) for entry, rounds in parts], delta=delta)
     squares, sampled, slips = 0.0, [], 0.0
     for entry, rounds in parts:
@@ -203,8 +203,6 @@ def sensitivity_squared(entry: Entry, rounds: int, round: int) -> float:
       3.0
     """
     if entry.kind == TREE:
-        from fedjax_lite.privacy.tree_noise import tree_sensitivities
-
         num_rounds, apart = int(entry.numbers[1]), int(entry.numbers[2])
         by_round = tree_sensitivities(num_rounds, apart) ** 2
         return float(by_round[min(rounds, num_rounds) - 1].round(9))
