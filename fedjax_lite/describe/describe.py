@@ -20,8 +20,8 @@ def describe(algorithm: Any) -> Text:
     """Says in words what one round of an algorithm does: a draft of the methods section.
 
     It reads what factories note on the parts that they make (`fedjax_lite.checks.made`), traces a
-    model's init to count parameters, and tries optimizers of optax on a model of two numbers, to call them
-    what they do. No loss is run. What you wrote yourself is called so, by its name; put
+    model's init to count parameters, and tries optimizers of optax on a model of two numbers, to
+    call them what they do. No loss is run. What you wrote yourself is called so, by its name; put
     ``@fl.made`` above a factory of your own, and its settings are told, too.
 
     Args:

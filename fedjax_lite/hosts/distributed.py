@@ -43,8 +43,8 @@ def initialize(
     Call it first, before anything that touches a device. Where the arguments are None it looks at
     the environment variables ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0),
     ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, which ``python -m fedjax_lite.hosts.launch`` sets,
-    and then for a job of several tasks under Slurm (``srun``) or Open MPI (``mpirun``), and for a TPU
-    VM, whose addresses JAX finds by itself. On CPUs the processes talk by Gloo.
+    and then for a job of several tasks under Slurm (``srun``) or Open MPI (``mpirun``), and for a
+    TPU VM, whose addresses JAX finds by itself. On CPUs the processes talk by Gloo.
 
     When a process dies, the others are ended with a message: by the launcher, by the broken
     connection inside the next sum over devices, or at the latest by the coordination service,
