@@ -91,6 +91,13 @@ def test_shelves_of_a_folder_have_no_circles():
             done |= ready
 
 
+def test_tests_mirror_the_package():
+    tests = ROOT / "tests"
+    here = {path.parent.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")}
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("__init__.py")}
+    assert here - folders == {"colab", "experiments", "fuzz", "laws"}
+
+
 def test_files_are_small():
     lengths = {path: len(path.read_text().splitlines()) for path in FILES}
     assert max(lengths.values()) <= 400, max(lengths, key=lambda path: lengths[path])

@@ -40,27 +40,27 @@ PACKAGES = (
 
 RECORDS = "a record: it is looked at where it is used"
 LEFT_OUT = {
-    "distributed": "asks the other processes of a run; tests/test_distributed.py starts some",
-    "verify": "runs the whole verification; tests/test_verify.py",
-    "testing": "for tests themselves; tests/test_laws.py",
+    "distributed": "asks the other processes of a run; tests/hosts/test_distributed.py starts some",
+    "verify": "runs the whole verification; tests/verify/test_verify.py",
+    "testing": "for tests themselves; tests/laws/test_laws.py",
     "forecast": "takes a compiled program",
-    "data.ParquetStore": "tests/data/test_streamed_stores.py",
-    "data.RecordStore": "tests/data/test_streamed_stores.py",
+    "data.ParquetStore": "tests/data/stores/test_streamed_stores.py",
+    "data.RecordStore": "tests/data/stores/test_streamed_stores.py",
     "privacy.audit.plant": "plants what `audit` counts",
     "describe": "takes anything",
     "citation": "takes anything",
     "crypto.num_bytes": "takes anything",
     "keep_compiled_programs": "changes the whole process; tests/run/test_compilation.py",
-    "fastest": "times programs; tests/test_fastest.py",
+    "fastest": "times programs; tests/run/test_fastest.py",
     "models.conv_general_dilated": "JAX's own function, of JAX's signature",
     "models.check_per_example": "is itself a check",
     "report.Comparison": "made by `compare`",
     "privacy.audit.audit": "trains for seconds",
-    "attacks.leakage.observe": "compiles a round; tests/test_leakage_inversion.py",
+    "attacks.leakage.observe": "compiles a round; tests/attacks/test_leakage_inversion.py",
     "attacks.leakage.invert": "trains for seconds",
     "crypto.CkksServer": "takes a public context",
     "drift.with_client_losses": "wraps: its client is asked when a round is built",
-    "crypto.CkksSecret": "makes keys for a second; tests/test_crypto_ckks.py",
+    "crypto.CkksSecret": "makes keys for a second; tests/crypto/test_crypto_ckks.py",
     "crypto.ckks_mean": "needs such keys",
 }
 """By full name, or by package."""
@@ -99,7 +99,7 @@ def left_out(full: str, value: Any) -> str:
     if is_record or (inspect.isclass(value) and issubclass(value, BaseException)):
         return RECORDS
     if inspect.isclass(value) and full.startswith("crypto."):
-        return "a party of a protocol; tests/test_crypto_secagg.py"
+        return "a party of a protocol; tests/crypto/secagg/test_crypto_secagg.py"
     if not inspect.isfunction(value) and not inspect.isclass(value):
         return "a type for annotations"
     return LEFT_OUT.get(full) or LEFT_OUT.get(full.split(".")[0], "")

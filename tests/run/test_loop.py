@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
-import fedjax_lite.run.loop as loop
-from fedjax_lite.run import rounds
+from fedjax_lite.run import loop, rounds
 from fedjax_lite.run.loop import RunInterrupted, run
 from fedjax_lite.types import FederatedAlgorithm
 

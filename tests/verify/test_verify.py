@@ -26,7 +26,7 @@ from fedjax_lite.verify.techniques import (
     shuffle,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.sample(6)

@@ -24,7 +24,7 @@ from fedjax_lite.describe.citation import (
 )
 from fedjax_lite.describe.references import entries, named_in
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fedjax_lite"
 BIB = PACKAGE / "describe" / "references.bib"
 NUMBER = re.compile(r"arXiv:(\d{4}\.\d{4,5})")

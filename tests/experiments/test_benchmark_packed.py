@@ -11,7 +11,7 @@ import pytest
 
 import fedjax_lite as fl
 
-FOLDER = str(Path(__file__).parent.parent / "experiments" / "benchmarks")
+FOLDER = str(Path(__file__).parents[2] / "experiments" / "benchmarks")
 SIZES = np.array([7, 0, 3, 12, 1, 5, 9, 2, 0, 4])
 
 

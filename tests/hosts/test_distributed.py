@@ -24,7 +24,7 @@ from fedjax_lite.hosts import distributed
 from fedjax_lite.hosts.launch import free_port
 from fedjax_lite.run import checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAM = str(Path(__file__).parent / "distributed_program.py")
 SECONDS = 240
 """Nothing here may take longer; the machine may be slow and busy."""

@@ -447,9 +447,12 @@ def test_imbalance_is_that_of_the_loads():
 def test_with_four_devices():
     """One process for all files: starting one costs as much as several of its tests."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    here = Path(__file__).parent
-    elsewhere = ("test_streaming.py::test_several_devices", "test_slots_under_strategies.py")
-    elsewhere += ("test_dp_adaptive.py::test_several_devices_agree",)
+    here = Path(__file__).parents[2]
+    elsewhere = (
+        "stream/test_streaming.py::test_several_devices",
+        "laws/test_slots_under_strategies.py",
+    )
+    elsewhere += ("privacy/test_dp_adaptive.py::test_several_devices_agree",)
     elsewhere += ("evaluate/test_metrics.py::test_populations_on_devices_agree_with_numpy",)
     tests = [__file__, *(str(here / name) for name in elsewhere)]
     done = subprocess.run(
@@ -461,7 +464,7 @@ def test_with_four_devices():
         timeout=900,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    for name in ("test_sharded.py", *elsewhere):
+    for name in ("engine/mesh/test_sharded.py", *elsewhere):
         assert f"PASSED tests/{name}" in done.stdout
     reasons = re.findall(r"^SKIPPED .*: (.*)$", done.stdout, re.MULTILINE)
     assert set(reasons) == {"needs one device"}, done.stdout[-4000:]

@@ -15,7 +15,7 @@ import pytest
 
 import fedjax_lite as fl
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "benchmarks"
 OWN_MODULES = ("peers", "measure", "workloads", "peers_programs", "worker_protocol")
 

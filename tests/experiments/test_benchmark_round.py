@@ -16,7 +16,7 @@ import pytest
 
 import fedjax_lite as fl
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "benchmarks"
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 STRATEGIES = ("vmapped", "sequential", "chunked:2", "auto")

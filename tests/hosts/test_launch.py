@@ -12,7 +12,7 @@ import pytest
 
 from fedjax_lite.hosts import launch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
