@@ -38,7 +38,8 @@ from tables.published import figures
 
 import fedjax_lite as fl
 from fedjax_lite import aggregation, attacks
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 from fedjax_lite.transforms.worker_momentum import worker_momentum
 
 RULES = ("mean", "median", "trimmed mean", "krum", "multi-krum", "rfa", "cclip")

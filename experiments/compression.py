@@ -28,7 +28,8 @@ from script import script
 
 import fedjax_lite as fl
 from fedjax_lite import transforms as tr
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 MEGABYTE = 8e6
 """Bits."""

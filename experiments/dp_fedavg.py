@@ -35,7 +35,8 @@ from script import script
 
 import fedjax_lite as fl
 from fedjax_lite import privacy
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 from fedjax_lite.types import Mechanism
 
 COLOURS = {"mnist": ("#0072B2", "o"), "cifar10": ("#D55E00", "s"), "digits": ("#009E73", "^")}

@@ -43,7 +43,8 @@ from smoke import chosen_preset
 from tables.published import figures
 
 import fedjax_lite as fl
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 PUBLISHED = {float(alpha): tuple(pair.values()) for alpha, pair in figures("fashion").items()}
 """Test accuracy of FedAvg and FedAvgM by alpha: Flower's rerun of FedAvgM, read off its plot."""

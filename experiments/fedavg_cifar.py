@@ -27,7 +27,7 @@ import fedjax_lite as fl
 from fedjax_lite import report
 from fedjax_lite.hosts import distributed
 from fedjax_lite.models.precision import with_precision
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 
 DENSE = ("linear", "2nn")
 

@@ -42,7 +42,8 @@ from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms.feddyn import local_mean
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 METHODS = ("fedavg", "fedprox", "scaffold", "feddyn")
 PUBLISHED = {

@@ -38,7 +38,8 @@ from smoke import shrunk
 from tables.published import figures
 
 import fedjax_lite as fl
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 
 class Reference(NamedTuple):

@@ -40,7 +40,8 @@ from tables.published import figures
 import fedjax_lite as fl
 from fedjax_lite.algorithms import client_models
 from fedjax_lite.data.sources.heart import FEATURES, HOSPITALS
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 BATCH_SIZE, EPOCHS = 4, 50
 """Of all methods; of those that train on whole data sets instead of rounds."""

@@ -42,7 +42,8 @@ from tables.published import figures
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms import gap_to_baseline
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 NUM_CLIENTS = 10
 STYLES = {

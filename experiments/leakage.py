@@ -35,7 +35,8 @@ import fedjax_lite as fl
 from fedjax_lite.attacks import leakage, membership
 from fedjax_lite.models.layers import conv_layer, dense, init_affine
 from fedjax_lite.privacy import central_gaussian
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 from fedjax_lite.transforms import gaussian_noise, scaled_sign, top_k
 from fedjax_lite.types import Key
 

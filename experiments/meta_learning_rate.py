@@ -27,7 +27,8 @@ from flag_groups import parse
 
 import fedjax_lite as fl
 from fedjax_lite.engine.differentiable import differentiable
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 from fedjax_lite.run.unroll import unroll
 
 

@@ -31,7 +31,8 @@ from script import script
 import fedjax_lite as fl
 from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.data.stores.npy_store import NpyStore, write_streamed
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 from fedjax_lite.stream import HostTable, open_streamed, streamed_bytes
 
 

@@ -32,7 +32,8 @@ import fedjax_lite as fl
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.privacy import audit, central_gaussian, gaussian_sum
 from fedjax_lite.privacy.clipping import clip_clients
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 from fedjax_lite.types import Aggregator, Array, Mechanism, Message, PyTree
 
 

@@ -24,7 +24,8 @@ from script import script
 from smoke import shrunk
 
 import fedjax_lite as fl
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 
 @dataclasses.dataclass(frozen=True)

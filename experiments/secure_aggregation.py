@@ -29,7 +29,8 @@ from secure_aggregation_costs import CostFlags, ckks, masks, protocol, show
 import fedjax_lite as fl
 from fedjax_lite import crypto
 from fedjax_lite.aggregation.secure import secure_mean
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 
 @dataclasses.dataclass(frozen=True)

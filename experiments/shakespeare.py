@@ -52,7 +52,8 @@ from smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.evaluate import evaluate_clients, summarize_clients
-from fedjax_lite.run.history import save_json_atomic, versions
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 STYLES = {
     "fedsgd": ("#000000", "o"),

@@ -110,8 +110,9 @@ from fedjax_lite.round.local import local_sgd, mean_grad, mean_loss
 from fedjax_lite.round.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.round.server import optimizer_server
 from fedjax_lite.run.compilation import keep_compiled_programs
+from fedjax_lite.run.divergence import RunDiverged
 from fedjax_lite.run.fastest import Timing, fastest, lane_strategies
-from fedjax_lite.run.loop import RunDiverged, RunInterrupted, run
+from fedjax_lite.run.loop import RunInterrupted, run
 from fedjax_lite.run.sweep import Sweep, sweep
 from fedjax_lite.run.unroll import unroll
 from fedjax_lite.stream import HostTable, StreamedDataset, open_streamed, streamed_bytes

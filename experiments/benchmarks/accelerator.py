@@ -31,7 +31,7 @@ from packed import packed
 from workloads import WORKLOADS, Workload
 
 import fedjax_lite as fl
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 
 Row = dict[str, Any]
 FORMS = ("matmul", "xla")

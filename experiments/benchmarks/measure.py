@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.run.history import versions
+from fedjax_lite.run.settings import versions
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # it lies with the experiments
 from flag_groups import parse as parse

@@ -23,7 +23,7 @@ from smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.engine.peak_memory import forecast
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.run.rounds import many_rounds, own
 
 PROGRAMS: dict[str, tuple[str, tuple[int, int, int], int]] = {

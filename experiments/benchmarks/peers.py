@@ -34,7 +34,7 @@ from peers_programs.compare import SYSTEMS, Bench
 from peers_programs.environments import default_folder
 from peers_programs.exports import SETTINGS
 
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 
 Row = dict[str, Any]
 TARGETS = (

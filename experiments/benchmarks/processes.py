@@ -25,7 +25,7 @@ from workloads import WORKLOADS
 
 import fedjax_lite as fl
 from fedjax_lite.hosts import distributed
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.run.rounds import rounds_of
 
 WAYS = ("one device", "two forced devices", "two processes")

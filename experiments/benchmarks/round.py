@@ -45,7 +45,7 @@ from workloads import WORKLOADS, Workload
 
 import fedjax_lite as fl
 from fedjax_lite.engine.choose import choose, padded_steps, planned_steps
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 
 Row = dict[str, Any]
 SMOKE_STRATEGIES = ("vmapped", "sequential", "auto")

@@ -36,7 +36,7 @@ from measure import check_output, machine, parse
 import fedjax_lite as fl
 from fedjax_lite.engine.mesh.sharded import deal
 from fedjax_lite.engine.program import Work
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedjax_lite.run.history import save_text_atomic
+from fedjax_lite.run.files import save_text_atomic
 from tables.render import SECTIONS, Documents, Section, header, row, section
 
 ROOT = Path(__file__).resolve().parents[2]

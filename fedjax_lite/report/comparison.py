@@ -23,7 +23,7 @@ from fedjax_lite.report.runs import Run, find_runs, read_run
 from fedjax_lite.report.statistics import CONFIDENCE, points
 from fedjax_lite.report.style import save_png
 from fedjax_lite.report.summary import choose_metric, choose_target, summarize
-from fedjax_lite.run.history import save_text_atomic
+from fedjax_lite.run.files import save_text_atomic
 from fedjax_lite.version import __version__
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.evaluate import summarize_clients
-from fedjax_lite.run.history import save_json_atomic, to_python
+from fedjax_lite.run.files import save_json_atomic, to_python
 
 
 def save_clients(

@@ -20,7 +20,7 @@ from fedjax_lite.data.sources.cache import default_cache_dir
 from fedjax_lite.engine.lanes import chunked, vmapped
 from fedjax_lite.engine.peak_memory import forecast
 from fedjax_lite.engine.program import Strategy
-from fedjax_lite.run.history import save_json_atomic
+from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fedjax_lite.run.files import save_text_atomic
+
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 _held: set[Path] = set()
 """Folders that this process holds, for a message that says so."""
@@ -97,7 +99,7 @@ class FolderLock:
         self._lock, self._known = lock, known
         _held.add(known)
         with contextlib.suppress(OSError):  # a note for people; the lock holds without it
-            _write(self._note, _me())
+            save_text_atomic(self._note, json.dumps(_me()) + "\n")
         return self
 
     def __exit__(
@@ -142,12 +144,6 @@ class FolderLock:
 def _me() -> dict[str, Any]:
     now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-
-
-def _write(path: Path, note: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(note) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

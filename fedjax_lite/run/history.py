@@ -7,23 +7,17 @@ they are.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import math
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jax
-import numpy as np
-
 from fedjax_lite.checks.arguments import as_path
-from fedjax_lite.version import __version__
+from fedjax_lite.run.files import finite, naming, save_text_atomic
 
 Row: TypeAlias = dict[str, Any]
 """``{"round": 10, "train_loss": 0.5, "test_accuracy": 0.8, "seconds": 3.1}``."""
@@ -218,133 +212,6 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def to_python(value: Any) -> Any:
-    """A metric as a plain number, or as nested lists where it is no scalar.
-
-    Args:
-      value: a number or an array of any dtype; bfloat16 and float16 widen exactly.
-
-    Returns:
-      bool, int, float or a list of them.
-
-    Example:
-      >>> to_python(np.float32(0.5)), to_python(np.int32(3)), to_python(np.arange(2))
-      (0.5, 3, [0, 1])
-    """
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf":  # bfloat16 and other small floats have no Python twin
-        array = array.astype(np.float64)
-    return array.tolist()
-
-
-def save_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file under a temporary name in the same folder and moves it into place.
-
-    Args:
-      path: the file; its folder must exist.
-      text: what it is to hold, in UTF-8.
-
-    Example:
-      >>> import tempfile
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save_text_atomic(folder + "/note.txt", "done")
-      ...     Path(folder, "note.txt").read_text()
-      'done'
-    """
-    path = as_path(path, "path")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with naming(path):
-        try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):  # a full disk needs the room
-                temporary.unlink()
-            raise
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the disk that name no file, as those of a write on a full one, name this path.
-
-    Example:
-      >>> with naming(Path("metrics.csv")):
-      ...     raise OSError(28, "No space left on device")
-      Traceback (most recent call last):
-      ...
-      OSError: [Errno 28] No space left on device: 'metrics.csv'
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def save_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes strict, indented JSON atomically; NaN and infinities are null.
-
-    Args:
-      path: the file; its folder must exist.
-      value: dicts, lists, strings, numbers, booleans, None.
-
-    Raises:
-      TypeError: if something in `value` has no JSON form; nothing is written then.
-
-    Example:
-      >>> import tempfile
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save_json_atomic(folder + "/config.json", {"num_rounds": 5})
-      ...     json.loads(Path(folder, "config.json").read_text())
-      {'num_rounds': 5}
-    """
-    save_text_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of all that decides a run's numbers, and the device that it runs on.
-
-    Returns:
-      ``python, jax, jaxlib, optax, flax, numpy, fedjax_lite, platform, device, num_devices``;
-      a package that is not installed is "not installed".
-
-    Example:
-      >>> versions()["jax"] == jax.__version__
-      True
-    """
-    found = {"python": platform.python_version()}
-    for package in ("jax", "jaxlib", "optax", "flax", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    devices = jax.devices()
-    return found | {
-        "fedjax_lite": __version__,
-        "platform": f"{platform.system()} {platform.machine()}, {devices[0].platform}",
-        "device": devices[0].device_kind,
-        "num_devices": str(len(devices)),
-    }
-
-
-def finite(value: Any) -> Any:
-    """A value with None for NaN and infinity, as JSON has it.
-
-    Example:
-      >>> finite({"a": [1.0, math.inf]})
-      {'a': [1.0, None]}
-    """
-    if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _event_writer(directory: Path, resume_round: int | None) -> Any:

@@ -16,11 +16,10 @@ from fedjax_lite.hosts import distributed
 from fedjax_lite.round.private_runs import begin, spent_by, with_ledger
 from fedjax_lite.run import checkpoint
 from fedjax_lite.run.arguments import check_arguments, check_names, check_split
-from fedjax_lite.run.divergence import RunDiverged as RunDiverged
 from fedjax_lite.run.divergence import Watch
-from fedjax_lite.run.divergence import warn_if_not_finite as _warn_if_not_finite  # noqa: F401
+from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.run.folder import check_directory, resume_from, texts_of, writing
-from fedjax_lite.run.history import History, Row, save_json_atomic
+from fedjax_lite.run.history import History, Row
 from fedjax_lite.run.interrupt import Interrupt
 from fedjax_lite.run.progress import Progress
 from fedjax_lite.run.rounds import rounds_of

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedjax_lite.checks.arguments import shown
 from fedjax_lite.hosts import distributed
-from fedjax_lite.run.history import Row, to_python
+from fedjax_lite.run.files import to_python
+from fedjax_lite.run.history import Row
 from fedjax_lite.types import RoundState
 
 OWN = ("round", "seconds")

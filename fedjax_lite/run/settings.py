@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from fedjax_lite.checks.arguments import shown
-from fedjax_lite.run.history import finite, versions
+from fedjax_lite.run.files import finite
 from fedjax_lite.types import Key
+from fedjax_lite.version import __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides a run's numbers, and the device that it runs on.
+
+    Returns:
+      ``python, jax, jaxlib, optax, flax, numpy, fedjax_lite, platform, device, num_devices``;
+      a package that is not installed is "not installed".
+
+    Example:
+      >>> versions()["jax"] == jax.__version__
+      True
+    """
+    found = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "optax", "flax", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    devices = jax.devices()
+    return found | {
+        "fedjax_lite": __version__,
+        "platform": f"{platform.system()} {platform.machine()}, {devices[0].platform}",
+        "device": devices[0].device_kind,
+        "num_devices": str(len(devices)),
+    }
 
 
 def make_settings(config: Mapping[str, Any] | None, key: Key) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_lite.run.checkpoint.manifest import CheckpointDamaged
-from fedjax_lite.run.history import naming
+from fedjax_lite.run.files import save_text_atomic
 from fedjax_lite.stream.layout import RowLayout
 from fedjax_lite.stream.slots import FileSlots, MemorySlots
 from fedjax_lite.stream.table_files import read_index, read_note
@@ -130,11 +130,8 @@ class RowStore:
         path = self.folder / "pins" / f"{token}.json"
         # A damaged note is not written over: it may name other copies of the checkpoint.
         found = _places(path) if path.exists() else []
-        temporary = path.with_suffix(".tmp")
         places = sorted({str(place) for place in [*found, final]})
-        with naming(path):
-            temporary.write_text(json.dumps({"checkpoints": places}))
-            os.replace(temporary, path)
+        save_text_atomic(path, json.dumps({"checkpoints": places}))
         self._pinned[token] = index
 
     def pinned(self, token: str, found: Path) -> bool:

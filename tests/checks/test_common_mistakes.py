@@ -13,7 +13,7 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite.data.population.sharded import ShardedDataset
 from fedjax_lite.data.stores.store import ArrayStore
-from fedjax_lite.run.loop import RunDiverged
+from fedjax_lite.run.divergence import RunDiverged
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).random((12, 4, 4, 1)).astype(np.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
-from fedjax_lite.run import loop, rounds
+from fedjax_lite.run import checkpoint, divergence, rounds
 from fedjax_lite.run.loop import RunInterrupted, run
 from fedjax_lite.types import FederatedAlgorithm
 
@@ -150,7 +150,7 @@ def test_existing_run_needs_a_choice_and_overwrite_keeps_strange_files(tmp_path)
     assert [row["round"] for row in history] == [1, 2, 3, 4, 5]
     assert (tmp_path / "mine.txt").exists()
     assert (tmp_path / "checkpoints" / "mine.txt").exists()
-    assert loop.checkpoint.steps(tmp_path / "checkpoints") == [5]
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5]
 
 
 def test_unwritable_directory_fails_before_tracing(tmp_path):
@@ -174,7 +174,7 @@ def test_resume_is_byte_identical_and_drops_torn_and_later_rows(tmp_path):
     both, history = go(algo, state, 30, evaluate=score, output_dir=tmp_path / "b", resume=True)
     assert raw(both) == raw(whole)
     assert timeless(history) == timeless(rows)
-    assert loop.checkpoint.steps(tmp_path / "b" / "checkpoints") == [20, 30]
+    assert checkpoint.steps(tmp_path / "b" / "checkpoints") == [20, 30]
     again, same = go(algo, state, 30, evaluate=score, output_dir=tmp_path / "b", resume=True)
     assert raw(again) == raw(whole)
     assert same == history
@@ -204,7 +204,7 @@ def test_a_config_is_compared_also_where_checkpoints_are_gone(tmp_path):
     algo = toy()
     _, state = start(algo)
     go(algo, state, 5, output_dir=tmp_path, config={"alpha": 0.3})
-    loop.checkpoint.clear(tmp_path / "checkpoints")
+    checkpoint.clear(tmp_path / "checkpoints")
     before = (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(ValueError, match=r"alpha: was 0.3, is 0.1"):
         go(algo, state, 5, output_dir=tmp_path, resume=True, config={"alpha": 0.1})
@@ -213,17 +213,17 @@ def test_a_config_is_compared_also_where_checkpoints_are_gone(tmp_path):
 
 def test_the_mean_loss_of_nobody_is_no_divergence(recwarn):
     rows = [{"round": 1, "train_loss": float("nan"), "num_clients": 0}]
-    assert loop._warn_if_not_finite(rows, None) is None
+    assert divergence.warn_if_not_finite(rows, None) is None
     assert not recwarn.list
     with pytest.warns(RuntimeWarning, match="round 2"):
-        assert loop._warn_if_not_finite([{**rows[0], "round": 2, "num_clients": 1}], None) == 2
+        assert divergence.warn_if_not_finite([{**rows[0], "round": 2, "num_clients": 1}], None) == 2
 
 
 def test_saving_a_lower_step_keeps_it(tmp_path):
     for step in (10, 20, 5):
-        folder = loop.checkpoint.save(tmp_path, {"w": jnp.float32(step)}, step=step, keep=2)
+        folder = checkpoint.save(tmp_path, {"w": jnp.float32(step)}, step=step, keep=2)
         assert folder.is_dir()
-    assert float(loop.checkpoint.restore(tmp_path, {"w": jnp.float32(0)}, step=5)["w"]) == 5
+    assert float(checkpoint.restore(tmp_path, {"w": jnp.float32(0)}, step=5)["w"]) == 5
     assert not list(tmp_path.glob("*.deleting"))
 
 

@@ -16,15 +16,10 @@ from fedjax_lite import report
 from fedjax_lite.data.partition.partition import label_counts
 from fedjax_lite.data.population.dataset import from_arrays
 from fedjax_lite.run import checkpoint
-from fedjax_lite.run.history import (
-    History,
-    read_rows,
-    save_json_atomic,
-    to_csv,
-    to_python,
-    versions,
-)
+from fedjax_lite.run.files import save_json_atomic, to_python
+from fedjax_lite.run.history import History, read_rows, to_csv
 from fedjax_lite.run.progress import Progress
+from fedjax_lite.run.settings import versions
 
 
 def test_floats_read_back_bit_for_bit_and_nan_is_strict_json(tmp_path):
