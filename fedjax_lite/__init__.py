@@ -52,6 +52,7 @@ from fedjax_lite.aggregation import (
 )
 from fedjax_lite.algorithms import (
     centralised,
+    ditto,
     evaluate_personal,
     fedadagrad,
     fedadam,
@@ -208,6 +209,7 @@ __all__ = [
     "diagnosed",
     "differentiable",
     "distributed",
+    "ditto",
     "drift",
     "drive",
     "dropout",

@@ -15,6 +15,7 @@ from fedjax_lite.algorithms.fedprox import fedprox
 from fedjax_lite.algorithms.fedsgd import fedsgd
 from fedjax_lite.algorithms.hierfavg import hierfavg
 from fedjax_lite.algorithms.mime import mime, mimelite
+from fedjax_lite.algorithms.personal.ditto import ditto
 from fedjax_lite.algorithms.personal.local_leaves import (
     evaluate_personal,
     fedbn,
@@ -27,6 +28,7 @@ from fedjax_lite.checks.calls import check_calls
 __all__ = [
     "centralised",
     "client_models",
+    "ditto",
     "evaluate_personal",
     "fedadagrad",
     "fedadam",

@@ -43,6 +43,7 @@ METHODS = {
     "hierfavg": "HierFAVG",
     "fedbn": "FedBN",
     "local_leaves": "FedAvg with local leaves",
+    "ditto": "Ditto",
     "centralised": "Centralised training",
     "local_only": "Local training only",
 }

@@ -8,8 +8,9 @@ from fedjax_lite.describe.composed import composed
 from fedjax_lite.describe.notes import called, is_part
 from fedjax_lite.describe.optimizers import is_optimizer
 from fedjax_lite.describe.phrases import paragraph, phrase
+from fedjax_lite.describe.plans import plan_words
 from fedjax_lite.describe.references import named_in, short
-from fedjax_lite.describe.sentences import downlink_words, lines, plan_words, privacy_words
+from fedjax_lite.describe.sentences import downlink_words, lines, privacy_words
 from fedjax_lite.describe.text import Text
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.round.downlink import Downlink

@@ -10,10 +10,11 @@ import numpy as np
 from fedjax_lite.describe.composed import Composed, client_optimizer, server_optimizer
 from fedjax_lite.describe.models import loss_words
 from fedjax_lite.describe.notes import Piece, is_part, read
-from fedjax_lite.describe.numbers import figure, function_words
+from fedjax_lite.describe.numbers import figure
+from fedjax_lite.describe.personal import OWN_KEEPS, own_lines
 from fedjax_lite.describe.phrases import own_words, phrase, plain_words, weighting_words
+from fedjax_lite.describe.plans import plan_words
 from fedjax_lite.describe.schedules import rate_words
-from fedjax_lite.engine.batches import Plan
 from fedjax_lite.types import Accountant
 
 UNWEIGHTED = frozenset(
@@ -27,6 +28,7 @@ LOCAL_KEEPS = {
     "feddyn": "its gradient correction",
     "local_leaves": "its local leaves",
     "fedbn": "its local leaves",
+    **OWN_KEEPS,
 }
 UPLINK_KEEPS = {
     "error_feedback": "what compression left out",
@@ -73,6 +75,7 @@ def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str
         shown.append(("First pass", words))
     shown.append(("Local work", plan_words(slots.plan)))
     shown.append(("Local steps", training_words(whole)))
+    shown += own_lines(whole)
     if callable(loss := whole.known.get("loss")):
         shown.append(("Loss", loss_words(loss)))
     if alone:
@@ -98,27 +101,6 @@ def uplinks(whole: Composed) -> list[Any]:
     privacy = whole.slots.privacy
     both = (whole.slots.uplink, privacy.uplink if privacy is not None else None)
     return [part for part in both if part is not None]
-
-
-def plan_words(plan: Plan) -> str:
-    """The local work of a round.
-
-    Example:
-      >>> plan_words(Plan(batch_size=20)), plan_words(Plan(batch_size=None, steps=2))
-      ('1 epoch in batches of 20', '2 steps in one batch of all its data')
-    """
-    unit = "epoch" if plan.steps is None else "step"
-    amount: Any = plan.epochs if plan.steps is None else plan.steps
-    if callable(amount):
-        work = f"{unit}s drawn by {function_words(amount)},"
-    elif np.ndim(amount) and not isinstance(amount, jax.core.Tracer):
-        values = np.asarray(amount)
-        work = f"{values.min()} to {values.max()} {unit}s a client,"
-    else:
-        words = figure(amount)
-        work = f"{words} {unit}" + ("" if words == "1" else "s")
-    size = plan.batch_size
-    return f"{work} in " + ("one batch of all its data" if size is None else f"batches of {size}")
 
 
 def training_words(whole: Composed) -> str:

@@ -28,6 +28,7 @@ from fedjax_lite.aggregation import (
     trimmed_mean,
 )
 from fedjax_lite.algorithms import (
+    ditto,
     fedadagrad,
     fedadam,
     fedavg,
@@ -173,6 +174,14 @@ ALGORITHMS: dict[str, Make] = {
     "mime": _made(mime, client=_rate),
     "mimelite": _made(mimelite, client=_rate),
     "local leaves": _personal_bias,
+    "ditto": _made(ditto, pull=0.5),
+    "ditto own work": _made(
+        ditto,
+        pull=0.5,
+        personal_plan=VARIABLE,
+        personal_optimizer=optax.sgd(0.02, momentum=0.9),
+        keep_optimizer=True,
+    ),
     "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
     "local only": _made(local_only),
     "fedbn": _made(fedbn),

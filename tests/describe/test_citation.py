@@ -247,6 +247,7 @@ def test_methods_are_cited():
         "kingma2015adam",
     ]
     assert keys(citation(fl.fedbn(loss, optax.sgd(0.1), **slots)))[0] == "li2021fedbn"
+    assert keys(citation(fl.ditto(loss, optax.sgd(0.1), pull=1.0, **slots))) == ["li2021ditto"]
     assert keys(citation(fl.centralised(loss, optax.sgd(0.1), plan=PLAN))) == []
 
 

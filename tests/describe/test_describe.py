@@ -82,6 +82,7 @@ TITLES = {
     "local only": "Local training only",
     "fedbn": "FedBN (Li et al., 2021)",
     "hierfavg": "HierFAVG (Liu et al., 2020)",
+    "ditto": "Ditto (Li et al., 2021)",
 }
 
 

@@ -154,6 +154,7 @@ BY_NAME: dict[str, Any] = {
     "partitioner": fl.data.iid(num_clients=6),
     "plan": PLAN,
     "points": [1, 2, 3],
+    "pull": 0.5,
     "positives": 10,
     "present": np.linspace(0, 2, 20),
     "prime": 2**31 - 1,

@@ -23,7 +23,10 @@ from fedjax_lite.testing.algorithm_laws import (
 )
 from fedjax_lite.types import Aggregator, Message, Transform
 
-FULL = ("fedsgd", "fedavg", "fedadam", "fedprox", "fednova", "scaffold", "feddyn", "mime")
+FULL = (
+    *("fedsgd", "fedavg", "fedadam", "fedprox", "fednova", "scaffold", "feddyn", "mime"),
+    "ditto",
+)
 """One of each family passes every law; its variants those that an option could break."""
 OF_VARIANTS = (
     "structure_is_stable",

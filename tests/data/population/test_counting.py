@@ -61,6 +61,7 @@ FACTORIES = {
     ),
     "mime": lambda loss, **s: fl.mime(loss, 0.3, weighting="examples", **s),
     "dp_sgd": own_dp,
+    "ditto": lambda loss, **s: fl.ditto(loss, optax.sgd(0.3), pull=0.5, **s),
     "local_only": lambda loss, **s: fl.local_only(loss, optax.sgd(0.3), **s),
 }
 
