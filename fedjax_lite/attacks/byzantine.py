@@ -19,7 +19,7 @@ from fedjax_lite.aggregation.stacked import (
     check_scalar_weight,
     stacked,
 )
-from fedjax_lite.checks.arguments import check_count, check_fraction
+from fedjax_lite.checks.arguments import check_count, check_fraction, check_one
 from fedjax_lite.checks.made import Made, made
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
@@ -168,10 +168,7 @@ def membership(
       >>> int(membership(fraction=0.25, num_clients=8)(jnp.arange(8)).sum())
       2
     """
-    if (fraction is None) == (clients is None):
-        raise ValueError(
-            f"give either fraction or clients, got fraction={fraction}, clients={clients}"
-        )
+    check_one(fraction=fraction, clients=clients)
     check_count(seed, "seed", minimum=0)
     if clients is not None:
         check_ids(clients)

@@ -70,6 +70,22 @@ def check_bool(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
+def check_one(**given: Any) -> None:
+    """Raises ValueError where not exactly one of two arguments is given; None is not given.
+
+    Example:
+      >>> check_one(epsilon=8.0, noise_multiplier=1.1)
+      Traceback (most recent call last):
+      ...
+      ValueError: exactly one of epsilon and noise_multiplier must be given, got epsilon=8.0, ...
+    """
+    if sum(value is not None for value in given.values()) != 1:
+        raise ValueError(
+            f"exactly one of {' and '.join(given)} must be given, got "
+            + ", ".join(f"{name}={shown(value)}" for name, value in given.items())
+        )
+
+
 def check_finite(value: Any, name: str) -> None:
     """Raises where a concrete `value` is not a finite number; traced values pass."""
     if isinstance(value, jax.core.Tracer):

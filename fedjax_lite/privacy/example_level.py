@@ -15,6 +15,7 @@ from fedjax_lite.checks.arguments import (
     check_count,
     check_fraction,
     check_non_negative,
+    check_one,
     check_positive,
 )
 from fedjax_lite.checks.made import made
@@ -208,11 +209,7 @@ def dp_sgd_epsilon(
     check_noise_multiplier(noise_multiplier)
     check_count(steps, "steps", minimum=0)
     check_count(num_rounds, "num_rounds", minimum=0)
-    if (sampling_rate is None) == (size is None):
-        raise ValueError(
-            "exactly one of sampling_rate (Poisson batches) and size (ordinary ones) must be "
-            f"given, got {sampling_rate} and {size}"
-        )
+    check_one(sampling_rate=sampling_rate, size=size)  # of Poisson batches, of ordinary ones
     if sampling_rate is not None:
         return accounting.epsilon(
             noise_multiplier=noise_multiplier,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks.arguments import check_count, check_non_negative, check_positive
+from fedjax_lite.checks.arguments import check_count, check_non_negative, check_one, check_positive
 from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.accounting.accountants import (
     calibrated_noise,
@@ -221,11 +221,7 @@ def declared_rate(
       >>> declared_rate(1000, 10, None)
       0.01
     """
-    if (expected_cohort_size is None) == (sampling_rate is None):
-        raise ValueError(
-            "exactly one of expected_cohort_size and sampling_rate must be given, got "
-            f"{expected_cohort_size} and {sampling_rate}"
-        )
+    check_one(expected_cohort_size=expected_cohort_size, sampling_rate=sampling_rate)
     if sampling_rate is not None:
         check_population(num_clients, sampling_rate * num_clients, "sampling_rate * num_clients")
         return float(sampling_rate)

@@ -8,7 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from fedjax_lite.aggregation.mean import mean
-from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.arguments import check_count, check_one
 from fedjax_lite.checks.made import made, signed
 from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
@@ -101,11 +101,7 @@ def local_gaussian(
     check_delta(delta, num_clients=num_clients)
     if adjacency not in ("replace", "add_remove"):
         raise ValueError(f"adjacency must be 'replace' or 'add_remove', got {adjacency!r}")
-    if (epsilon is None) == (noise_multiplier is None):
-        raise ValueError(
-            "exactly one of epsilon and noise_multiplier must be given, got "
-            f"epsilon={epsilon}, noise_multiplier={noise_multiplier}"
-        )
+    check_one(epsilon=epsilon, noise_multiplier=noise_multiplier)
     sampler = _sampler(participation, num_clients, cohort_size, seed)
     turns = epoch_rounds(num_clients, cohort_size) if participation == "once_an_epoch" else 1
     sensitivity = 2.0 if adjacency == "replace" else 1.0  # in units of clip

@@ -16,6 +16,7 @@ from fedjax_lite.checks.arguments import (
     check_count,
     check_finite,
     check_non_negative,
+    check_one,
     check_positive,
 )
 from fedjax_lite.checks.made import made
@@ -115,11 +116,7 @@ def matrix_noise(
     """
     check_count(num_rounds, "num_rounds", minimum=1)
     check_delta(delta, num_clients=num_clients)
-    if (epsilon is None) == (noise_multiplier is None):
-        raise ValueError(
-            "exactly one of epsilon and noise_multiplier must be given, got "
-            f"epsilon={epsilon}, noise_multiplier={noise_multiplier}"
-        )
+    check_one(epsilon=epsilon, noise_multiplier=noise_multiplier)
     sampler = once_an_epoch(num_clients, cohort_size, seed=seed)
     apart = epoch_rounds(num_clients, cohort_size)
     if coefficients is None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.checks.arguments import check_count, check_non_negative, check_positive
+from fedjax_lite.checks.arguments import check_count, check_non_negative, check_one, check_positive
 from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
@@ -107,11 +107,7 @@ def tree_noise(
     """
     check_count(num_rounds, "num_rounds", minimum=1)
     check_delta(delta, num_clients=num_clients)
-    if (epsilon is None) == (noise_multiplier is None):
-        raise ValueError(
-            "exactly one of epsilon and noise_multiplier must be given, got "
-            f"epsilon={epsilon}, noise_multiplier={noise_multiplier}"
-        )
+    check_one(epsilon=epsilon, noise_multiplier=noise_multiplier)
     sampler = once_an_epoch(num_clients, cohort_size, seed=seed)
     apart = epoch_rounds(num_clients, cohort_size)
     by_round = tree_sensitivities(num_rounds, apart)

@@ -284,8 +284,11 @@ def test_who_is_hostile():
 
 def test_bad_arguments_are_named():
     for make, text in (
-        (lambda: byzantine(sign_flip()), "either fraction or clients"),
-        (lambda: byzantine(sign_flip(), fraction=0.1, clients=[1]), "either fraction or clients"),
+        (lambda: byzantine(sign_flip()), "exactly one of fraction and clients"),
+        (
+            lambda: byzantine(sign_flip(), fraction=0.1, clients=[1]),
+            "exactly one of fraction and clients",
+        ),
         (lambda: byzantine(sign_flip(), fraction=1.5), "fraction"),
         (lambda: min_max("up"), "direction"),
         (lambda: model_replacement(-1.0), "boost"),

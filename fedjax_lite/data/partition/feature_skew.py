@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks.arguments import check_one
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.partition.checks import check_real, check_seed
 from fedjax_lite.data.partition.image_rotation import rotate
@@ -240,11 +241,7 @@ def _dealt_or_uniform(
     centre: float,
 ) -> Draw:
     """One value a client: from a list, dealt evenly, or uniform within `bound` of `centre`."""
-    if (values is None) == (bound is None):
-        raise ValueError(
-            f"exactly one of {name} and {bound_name} must be given, "
-            f"got {name}={values!r}, {bound_name}={bound!r}"
-        )
+    check_one(**{name: values, bound_name: bound})
     if values is not None:
         if len(values) == 0:
             raise ValueError(f"{name} must hold at least one value, got {values!r}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks.arguments import check_one
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.partition.apportion import (
     deal,
@@ -222,10 +223,7 @@ def dirichlet_quantity(
     check_count("num_clients", num_clients)
     check_count("min_size", min_size, minimum=0)
     check_seed(seed)
-    if (sigma is None) == (sizes is None):
-        raise ValueError(
-            f"exactly one of sigma and sizes must be given, got sigma={sigma!r}, sizes={sizes!r}"
-        )
+    check_one(sigma=sigma, sizes=sizes)
     given = None if sizes is None else check_sizes(sizes, num_clients, min_size)
     draw = None if sigma is None else lognormal_sizes(sigma)
 
