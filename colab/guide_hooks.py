@@ -22,7 +22,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fedjax_lite"
-FURTHER = ("types", "trees", "checkpoint", "history", "checks")
+FURTHER = ("types", "trees", "run.checkpoint", "run.history", "checks.arguments")
 """Public modules that the package's own ``__all__`` does not name."""
 REPOSITORY = "https://github.com/fedjax-lite/fedjax_lite/blob/main"
 
@@ -95,20 +95,43 @@ def resolve(module: str, name: str) -> str:
 
 
 @functools.cache
+def modules() -> dict[str, str]:
+    """Every public module, as users write it, and where it is; depth first, the package first."""
+    found: dict[str, str] = {}
+
+    def visit(module: str, defined: str, further: tuple[str, ...] = ()) -> None:
+        found[module] = defined
+        inside = {f"{module}.{name}": resolve(defined, name) for name in public_names(defined)}
+        inside |= {f"{module}.{name}": f"{defined}.{name}" for name in further}
+        for child, place in sorted(inside.items()):
+            if source_of(place) is not None and place not in found.values():
+                visit(child, place)
+
+    visit(PACKAGE, PACKAGE, FURTHER)
+    return found
+
+
+@functools.cache
 def reference() -> dict[str, tuple[Public, ...]]:
-    """Every public module and what it offers, modules apart; depth first, the package first."""
-    modules: dict[str, tuple[Public, ...]] = {}
+    """Every public module and what it offers, modules apart."""
+    found = {}
+    for module, defined in modules().items():
+        every = [Public(f"{module}.{n}", resolve(defined, n)) for n in public_names(defined)]
+        found[module] = tuple(one for one in every if source_of(one.defined) is None)
+    return found
 
-    def visit(module: str, further: tuple[str, ...] = ()) -> None:
-        found = [Public(f"{module}.{name}", resolve(module, name)) for name in public_names(module)]
-        modules[module] = tuple(one for one in found if source_of(one.defined) is None)
-        inside = {one.defined for one in found if source_of(one.defined) is not None}
-        for child in sorted(inside | {f"{module}.{name}" for name in further}):
-            if source_of(child) is not None and child not in modules:
-                visit(child)
 
-    visit(PACKAGE, FURTHER)
-    return modules
+def is_further(name: str) -> bool:
+    """Whether a dotted path leads to a module that is not imported as ``fl.name``."""
+    return any(f"{name}.".startswith(f"{PACKAGE}.{further}.") for further in FURTHER)
+
+
+def parent_of(module: str) -> str:
+    """The public module whose page lists this one; "" for the package."""
+    parent = module.rpartition(".")[0]
+    while parent and parent not in modules():
+        parent = parent.rpartition(".")[0]
+    return parent
 
 
 @functools.cache
@@ -181,8 +204,7 @@ def unpacked(defined: str) -> str | None:
 
 def short(name: str) -> str:
     """A dotted path as users write it, ``fl.data.load``; further modules in full."""
-    further = name.split(".")[1:2] and name.split(".")[1] in FURTHER
-    return name if further else re.sub(rf"^{PACKAGE}", "fl", name)
+    return name if is_further(name) else re.sub(rf"^{PACKAGE}", "fl", name)
 
 
 def reference_page(module: str) -> str:
@@ -191,15 +213,15 @@ def reference_page(module: str) -> str:
     lines = [
         f"# {short(module)} {{ #{module} }}",
         "",
-        f"::: {module}",
+        f"::: {modules()[module]}",
         "    options: {members: false, ",
     ]
     lines[-1] += "show_root_heading: false, show_root_toc_entry: false}"
-    children = [m for m in reference() if m.rpartition(".")[0] == module]
+    children = [m for m in reference() if parent_of(m) == module]
     if children:
         lines += ["", "| module | |", "|---|---|"]
         lines += [
-            f"| [`{short(m)}`]({Path(page_of(m)).name}) | {escape(summary_of(m))} |"
+            f"| [`{short(m)}`]({Path(page_of(m)).name}) | {escape(summary_of(modules()[m]))} |"
             for m in children
         ]
     if names:
@@ -315,7 +337,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     def link(match: re.Match[str]) -> str:
         path = re.sub(r"^fl\.", f"{PACKAGE}.", match[1])
-        if match[1].startswith("fl.") and match[1].split(".")[1] in FURTHER:
+        if match[1].startswith("fl.") and is_further(path):
             raise PluginError(f"{page.file.src_uri}: {match[0]} is not imported with the package")
         known = path
         while known not in links():  # fl.data.load("digits").x: the longest known beginning

@@ -17,8 +17,9 @@ from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.prologue import Prefaced, Prologue
 from fedjax_lite.models.statistics_checks import refuse_statistics
-from fedjax_lite.round.compose import Prefaced, Prologue, federated_algorithm
+from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import LossFn, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.round.server import Rate
 from fedjax_lite.round.slot_options import SlotOptions

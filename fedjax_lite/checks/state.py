@@ -54,5 +54,5 @@ def check_not_captured(state: Any, data: Any) -> None:
             f"({num_bytes / 2**20:.0f} MiB, the largest {list(shape)}), which compiles slowly and "
             "keeps a second copy; make them an argument: "
             "jax.jit(lambda key, state, data: algo.round(key, state, data))",
-            stacklevel=3,
+            stacklevel=4,
         )

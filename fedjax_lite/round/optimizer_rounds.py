@@ -92,7 +92,7 @@ def watch(
         except Exception:  # an optimizer that cannot be run on ones is none of our business here
             return
         if message:
-            warnings.warn(message, stacklevel=5)
+            warnings.warn(message, stacklevel=6)
 
     return look
 

@@ -86,7 +86,7 @@ def check_private(
     accountant = privacy.accountant
     if cohort is not None and not isinstance(data, CohortDataset):
         costs = UNKNOWN if accountant.chosen is None else CERTAIN
-        warnings.warn(CHOSEN + costs, stacklevel=3)
+        warnings.warn(CHOSEN + costs, stacklevel=4)
     if any(map(is_traced, jax.tree.leaves((state.round, state.privacy)))):
         check_parts(privacy, state, data)
         return state

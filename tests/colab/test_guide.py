@@ -210,14 +210,15 @@ def live_names() -> dict[str, list[str]]:
     import fedjax_lite.testing
 
     found: dict[str, list[str]] = {}
-    todo = [fedjax_lite, fedjax_lite.report, fedjax_lite.testing]
+    first = (fedjax_lite, fedjax_lite.report, fedjax_lite.testing)
+    todo = [(module.__name__, module) for module in first]
     while todo:
-        module = todo.pop()
-        if module.__name__ in found or not hasattr(module, "__all__"):
+        path, module = todo.pop()
+        if path in found or not hasattr(module, "__all__"):
             continue
-        found[module.__name__] = list(module.__all__)
-        values = [getattr(module, name) for name in module.__all__]
-        todo += [value for value in values if isinstance(value, type(sys))]
+        found[path] = list(module.__all__)
+        values = [(f"{path}.{name}", getattr(module, name)) for name in module.__all__]
+        todo += [(name, value) for name, value in values if isinstance(value, type(sys))]
     return found
 
 

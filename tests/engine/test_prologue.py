@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite.round.compose import Prologue
+from fedjax_lite.engine.prologue import Prologue
 from fedjax_lite.types import ClientUpdate, Cohort, Message
 
 KEY = jax.random.key(0)

@@ -8,7 +8,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite.aggregation import stacked
-from fedjax_lite.round.compose import Prologue
+from fedjax_lite.engine.prologue import Prologue
 from fedjax_lite.types import Cohort, Mean, Message
 
 KEY = jax.random.key(0)

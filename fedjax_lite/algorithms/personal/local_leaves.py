@@ -10,7 +10,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.checks.arguments import shown
+from fedjax_lite.checks.arguments import check_slot, shown
 from fedjax_lite.checks.made import made, signed
 from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
@@ -22,7 +22,7 @@ from fedjax_lite.models.batch_norm import (
     statistics_mask,
     with_statistics,
 )
-from fedjax_lite.round.compose import check_slot, federated_algorithm
+from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import ClientOptimizer, LossFn, local_sgd
 from fedjax_lite.round.own_models import keeps_own, kept, models_of
 from fedjax_lite.round.server import optimizer_server
