@@ -11,13 +11,13 @@ import optax
 from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.algorithms.baselines import OwnModel
 from fedjax_lite.algorithms.fedprox import pulled
-from fedjax_lite.checks.arguments import check_bool, check_finite, check_non_negative
+from fedjax_lite.checks.arguments import check_bool, check_finite, check_non_negative, check_slot
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import step_of
 from fedjax_lite.models.statistics_checks import check_takes_statistics
-from fedjax_lite.round.compose import check_slot, federated_algorithm
+from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import (
     ClientOptimizer,
     LocalCarry,
