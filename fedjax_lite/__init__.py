@@ -60,10 +60,12 @@ from fedjax_lite.algorithms import (
     fedavgm,
     fedbn,
     feddyn,
+    fedlora,
     fednova,
     fedprox,
     fedsgd,
     fedyogi,
+    frozen_leaves,
     hierfavg,
     local_leaves,
     local_only,
@@ -72,6 +74,7 @@ from fedjax_lite.algorithms import (
     personal_models,
     pooled,
     scaffold,
+    with_frozen,
 )
 from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
 from fedjax_lite.checks.calls import check_calls as _check_calls
@@ -228,11 +231,13 @@ __all__ = [
     "fedbn",
     "feddyn",
     "federated_algorithm",
+    "fedlora",
     "fednova",
     "fedprox",
     "fedsgd",
     "fedyogi",
     "forecast",
+    "frozen_leaves",
     "gaussian_noise",
     "geometric_median",
     "hierfavg",
@@ -294,6 +299,7 @@ __all__ = [
     "verify",
     "vmapped",
     "weighted",
+    "with_frozen",
     "worker_momentum",
 ]
 

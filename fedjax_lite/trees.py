@@ -119,6 +119,36 @@ def repeat_rows(row: PyTree, num_rows: int) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], num_rows, axis=0), row)
 
 
+def halves(mask: PyTree, tree: PyTree) -> tuple[PyTree, PyTree]:
+    """The leaves where a mask holds, and the others; None stands where the other half has a leaf.
+
+    Args:
+      mask: bools, a prefix of `tree`.
+      tree: leaves that may be None.
+
+    Example:
+      >>> halves({"body": False, "head": True}, {"body": 1.0, "head": {"w": 2.0}})
+      ({'body': None, 'head': {'w': 2.0}}, {'body': 1.0, 'head': {'w': None}})
+    """
+    mask = broadcast_prefix(mask, tree)
+    chosen = jax.tree.map(lambda mine, leaf: leaf if mine else None, mask, tree)
+    return chosen, jax.tree.map(lambda mine, leaf: None if mine else leaf, mask, tree)
+
+
+def whole(first: PyTree, second: PyTree) -> PyTree:
+    """The tree out of its `halves`.
+
+    Example:
+      >>> whole({"body": None, "head": 2.0}, {"body": 1.0, "head": None})
+      {'body': 1.0, 'head': 2.0}
+    """
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
 def zeros(shapes: PyTree) -> PyTree:
     """Zeros for a tree of arrays or of ``jax.ShapeDtypeStruct``."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

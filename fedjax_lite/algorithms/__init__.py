@@ -7,12 +7,15 @@ from fedjax_lite.algorithms.baselines import (
     local_only,
     pooled,
 )
+from fedjax_lite.algorithms.factor_products import mean_of_products
 from fedjax_lite.algorithms.fedavg import fedavg
 from fedjax_lite.algorithms.feddyn import feddyn
+from fedjax_lite.algorithms.fedlora import fedlora
 from fedjax_lite.algorithms.fednova import fednova
 from fedjax_lite.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_lite.algorithms.fedprox import fedprox
 from fedjax_lite.algorithms.fedsgd import fedsgd
+from fedjax_lite.algorithms.frozen_leaves import frozen_leaves, with_frozen
 from fedjax_lite.algorithms.hierfavg import hierfavg
 from fedjax_lite.algorithms.mime import mime, mimelite
 from fedjax_lite.algorithms.personal.ditto import ditto
@@ -36,19 +39,23 @@ __all__ = [
     "fedavgm",
     "fedbn",
     "feddyn",
+    "fedlora",
     "fednova",
     "fedprox",
     "fedsgd",
     "fedyogi",
+    "frozen_leaves",
     "gap_to_baseline",
     "hierfavg",
     "local_leaves",
     "local_only",
+    "mean_of_products",
     "mime",
     "mimelite",
     "personal_models",
     "pooled",
     "scaffold",
+    "with_frozen",
 ]
 
 check_calls(globals())

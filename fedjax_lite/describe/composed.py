@@ -42,6 +42,8 @@ METHODS = {
     "mimelite": "MimeLite",
     "hierfavg": "HierFAVG",
     "fedbn": "FedBN",
+    "fedlora": "Federated LoRA",
+    "frozen_leaves": "FedAvg with frozen leaves",
     "local_leaves": "FedAvg with local leaves",
     "ditto": "Ditto",
     "centralised": "Centralised training",

@@ -31,6 +31,9 @@ WORDS: dict[str, Segments] = {
     # aggregators
     "mean": ("the weighted mean",),
     "uniform_mean": ("the mean with weight 1 for every client",),
+    "mean_of_products": (
+        "the weighted mean of the factors and, each client's for itself, of their products",
+    ),
     "median": ("the coordinate-wise median",),
     "trimmed_mean": ("the coordinate-wise mean, a share of {fraction} cut on either side",),
     "krum": ("Krum: the one message nearest to its neighbours (num_byzantine {num_byzantine})",),

@@ -48,6 +48,13 @@ SPECIAL = {
     "local_gradient": "none: the gradient itself is sent",
 }
 """Local steps by the method's factory, or the client's."""
+LOW_RANK = {
+    "factors": ", factor by factor",
+    "frozen_a": "; the first factors stay as they were drawn (FFA-LoRA)",
+    "residual": "; what averaging factors misses is added to the kernels (FedEx-LoRA)",
+    "stacked": "; the mean product is added to the kernels, and adapters start anew (FLoRA)",
+}
+"""What becomes of adapters, by `fedlora`'s averaging."""
 
 
 def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str]]:
@@ -204,6 +211,8 @@ def server_words(whole: Composed) -> str:
     words = f"{optimizer.words} on the aggregate"
     if method == "fednova":
         return f"{words}, scaled by the mean number of effective steps"
+    if method == "fedlora":
+        return words + LOW_RANK[known["averaging"]]
     if server.name == "adaptive_mu":
         figures = [f"{k} {figure(server.settings[k])}" for k in ("increment", "patience")]
         return f"{words}; mu follows {server.settings['metric']} ({', '.join(figures)})"

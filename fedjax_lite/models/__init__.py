@@ -12,12 +12,22 @@ from fedjax_lite.models.batch_norm import (
     with_averaged_statistics,
     with_statistics,
 )
+from fedjax_lite.models.bottleneck import bottleneck, init_bottleneck
 from fedjax_lite.models.cnn import cnn
 from fedjax_lite.models.conv import conv, conv_general_dilated
 from fedjax_lite.models.conv_nets import cifar_cnn24, conv_net, lenet, mcmahan_cnn, pfl_cnn
 from fedjax_lite.models.dense_nets import linear, mlp
 from fedjax_lite.models.flax_adapters import from_linen, from_nnx
 from fedjax_lite.models.functions import from_functions
+from fedjax_lite.models.lora import (
+    Adapted,
+    LowRank,
+    dense_kernels,
+    lora,
+    merged,
+    stacked_adapters,
+    unmerged,
+)
 from fedjax_lite.models.losses import (
     accuracy,
     check_per_example,
@@ -31,12 +41,15 @@ from fedjax_lite.models.precision import with_precision
 from fedjax_lite.models.recurrent import char_lstm
 
 __all__ = [
+    "Adapted",
+    "LowRank",
     "Model",
     "accuracy",
     "augmented",
     "avg_pool",
     "batch_norm",
     "batch_norm_mask",
+    "bottleneck",
     "char_lstm",
     "check_per_example",
     "cifar_cnn24",
@@ -46,21 +59,27 @@ __all__ = [
     "conv_net",
     "counted",
     "cross_entropy",
+    "dense_kernels",
     "focal_loss",
     "from_functions",
     "from_linen",
     "from_nnx",
     "init_batch_norm",
+    "init_bottleneck",
     "lenet",
     "linear",
+    "lora",
     "max_pool",
     "mcmahan_cnn",
+    "merged",
     "mlp",
     "pfl_cnn",
     "random_images",
     "record_statistics",
     "sigmoid_focal_loss",
+    "stacked_adapters",
     "statistics_mask",
+    "unmerged",
     "with_averaged_statistics",
     "with_counts",
     "with_precision",

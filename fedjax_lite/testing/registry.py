@@ -35,10 +35,12 @@ from fedjax_lite.algorithms import (
     fedavgm,
     fedbn,
     feddyn,
+    fedlora,
     fednova,
     fedprox,
     fedsgd,
     fedyogi,
+    frozen_leaves,
     hierfavg,
     local_leaves,
     local_only,
@@ -47,7 +49,9 @@ from fedjax_lite.algorithms import (
     scaffold,
 )
 from fedjax_lite.attacks import alie, byzantine
+from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
+from fedjax_lite.models import Adapted, LowRank, merged
 from fedjax_lite.privacy import (
     adaptive_sum,
     dp_sgd,
@@ -128,6 +132,34 @@ def _personal_bias(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     )
 
 
+def _lora(averaging) -> Make:
+    """The problem's weights move by a product of rank 1, from the law's parameters on."""
+
+    def adapted_loss(params, examples, key):
+        return loss(merged(params), examples, key)
+
+    def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+        algo = fedlora(
+            adapted_loss,
+            optax.sgd(learning_rate),
+            averaging=averaging,
+            plan=PLAN,
+            sampler=sampler,
+            strategy=strategy,
+        )
+
+        def init(key, params, data):
+            pair = LowRank(
+                jnp.ones((3, 1), params["w"].dtype), jnp.zeros((1, 1), params["w"].dtype)
+            )
+            adapters = {"w": pair, "b": None}
+            return algo.init(key, Adapted(params, adapters, jnp.ones_like(params["b"])), data)
+
+        return signed(algo._replace(init=init), algo.made)
+
+    return make
+
+
 def _dp_sgd(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     return federated_algorithm(
         # Without noise: with it a client without data would still move its model.
@@ -182,6 +214,11 @@ ALGORITHMS: dict[str, Make] = {
         personal_optimizer=optax.sgd(0.02, momentum=0.9),
         keep_optimizer=True,
     ),
+    "frozen leaves": _made(frozen_leaves, is_frozen=lambda params: {"w": False, "b": True}),
+    "fedlora": _lora("factors"),
+    "fedlora frozen a": _lora("frozen_a"),
+    "fedlora residual": _lora("residual"),
+    "fedlora stacked": _lora("stacked"),
     "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
     "local only": _made(local_only),
     "fedbn": _made(fedbn),

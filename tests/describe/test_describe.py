@@ -77,6 +77,8 @@ TITLES = {
     "feddyn": "FedDyn (Acar et al., 2021)",
     "mime": "Mime (Karimireddy et al., 2020)",
     "mimelite": "MimeLite (Karimireddy et al., 2020)",
+    "frozen leaves": "FedAvg with frozen leaves (Houlsby et al., 2019)",
+    "fedlora": "Federated LoRA (Hu et al., 2022)",
     "local leaves": "FedAvg with local leaves (Arivazhagan et al., 2019)",
     "centralised": "Centralised training",
     "local only": "Local training only",
@@ -144,7 +146,7 @@ def test_the_tables_name_factories_that_exist():
              for n in (read(part).name for part in g.values())}  # fmt: skip
     # Without these nothing of the kind is in the registries.
     rest = {"modular_mean", "noisy_codes", "of_direction", "inverse_variance", "once_an_epoch"}
-    rest |= {"edge_averages"}
+    rest |= {"edge_averages", "mean_of_products"}
     assert set(WORDS) <= names | rest
 
 

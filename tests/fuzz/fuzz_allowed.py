@@ -50,7 +50,7 @@ ALLOWANCES = (
               r"Callable|LossFn|Rate|Rule|Simulation|Weighting|ClientOptimizer|Counts|Amount|Any",
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"
-              r"is_local|wrap|mechanism)\)"),
+              r"is_local|is_frozen|layers|wrap|mechanism)\)"),
     Allowance("amounts of work may be traced", "traced", r"Amount"),
     Allowance("any words name things", "string, list of strings, array of strings", r"\bstr\b"),
     Allowance("texts and labels may be empty", "empty string", r"^str( \| None)?( = None)?$",
@@ -84,7 +84,7 @@ ALLOWANCES = (
     Allowance("a batch of any numbers shows the shape", "list of nan, matrix, array of nan, "
               "empty array, empty list", r"Any", r".*from_linen\(example_x\)"),
     Allowance("a layer of a model without examples", "empty array", r"Array",
-              r".*linear_inputs?\(kernel_update\)"),
+              r".*linear_inputs?\(kernel_update\)|.*bottleneck\(x\)"),
     Allowance("pixels on each side", "zero", r"Padding"),
     Allowance("which examples, known when the program runs", "traced", r"Any|Array",
               r".*\((mask|index|size)\)"),

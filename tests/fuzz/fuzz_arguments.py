@@ -16,6 +16,7 @@ from fuzz_world import (
     IMAGES,
     KEY,
     LABELS,
+    LORA,
     MESH,
     MODEL,
     OWNERS,
@@ -25,6 +26,7 @@ from fuzz_world import (
     SHARES,
     SIZES,
     TRIGGER,
+    frozen_state,
     local_leaves_state,
     make,
     new_folder,
@@ -38,7 +40,10 @@ from fuzz_world import (
 
 import fedjax_lite as fl
 from fedjax_lite.data.stores.store import Leaf
+from fedjax_lite.models import Adapted, LowRank
 
+PAIR = LowRank(jnp.ones((2, 1)), jnp.ones((1, 2)))
+ADAPTED = Adapted({"kernel": jnp.eye(2)}, {"kernel": PAIR}, jnp.ones(()))
 FIELDS = (fl.transforms.Field("a", 2, 3),)
 ZEROS = jnp.zeros(3)
 VECTOR = np.zeros(3, np.uint32)
@@ -102,6 +107,7 @@ BY_NAME: dict[str, Any] = {
     "init": MODEL.init,
     "inner": fl.identity(),
     "input_shape": (4,),
+    "is_frozen": lambda p: jax.tree.map(lambda leaf: leaf.ndim == 1, p),
     "is_local": lambda p: jax.tree.map(lambda leaf: leaf.ndim == 1, p),
     "k": 1,
     "kernel": jnp.ones((3, 3, 3, 2)),
@@ -214,6 +220,7 @@ MADE = (
     personal_models,
     saved_run,
     local_leaves_state,
+    frozen_state,
     streamed,
     new_folder,
     run_of,
@@ -234,6 +241,20 @@ def _mechanism(epsilon: float) -> fl.Mechanism:
 
 OWN: dict[str, dict[str, Any]] = {
     "bucketing": {"inner": fl.mean()},
+    "models.bottleneck": {
+        "params": fl.models.init_bottleneck(jax.random.key(0), 3, 2),
+        "x": jnp.ones((2, 3)),
+    },
+    "fedlora": {"loss": LORA.loss},
+    "models.init_bottleneck": {"width": 3},
+    "models.lora": {"base": PARAMS, "alpha": 1.0},
+    "models.merged": {"params": ADAPTED},
+    "models.unmerged": {"params": ADAPTED, "weights": ADAPTED.base},
+    "models.stacked_adapters": {
+        "adapters": LowRank(jnp.ones((2, 3, 1)), jnp.ones((2, 1, 3))),
+        "weights": jnp.ones(2),
+    },
+    "with_frozen": {"state": frozen_state, "params": PARAMS},
     "diagnosed": {"inner": fl.mean()},
     "made": {"factory": fl.mean},
     "data.by_key": {"key": "y"},

@@ -21,7 +21,7 @@ from fuzz_allowed import is_allowed
 from fuzz_calls import argument_names, public, valid_arguments
 from fuzz_values import VALUES, Traced
 from fuzz_verdict import Verdict
-from fuzz_world import DATA, EXAMPLES, IMAGES, KEY, PARAMS
+from fuzz_world import DATA, EXAMPLES, IMAGES, KEY, LORA, PARAMS
 
 import fedjax_lite as fl
 from fedjax_lite.checks.arguments import shown
@@ -60,10 +60,10 @@ def _judge(full: str, argument: str, kind: str) -> Verdict:
             warnings.simplefilter("ignore")
             if value is Traced:
                 jax.eval_shape(
-                    lambda t: _use(function(**{**given, argument: t}), t), jnp.float32(0.5)
+                    lambda t: _use(function(**{**given, argument: t}), t, full), jnp.float32(0.5)
                 )
             else:
-                _use(function(**{**given, argument: value}), 0)
+                _use(function(**{**given, argument: value}), 0, full)
     except TimeoutError as error:
         return Verdict(full, argument, kind, "hang", str(error))
     except (MemoryError, RecursionError) as error:
@@ -132,7 +132,7 @@ def _shows(message: str, value: Any) -> bool:
     )
 
 
-def _use(result: Any, traced: Any) -> Any:
+def _use(result: Any, traced: Any, full: str = "") -> Any:
     """A first use of what a factory made, where checks that need its surroundings speak."""
     if isinstance(result, fl.Sampler):
         result.init(6)
@@ -145,7 +145,8 @@ def _use(result: Any, traced: Any) -> Any:
     elif isinstance(result, fl.Transform):
         jax.eval_shape(lambda: result.update(KEY, result.init(PARAMS), PARAMS))
     elif isinstance(result, fl.FederatedAlgorithm) and isinstance(traced, int):
-        jax.eval_shape(lambda: result.init(KEY, PARAMS, DATA))
+        params = LORA.init(KEY) if full == "fedlora" else PARAMS
+        jax.eval_shape(lambda: result.init(KEY, params, DATA))
     elif isinstance(result, fl.models.Model):
         jax.eval_shape(result.init, KEY)
     return traced

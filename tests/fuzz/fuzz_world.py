@@ -23,6 +23,7 @@ IMAGES = {"x": np.arange(12 * 48, dtype=np.uint8).reshape(12, 4, 4, 3), "y": LAB
 DATA = fl.data.from_arrays(EXAMPLES, OWNERS)
 MODEL = fl.models.linear(3, (4,))
 PARAMS = MODEL.init(KEY)
+LORA = fl.models.lora(MODEL, PARAMS, rank=1)
 FEDAVG = fl.fedavg(MODEL.loss, SGD, plan=PLAN, sampler=fl.uniform(2))
 MESH = fl.client_mesh(jax.devices()[:1])
 HISTORY = [{"round": r, "test_accuracy": 0.1 * r, "test_loss": 1.0 / r} for r in (1, 2, 3)]
@@ -63,6 +64,19 @@ def local_leaves_state():
         server=fl.optimizer_server(optax.sgd(1.0)),
     )
     return algo.init(KEY, {"w": PARAMS_OF_ONE, "b": PARAMS_OF_ONE}, DATA)
+
+
+@functools.cache
+def frozen_state():
+    """Of clients that train the biases."""
+    algo = fl.frozen_leaves(
+        MODEL.loss,
+        SGD,
+        is_frozen=lambda p: jax.tree.map(lambda leaf: leaf.ndim == 2, p),
+        plan=PLAN,
+        sampler=fl.uniform(2),
+    )
+    return algo.init(KEY, PARAMS, DATA)
 
 
 @functools.cache

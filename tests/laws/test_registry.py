@@ -23,6 +23,7 @@ KINDS = {
 }
 """What factories make. Server optimizers are those of `fedjax_lite.round.server`."""
 NO_FACTORIES = {
+    "mean_of_products": "its aggregate is more than a value; fedlora's exact ways are made with it",
     "centralised": "a federation of one client: laws choose cohorts of several",
     "stacked": "takes the rule; every robust aggregator is made with it",
     "standing_still": "federated_algorithm puts it around every server",
