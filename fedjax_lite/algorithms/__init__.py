@@ -19,12 +19,15 @@ from fedjax_lite.algorithms.frozen_leaves import frozen_leaves, with_frozen
 from fedjax_lite.algorithms.hierfavg import hierfavg
 from fedjax_lite.algorithms.mime import mime, mimelite
 from fedjax_lite.algorithms.personal.ditto import ditto
+from fedjax_lite.algorithms.personal.fomaml import fomaml
 from fedjax_lite.algorithms.personal.local_leaves import (
     evaluate_personal,
     fedbn,
     local_leaves,
     personal_models,
 )
+from fedjax_lite.algorithms.personal.per_fedavg import per_fedavg
+from fedjax_lite.algorithms.personal.reptile import reptile
 from fedjax_lite.algorithms.scaffold import scaffold
 from fedjax_lite.checks.calls import check_calls
 
@@ -44,6 +47,7 @@ __all__ = [
     "fedprox",
     "fedsgd",
     "fedyogi",
+    "fomaml",
     "frozen_leaves",
     "gap_to_baseline",
     "hierfavg",
@@ -52,8 +56,10 @@ __all__ = [
     "mean_of_products",
     "mime",
     "mimelite",
+    "per_fedavg",
     "personal_models",
     "pooled",
+    "reptile",
     "scaffold",
     "with_frozen",
 ]

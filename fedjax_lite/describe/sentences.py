@@ -140,9 +140,25 @@ def training_words(whole: Composed) -> str:
     if whole.method == "fedprox" and known.get("adaptive"):
         mu = figure(known["mu"])
         return f"{words}, pulled towards the server's model (mu from {mu}, adapted by the server)"
+    if whole.method in ("per_fedavg", "fomaml"):
+        return f"{words} along gradients after {adaptation_words(known)}"
     if whole.method == "feddyn":
         return f"{words} on the dynamically regularised loss (alpha {figure(known['alpha'])})"
     return words
+
+
+def adaptation_words(known: dict[str, Any]) -> str:
+    """How a client's model is adapted before its gradient is taken.
+
+    Example:
+      >>> adaptation_words({"alpha": 0.1, "first_order": False})
+      '1 step of adaptation (alpha 0.1), with the Hessian'
+    """
+    steps, order = known.get("inner_steps", 1), known.get("first_order", True)
+    words = (
+        f"{figure(steps)} step{'s' * (steps != 1)} of adaptation (alpha {figure(known['alpha'])})"
+    )
+    return f"{words}, {'to first order' if order else 'with the Hessian'}"
 
 
 def aggregation_words(whole: Composed) -> str:

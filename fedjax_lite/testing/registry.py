@@ -40,12 +40,15 @@ from fedjax_lite.algorithms import (
     fedprox,
     fedsgd,
     fedyogi,
+    fomaml,
     frozen_leaves,
     hierfavg,
     local_leaves,
     local_only,
     mime,
     mimelite,
+    per_fedavg,
+    reptile,
     scaffold,
 )
 from fedjax_lite.attacks import alie, byzantine
@@ -90,6 +93,7 @@ from fedjax_lite.transforms import (
 from fedjax_lite.types import Aggregator, FederatedAlgorithm, Sampler, Transform
 
 PLAN = Plan(batch_size=2, epochs=2)
+THIRDS = Plan(batch_size=4, epochs=2)
 VARIABLE = Plan(batch_size=2, steps=np.array([1, 4, 2, 3, 0, 5, 1]))
 
 
@@ -214,6 +218,10 @@ ALGORITHMS: dict[str, Make] = {
         personal_optimizer=optax.sgd(0.02, momentum=0.9),
         keep_optimizer=True,
     ),
+    "per-fedavg": _made(per_fedavg, alpha=0.1, plan=THIRDS),
+    "per-fedavg first order": _made(per_fedavg, alpha=0.1, first_order=True),
+    "fomaml": _made(fomaml, alpha=0.1, inner_steps=2, plan=THIRDS),
+    "reptile": _made(reptile, epsilon=0.5),
     "frozen leaves": _made(frozen_leaves, is_frozen=lambda params: {"w": False, "b": True}),
     "fedlora": _lora("factors"),
     "fedlora frozen a": _lora("frozen_a"),

@@ -245,6 +245,8 @@ OWN: dict[str, dict[str, Any]] = {
         "params": fl.models.init_bottleneck(jax.random.key(0), 3, 2),
         "x": jnp.ones((2, 3)),
     },
+    "per_fedavg": {"plan": fl.Plan(batch_size=3)},
+    "reptile": {"epsilon": 0.5},
     "fedlora": {"loss": LORA.loss},
     "models.init_bottleneck": {"width": 3},
     "models.lora": {"base": PARAMS, "alpha": 1.0},
