@@ -15,6 +15,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import chex
 import jax
 import pytest
 
@@ -113,6 +114,12 @@ def resident_bytes() -> float:
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, AttributeError, ValueError, IndexError):
         return math.inf
+
+
+@pytest.fixture(autouse=True)
+def _traces_of_this_test():
+    """`chex.assert_max_traces` counts by a function's text, over all the cases of a test."""
+    chex.clear_trace_counter()
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m, so that of what they leave n cases run

@@ -136,6 +136,7 @@ def test_every_public_function_has_an_example():
 
 
 FORBIDDEN = (
+    "chex",
     "tensorflow",
     "tensorflow_datasets",
     "matplotlib",

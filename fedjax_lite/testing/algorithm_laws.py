@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,22 +137,30 @@ def rounds(
 
 
 def same(left: PyTree, right: PyTree, *, exact: bool = False, message: str = "") -> None:
-    """Asserts that two trees agree: in every bit, or up to float32 rounding."""
-    assert jax.tree.structure(left) == jax.tree.structure(right), f"structures differ {message}"
-    pairs = zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True)
-    for (path, a), b in pairs:
-        a, b, name = np.asarray(a), np.asarray(b), jax.tree_util.keystr(path)
+    """Asserts that two trees agree: in every bit, or up to float32 rounding of a leaf's scale."""
+
+    def agree(a: Any, b: Any) -> bool:
+        a, b = np.asarray(a), np.asarray(b)
         if exact or a.dtype.kind != "f":
-            assert a.tobytes() == b.tobytes(), f"{name} differs {message}: {a} against {b}"
-        else:
-            scale = max(1.0, float(np.abs(b).max(initial=0)))
-            close = np.allclose(a, b, rtol=2e-5, atol=2e-6 * scale, equal_nan=True)
-            assert close, f"{name} differs {message}: {a} against {b}"
+            return a.tobytes() == b.tobytes()
+        scale = max(1.0, float(np.abs(b).max(initial=0)))
+        return np.allclose(a, b, rtol=2e-5, atol=2e-6 * scale, equal_nan=True)
+
+    chex.assert_trees_all_equal_comparator(
+        *(agree, lambda a, b: f"{a} against {b}", left, right),
+        custom_message=message,
+        include_default_message=False,
+    )
 
 
 def learnt(state: RoundState) -> tuple[PyTree, PyTree]:
     """Where an algorithm can keep what it learns: at the server, or with its clients."""
     return state.server, state.clients
+
+
+def row_of(client: int, state: RoundState) -> tuple[PyTree, PyTree]:
+    """All that is kept of a client."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[client], (state.clients, state.uplink))
 
 
 def padding_leaves_no_trace(make: Make) -> None:
@@ -170,12 +179,7 @@ def structure_is_stable(make: Make) -> None:
     algo, key, state, data = start(make)
     shape = jax.eval_shape(lambda: state)
     after = jax.eval_shape(algo.round, key, state, data)[0]
-    assert jax.tree.structure(shape) == jax.tree.structure(after)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(shape), jax.tree.leaves(after), strict=True
-    ):
-        name = jax.tree_util.keystr(path)
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), f"{name}: {a} became {b}"
+    chex.assert_trees_all_equal_shapes_and_dtypes(shape, after)
 
 
 def jit_changes_nothing(make: Make) -> None:
@@ -221,18 +225,17 @@ def strategies_agree(make: Make) -> None:
 
 def never_retraces(make: Make) -> None:
     """One trace serves every round and every value of the learning rate."""
-    traces = []
+    chex.clear_trace_counter()  # it takes functions of the same text for one
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def one_round(rate, key, state, data):
-        traces.append(1)
         return make(rate, FOUR, PAIRS).round(key, state, data)[0]
 
     _, key, state, data = start(make)
     first = one_round(RATE, key, state, data)
     second = one_round(RATE, key, first, data)
     other = one_round(RATE / 2, key, first, data)
-    assert len(traces) == 1, f"{len(traces)} traces for three calls"
     changed = [
         (np.asarray(a) != np.asarray(b)).any()
         for a, b in zip(*(jax.tree.leaves(learnt(state)) for state in (second, other)), strict=True)
@@ -279,12 +282,7 @@ def masked_clients_leave_no_trace(make: Make) -> None:
     for poisoned, zeroed in zip(results[:3], results[3:], strict=True):
         same(poisoned, zeroed, exact=True)
     before, after = state, results[0][0]
-    for a, b in zip(
-        jax.tree.leaves((before.clients, before.uplink)),
-        jax.tree.leaves((after.clients, after.uplink)),
-        strict=True,
-    ):
-        assert (np.asarray(a)[5] == np.asarray(b)[5]).all(), "the row of a masked client changed"
+    same(row_of(5, after), row_of(5, before), exact=True, message="of a masked client")
 
 
 def empty_clients_change_nothing(make: Make) -> None:
@@ -295,10 +293,7 @@ def empty_clients_change_nothing(make: Make) -> None:
     alone = four_clients([0, 3, 1, 1], [True, False, False, False])
     after = algo.round(key, state, data, pair)[0]
     same(after.server, algo.round(key, state, data, alone)[0].server)
-    rows = (state.clients, state.uplink), (after.clients, after.uplink)
-    for old, new in zip(*map(jax.tree.leaves, rows), strict=True):
-        unchanged = np.asarray(old)[3].tobytes() == np.asarray(new)[3].tobytes()
-        assert unchanged, "the row of a client without data changed"
+    same(row_of(3, after), row_of(3, state), exact=True, message="of a client without data")
 
 
 def empty_cohort_changes_nothing(make: Make) -> None:
@@ -332,8 +327,7 @@ def finite(make: Make) -> None:
     before = state
     for _ in range(NUM_ROUNDS):
         state, metrics = algo.round(key, state, data)
-    for path, leaf in jax.tree_util.tree_leaves_with_path((state, metrics)):
-        assert np.isfinite(np.asarray(leaf)).all(), f"{jax.tree_util.keystr(path)} is not finite"
+    chex.assert_tree_all_finite((state, metrics))
     pairs = zip(*(jax.tree.leaves(learnt(one)) for one in (before, state)), strict=True)
     moved = any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
     assert moved, "three rounds changed neither the server nor a client"

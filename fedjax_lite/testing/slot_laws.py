@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,8 +108,7 @@ def masked_messages_leave_no_trace(aggregator: Aggregator) -> None:
 def nothing_aggregates_to_zero(aggregator: Aggregator) -> None:
     """The aggregate of nobody is zero."""
     _, value = aggregate(aggregator, messages(), jnp.zeros(5, bool))
-    for leaf in jax.tree.leaves(value):
-        assert (np.asarray(leaf) == 0).all(), f"got {leaf}"
+    chex.assert_trees_all_equal(value, jax.tree.map(np.zeros_like, value))
 
 
 def equal_messages_aggregate_to_themselves(aggregator: Aggregator) -> None:
@@ -145,9 +145,8 @@ def aggregate_has_the_shape_of_a_value(aggregator: Aggregator) -> None:
     stack = messages()
     state, value = aggregate(aggregator, stack, jnp.ones(5, bool))
     template = row(stack.value, 0)
-    assert jax.tree.map(jnp.shape, value) == jax.tree.map(jnp.shape, template)
-    before = aggregator.init_state(template)
-    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, before)
+    chex.assert_trees_all_equal_shapes(value, template)
+    chex.assert_trees_all_equal_shapes(state, aggregator.init_state(template))
 
 
 AGGREGATOR_LAWS: dict[str, Callable[[Aggregator], None]] = {
@@ -185,10 +184,8 @@ def transform_keeps_shapes(transform: Transform) -> None:
     value = value_tree()
     state = transform.init(value)
     new_state, new = jax.eval_shape(transform.update, KEY(0), state, value)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), value
-    )
-    assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, value)
+    chex.assert_trees_all_equal_shapes(new_state, state)
 
 
 def transform_is_pure(transform: Transform) -> None:
@@ -216,8 +213,7 @@ def zero_stays_finite(transform: Transform) -> None:
     """A zero value gives no NaN."""
     value = value_tree(scale=0.0)
     state = transform.init(value)
-    for leaf in jax.tree.leaves(compiled(transform.update)(KEY(0), state, value)):
-        assert np.isfinite(np.asarray(leaf)).all(), f"got {leaf}"
+    chex.assert_tree_all_finite(compiled(transform.update)(KEY(0), state, value))
 
 
 TRANSFORM_LAWS: dict[str, Callable[[Transform], None]] = {

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,9 +115,9 @@ def test_zero_is_the_identity_of_addition():
     assert all(not leaf.any() for leaf in jax.tree.leaves(zero))
     acc = ADD(zero, msg, jnp.arange(3), jnp.ones(3, bool))
     both = jax.tree.map(jnp.add, zero, acc)
-    jax.tree.map(np.testing.assert_array_equal, acc, both)
+    chex.assert_trees_all_equal(acc, both)
     same = ADD(acc, msg, jnp.arange(3), jnp.zeros(3, bool))
-    jax.tree.map(np.testing.assert_array_equal, acc, same)
+    chex.assert_trees_all_equal(acc, same)
 
 
 def test_accumulator_is_small_and_wide():

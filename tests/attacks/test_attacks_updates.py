@@ -2,6 +2,7 @@
 
 from statistics import NormalDist
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,7 +225,7 @@ def test_mimic_learns_on_after_a_message_that_is_not_finite(double):
     old = state.attack
     nothing = np.where(np.arange(9)[:, None] < 7, np.nan, rows)
     state, _ = run_stack(rule, nothing, state=state)
-    jax.tree.map(np.testing.assert_array_equal, state.attack, old)
+    chex.assert_trees_all_equal(state.attack, old)
 
 
 ATTACKS = {
@@ -350,13 +351,10 @@ def test_attacked_rounds_are_equal_under_all_strategies():
         assert max(counts) <= 2
         results.append(state)
     for other in results[1:]:
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-            results[0].server.params,
-            other.server.params,
+        chex.assert_trees_all_close(
+            *(results[0].server.params, other.server.params), rtol=1e-5, atol=1e-6
         )
-        for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+        chex.assert_trees_all_close(results[0], other, rtol=2e-4, atol=2e-5)
     moved = [np.abs(leaf).max() for leaf in jax.tree.leaves(results[0].uplink)]
     assert min(moved) > 0
 

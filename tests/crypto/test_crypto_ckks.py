@@ -1,5 +1,6 @@
 """CKKS through tenseal: the mean of ciphertexts, its error and its size."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -34,9 +35,8 @@ def test_mean_of_five_clients(secret, messages, divide):
     """4096 floats fill one ciphertext of N = 8192: error below 1e-6, 81 bytes a float."""
     got, report = ckks_mean(messages, secret=secret, divide=divide)
     want = expected(messages)
-    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6, rtol=0)
+    chex.assert_trees_all_equal_shapes(got, want)
+    chex.assert_trees_all_close(got, want, atol=1e-6, rtol=0)
     assert report.bytes_per_float == pytest.approx(81, abs=2)
     assert report.blow_up == pytest.approx(report.bytes_per_float / 4)
     # Client 5 has weight 0 and sends nothing.

@@ -1,5 +1,8 @@
 """Strategies agree, batches visit every example once, masks leave no trace, memory is O(lanes)."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +24,8 @@ KEY = jax.random.key(0)
 SIZES = np.array([7, 0, 3, 12, 1, 5, 9, 2])
 
 
-def close(one, two, **tolerance):
-    tolerance = {"rtol": 2e-5, "atol": 2e-6, **tolerance}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, two)
-
-
-def same(one, two):
-    jax.tree.map(np.testing.assert_array_equal, one, two)
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
+same = chex.assert_trees_all_equal
 
 
 def cohort(ids, mask=None):
@@ -171,7 +169,7 @@ def test_the_comparison_is_not_vacuous(reference):
     steps = [int(metrics["num_steps"]) for _, metrics in reference]
     assert steps[2] == 0
     assert len(set(steps)) > 2
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((final.server, final.clients)))
+    chex.assert_tree_all_finite((final.server, final.clients))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -1,5 +1,8 @@
 """Clients trained apart from a round: the same numbers, each from a broadcast of its own."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import optax
 import pytest
 
 import fedjax_lite as fl
-from fedjax_lite import testing
+from fedjax_lite import testing, trees
 from fedjax_lite.engine.one_client import train_clients
 from fedjax_lite.engine.program import Table
 
@@ -53,11 +56,9 @@ def test_a_round_is_its_clients_and_their_mean():
         lambda v: np.tensordot(weights, np.where(np.isfinite(v), v, 0), 1) / weights.sum(),
         jax.device_get(done.messages.value["params"]),
     )
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # noqa: E731
-    jax.tree.map(
-        lambda x, u, new: close(x - u, new), state.server.params, moved, after.server.params
-    )
-    jax.tree.map(close, done.rows, rows_at(Table(after.clients, after.uplink), IDS))
+    close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
+    close(trees.subtract(state.server.params, moved), after.server.params)
+    close(done.rows, rows_at(Table(after.clients, after.uplink), IDS))
 
 
 def quadratic(w, e, key):

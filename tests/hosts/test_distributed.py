@@ -3,6 +3,7 @@
 Each test starts processes of `distributed_program.py`; all have hard time limits.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import distributed_program as program
 import jax
 import jax.numpy as jnp
@@ -94,9 +96,7 @@ def same_bits(one, two):
     assert [leaf.tobytes() for leaf in one] == [leaf.tobytes() for leaf in two]
 
 
-def close(one, two):
-    for a, b in zip(one, two, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 
 
 def whole_data():

@@ -1,5 +1,6 @@
 """Clients that do not count, and rounds in which none does."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_round_of_nobody_changes_nothing(name):
         server = state.server
         return (getattr(server, "inner", server), state.aggregator, state.clients, state.uplink)
 
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), kept(state), kept(after))
+    chex.assert_trees_all_equal(kept(state), kept(after))
     assert int(after.round) == 2
 
 
@@ -197,7 +198,7 @@ def test_who_comes_too_late_has_downloaded_and_nothing_else():
     algo = fedavg()
     state = algo.init(KEY, jnp.float32(1.0), DATA)
     (kept, metrics), (other, billed) = (algo.round(KEY, state, DATA, c) for c in (alone, drawn))
-    jax.tree.map(np.testing.assert_array_equal, kept, other)
+    chex.assert_trees_all_equal(kept, other)
     assert (int(metrics["num_clients"]), int(billed["num_clients"])) == (1, 1)
     # 9 is nobody; 0 is on time, whatever else is said of it.
     assert [float(m["downlink_bits"]) for m in (metrics, billed)] == [32, 3 * 32]

@@ -4,6 +4,7 @@ A JAX process has the devices that it started with, so the last test of test_sha
 file again in a process of several; there the tests compare `sharded` instead.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,20 +71,15 @@ def end(slots, strategy, num_rounds=2):
     return state, metrics
 
 
-def arrays(tree):
-    return [np.asarray(x) for x in jax.tree.leaves(tree)]
-
-
 @pytest.mark.sample(4, of="equal under all strategies")
 @pytest.mark.parametrize("name", ON_SEVERAL if SEVERAL else ON_ONE)
 def test_equal_under_strategies(name):
     slots = SLOTS[name]()
     expected = end(slots, fl.vmapped())
-    assert all(np.isfinite(x).all() for x in arrays(expected[0]))
+    chex.assert_tree_all_finite(expected[0])
     strategy = fl.sharded(fl.client_mesh(), fl.chunked(2)) if SEVERAL else fl.chunked(2)
     got = end(slots, strategy)
-    for a, b in zip(arrays(got), arrays(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    chex.assert_trees_all_close(got, expected, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.skipif(SEVERAL, reason="needs one device")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,11 +119,7 @@ def test_chunks_change_nothing(swept):
     _, options, whole = swept
     parts = fl.sweep(fedprox, GRID, seeds=[3, 4], chunk_size=3, **options)
     assert parts.points == whole.points
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
-        parts.states.server,
-        whole.states.server,
-    )
+    chex.assert_trees_all_close(*(parts.states.server, whole.states.server), rtol=2e-5, atol=2e-6)
 
 
 def test_client_tables_are_per_member(swept):

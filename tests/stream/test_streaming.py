@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import chex
 import forked
 import jax
 import jax.numpy as jnp
@@ -101,10 +102,8 @@ def raw(state):
 
 
 def assert_close(streamed, in_memory, tolerance=2e-6):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
-        whole(streamed),
-        whole(in_memory),
+    chex.assert_trees_all_close(
+        *(whole(streamed), whole(in_memory)), rtol=tolerance, atol=tolerance
     )
 
 

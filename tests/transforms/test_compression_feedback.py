@@ -1,5 +1,8 @@
 """Error feedback, EF21, and compressors in whole rounds of whole runs."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,9 +142,7 @@ def rounds(algo, num_rounds=3, cohort=None):
     return state, found
 
 
-def close(left, right, **tolerance):
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, **{"rtol": 2e-5, "atol": 2e-6, **tolerance})
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.sample(4, of="equal under all strategies")
@@ -153,7 +154,7 @@ def test_all_strategies_give_the_same_rounds(name):
     for other, other_metrics in results.values():
         close(other, state)
         close(other_metrics, metrics)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.server))
+    chex.assert_tree_all_finite(state.server)
 
 
 @pytest.mark.sample(3)
@@ -258,9 +259,7 @@ def test_totals_in_the_history_and_over_a_resume(tmp_path):
     state, history = run(6, "whole")
     run(4, "parts")
     resumed, rows = run(6, "parts", resume=True)
-    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
-        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(resumed, state)
     names = ("uplink_bits", "uplink_entropy_bits", "downlink_bits", "downlink_entropy_bits")
     for found in (history, rows):
         assert [row["round"] for row in found] == [1, 2, 3, 4, 5, 6]

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,15 +232,13 @@ def test_zero_stays_zero_and_what_is_not_finite_is_sent_as_zero(name):
     state = transform.init(value)
     update = jax.jit(transform.update)
     zero = jax.tree.map(jnp.zeros_like, value)
-    for leaf in jax.tree.leaves(update(KEY, state, zero)[1]):
-        np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
+    chex.assert_trees_all_equal(update(KEY, state, zero)[1], zero)
     for bad in (np.nan, np.inf, -np.inf, 3e38):
         spoiled = {**value, "b": value["b"].at[2].set(bad)}
         new, out = update(KEY, state, spoiled)
         if "chain" not in name or not np.isfinite(bad):  # clip shortens 3e38 instead
-            for leaf in jax.tree.leaves(out):
-                np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
+            chex.assert_trees_all_equal(out, zero)
+        chex.assert_tree_all_finite(new)
 
 
 @pytest.mark.parametrize("name", [name for name in COMPRESSORS if name != "chain"])
@@ -253,8 +252,8 @@ def test_squares_neither_overflow_nor_vanish(name, power):
     state = transform.init(value)
     _, plain = update(KEY, state, value)
     _, scaled = update(KEY, state, jax.tree.map(lambda leaf: leaf * factor, value))
-    for a, b in zip(jax.tree.leaves(scaled), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(np.float64(a) / factor, b, rtol=2e-5, atol=1e-6)
+    scaled = jax.tree.map(lambda leaf: np.float64(leaf) / factor, scaled)
+    chex.assert_trees_all_close(scaled, plain, rtol=2e-5, atol=1e-6)
 
 
 def test_bfloat16_leaves_stay_bfloat16():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -126,7 +127,7 @@ def test_training_on_a_part_is_training_on_its_examples_alone():
         algo.round(key, algo.init(key, model.init(key), part), part)[0].server.params
         for part in (train, hurt)
     ]
-    jax.tree.map(np.testing.assert_array_equal, *ends)
+    chex.assert_trees_all_equal(*ends)
     sharded = fl.shard_population(hurt, fl.client_mesh(jax.devices()[:1]))
     kept = np.asarray(sharded.examples["x"])[: train.num_examples]
     np.testing.assert_array_equal(kept, train.owned_examples()["x"])  # the others stay behind

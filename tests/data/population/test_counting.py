@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +74,7 @@ def test_unlabelled_examples_change_nothing(name):
         return two_rounds(FACTORIES[name](MODEL.loss, plan=WHOLE, sampler=fl.everyone()), data)
 
     (plain, metrics), (mixed, more) = run(PLAIN), run(MIXED)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), plain, mixed)
+    chex.assert_trees_all_close(plain, mixed, rtol=2e-5, atol=1e-6)
     assert metrics.keys() == more.keys()
     for key, value in metrics.items():
         np.testing.assert_allclose(value, more[key], rtol=1e-5, err_msg=key)
@@ -85,7 +86,7 @@ def test_the_baseline_of_the_union():
         two_rounds(fl.centralised(MODEL.loss, optax.sgd(0.3), plan=WHOLE), data)
         for data in (PLAIN, MIXED)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), plain[0], mixed[0])
+    chex.assert_trees_all_close(plain[0], mixed[0], rtol=1e-5)
     np.testing.assert_allclose(metrics["train_loss"], more["train_loss"], rtol=1e-5)
 
 

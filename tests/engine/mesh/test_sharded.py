@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,8 +94,7 @@ def on_one_device(name):
     return three_rounds(sequential(name), population())
 
 
-def close(one, two):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), one, two)
+close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 
 
 # -- several devices ------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_run_and_its_resume(tmp_path):
     straight, _ = fl.run(algo, KEY, init(), data, num_rounds=6, every=2, progress=False)
     fl.run(algo, KEY, init(), data, num_rounds=4, **more)
     resumed, _ = fl.run(algo, KEY, init(), data, num_rounds=6, resume=True, **more)
-    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((straight, resumed)))
+    chex.assert_trees_all_equal(*jax.device_get((straight, resumed)))
 
 
 COLLECTIVES = re.compile(r" (all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter)")
@@ -271,9 +271,7 @@ def test_checkpoints_between_device_counts(tmp_path):
         else:
             folder = tmp_path / str(number - 1)
             state = checkpoint.restore(folder, state, num_clients=len(SIZES))
-            jax.tree.map(
-                np.testing.assert_array_equal, real_rows((jax.device_get(state), ())), first
-            )
+            chex.assert_trees_all_equal(real_rows((jax.device_get(state), ())), first)
         assert len(state.clients.sharding.device_set) == num_devices
         assert state.clients.shape[0] == num_devices * -(-len(SIZES) // num_devices)
         checkpoint.save(tmp_path / str(number), state, step=3, num_clients=len(SIZES))

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -324,7 +325,7 @@ def test_a_federated_run():
         )
     noisy, state, _ = run(mechanism(), num_rounds=2)
     assert noisy.accountant.spent(2)["epsilon"] > noisy.accountant.spent(1)["epsilon"] > 4.377178
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.server.params))
+    chex.assert_tree_all_finite(state.server.params)
 
 
 def test_strategies_agree():
