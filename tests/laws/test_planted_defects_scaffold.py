@@ -16,6 +16,7 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite.algorithms.scaffold import scaffold
 from fedjax_lite.types import Message
+from fedjax_lite.verify.techniques.scaffold import loop
 from fedjax_lite.verify.testbeds import ETA, A, B, locally, quadratic, trajectory, whole
 
 SCAFFOLD = importlib.import_module("fedjax_lite.algorithms.scaffold")
@@ -36,15 +37,7 @@ def assert_close(got, expected, tolerance=1e-9):
 
 
 def scaffold_of_the_paper(mask, steps):
-    """``x, c, c_1, c_2`` after each round, `[R, 4]`."""
-    x, c, own, path = START, 0.0, np.zeros(2), []
-    for here in mask:
-        y = locally(x, steps, correction=c - own)
-        new = np.where(here, own - c + (x - y) / (np.array(steps) * ETA), own)
-        x, c = x + (y - x)[here].mean(), c + (new - own).sum() / 2
-        own = new
-        path.append((x, c, *own))
-    return np.array(path)
+    return loop([np.flatnonzero(here) for here in mask], steps=steps, start=START)
 
 
 def scaffold_run(mask, steps=(5, 5), *, start=START):

@@ -45,8 +45,13 @@ def loop(
     weights: Any = UNIFORM,
     steps: Any = STEPS,
     start: float = 0.0,
+    server_rate: float = 1.0,
 ) -> np.ndarray:
-    """``(x, c)`` after each round, `[R, 2]`, as the paper writes it; all controls start at zero."""
+    """``(x, c, c_1, c_2)`` after each round, `[R, 4]`, as the paper has it, from controls of zero.
+
+    The reference of all of the project's tests of SCAFFOLD. Args: who takes part in each round, the
+    option of the paper's line 12, weights of the clients, their local steps, and the server's rate.
+    """
     x, c, own, path = start, 0.0, np.zeros(2), []
     steps = np.broadcast_to(steps, 2)
     for cohort in cohorts:
@@ -56,8 +61,8 @@ def loop(
         shares = weights[members] / weights[members].sum()
         change = (weights * (new - own))[members].sum()  # 1/N or p_i, also where few take part
         own[members] = new[members]
-        x, c = x + float(shares @ (y[members] - x)), c + float(change)
-        path.append((x, c))
+        x, c = x + server_rate * float(shares @ (y[members] - x)), c + float(change)
+        path.append((x, c, *own))
     return np.array(path)
 
 
@@ -66,22 +71,24 @@ def checks() -> list[Check]:
     alone = [(r % 2,) for r in range(4)]
     full, rounds = [BOTH] * 3, 4 * ROUNDS
 
+    def kept(state: Any) -> Any:
+        return state.server.params, state.server.control, state.clients
+
     @functools.cache  # one compiled run serves its trajectory, its invariant and its limit
     def run(partial: bool = False, **options: Any) -> Any:
         return trajectory(
             corrected(**options),
             rounds,
             cohorts=alternating(rounds) if partial else None,
-            read=lambda state: (state.server.params, state.server.control, state.clients),
+            read=kept,
         )
 
     def path(num_rounds: int, **options: Any) -> np.ndarray:
-        return np.stack(run(**options)[:2], axis=1)[:num_rounds]
+        return np.column_stack(run(**options))[:num_rounds]
 
     def from_three() -> np.ndarray:
         """Controls start at zero, not at the weights: only a start elsewhere can tell."""
-        read = lambda state: (state.server.params, state.server.control)  # noqa: E731
-        return np.stack(trajectory(corrected(), 3, start=3.0, read=read), axis=1)
+        return np.column_stack(trajectory(corrected(), 3, start=3.0, read=kept))
 
     def gap() -> np.ndarray:
         """``c - mean of all c_i`` after every round of one client each."""
@@ -93,12 +100,12 @@ def checks() -> list[Check]:
 
     return [
         Check("round 1 = FedAvg, uniform", averaging(1, weights=UNIFORM), lambda: path(1)[:, 0]),
-        Check("option II: x and c", loop(full), lambda: path(3)),
-        Check("from x=3: x and c", loop(full, start=3.0), from_three),
-        Check("option I: x and c", loop(full, option=1), lambda: path(3, option=1)),
-        Check("p weights: x and c", loop(full, weights=P), lambda: path(3, weighting="examples")),
+        Check("option II: x, c, c_i", loop(full), lambda: path(3)),
+        Check("from x=3: x, c, c_i", loop(full, start=3.0), from_three),
+        Check("option I: x, c, c_i", loop(full, option=1), lambda: path(3, option=1)),
+        Check("p weights: x, c, c_i", loop(full, weights=P), lambda: path(3, weighting="examples")),
         Check("K=(7,2): steps done count", loop(full, steps=(7, 2)), lambda: path(3, steps=(7, 2))),
-        Check("cohorts {1},{2},..: x and c", loop(alone), lambda: path(4, partial=True)),
+        Check("cohorts {1},{2},..: x, c, c_i", loop(alone), lambda: path(4, partial=True)),
         Check("cohorts {1},{2},..: c = mean c_i", np.zeros(8), gap),
         Check("limit is the optimum, uniform", UNIFORM_OPTIMUM, limit),
         Check("p weights: limit is the optimum", OPTIMUM, lambda: limit(weighting="examples")),
