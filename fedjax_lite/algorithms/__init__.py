@@ -18,7 +18,11 @@ from fedjax_lite.algorithms.fedsgd import fedsgd
 from fedjax_lite.algorithms.frozen_leaves import frozen_leaves, with_frozen
 from fedjax_lite.algorithms.hierfavg import hierfavg
 from fedjax_lite.algorithms.mime import mime, mimelite
+from fedjax_lite.algorithms.personal.apfl import apfl
 from fedjax_lite.algorithms.personal.ditto import ditto
+from fedjax_lite.algorithms.personal.fedbabu import fedbabu
+from fedjax_lite.algorithms.personal.fedper import fedper, lg_fedavg
+from fedjax_lite.algorithms.personal.fedrep import fedrep
 from fedjax_lite.algorithms.personal.fomaml import fomaml
 from fedjax_lite.algorithms.personal.local_leaves import (
     evaluate_personal,
@@ -27,11 +31,13 @@ from fedjax_lite.algorithms.personal.local_leaves import (
     personal_models,
 )
 from fedjax_lite.algorithms.personal.per_fedavg import per_fedavg
+from fedjax_lite.algorithms.personal.pfedme import pfedme
 from fedjax_lite.algorithms.personal.reptile import reptile
 from fedjax_lite.algorithms.scaffold import scaffold
 from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
+    "apfl",
     "centralised",
     "client_models",
     "ditto",
@@ -40,17 +46,21 @@ __all__ = [
     "fedadam",
     "fedavg",
     "fedavgm",
+    "fedbabu",
     "fedbn",
     "feddyn",
     "fedlora",
     "fednova",
+    "fedper",
     "fedprox",
+    "fedrep",
     "fedsgd",
     "fedyogi",
     "fomaml",
     "frozen_leaves",
     "gap_to_baseline",
     "hierfavg",
+    "lg_fedavg",
     "local_leaves",
     "local_only",
     "mean_of_products",
@@ -58,6 +68,7 @@ __all__ = [
     "mimelite",
     "per_fedavg",
     "personal_models",
+    "pfedme",
     "pooled",
     "reptile",
     "scaffold",

@@ -48,7 +48,13 @@ METHODS = {
     "reptile": "Reptile",
     "frozen_leaves": "FedAvg with frozen leaves",
     "local_leaves": "FedAvg with local leaves",
+    "apfl": "APFL",
     "ditto": "Ditto",
+    "fedper": "FedPer",
+    "lg_fedavg": "LG-FedAvg",
+    "fedrep": "FedRep",
+    "fedbabu": "FedBABU",
+    "pfedme": "pFedMe",
     "centralised": "Centralised training",
     "local_only": "Local training only",
 }

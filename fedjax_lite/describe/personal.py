@@ -6,8 +6,16 @@ from fedjax_lite.describe.composed import Composed
 from fedjax_lite.describe.numbers import figure
 from fedjax_lite.describe.optimizers import of_the_round
 from fedjax_lite.describe.plans import plan_words
+from fedjax_lite.describe.schedules import rate_words
 
-OWN_KEEPS = {"ditto": "its own model"}
+OWN_KEEPS = {
+    "apfl": "its own model and its share in the mixture",
+    "ditto": "its own model",
+    "fedper": "its head",
+    "fedrep": "its head",
+    "lg_fedavg": "its body",
+    "pfedme": "its proximal point",
+}
 """What a client keeps, by the method's factory."""
 
 
@@ -43,4 +51,66 @@ def ditto_words(whole: Composed) -> str:
     return f"{of_the_round(chosen).words} {work}, {pull}{kept}"
 
 
-OWN = {"ditto": ditto_words}
+def apfl_words(whole: Composed) -> str:
+    """APFL's mixtures.
+
+    Example:
+      >>> apfl_words.__name__
+      'apfl_words'
+    """
+    known = whole.known
+    chosen = known["personal_optimizer"] or known["client_optimizer"]
+    rate = known["mixing_rate"]
+    share = f"{figure(known['mixing'])}"
+    share = (
+        f"{share} of it" if rate is None else f"{share} of it at first, adapted by {figure(rate)}"
+    )
+    plain = "" if known["variant"] == "paper" else ", without the factor of the chain rule"
+    return f"{of_the_round(chosen).words} on a mixture with the global model ({share}){plain}"
+
+
+def pfedme_words(whole: Composed) -> str:
+    """PFedMe's proximal points.
+
+    Example:
+      >>> pfedme_words.__name__
+      'pfedme_words'
+    """
+    known = whole.known
+    steps, rate = figure(known["inner_steps"]), rate_words(known["learning_rate"])
+    return (
+        f"proximal points (pull {figure(known['pull'])}), {steps} of the local steps a batch; the "
+        f"copy of the global model follows them with learning rate {rate}"
+    )
+
+
+def fedrep_words(whole: Composed) -> str:
+    """FedRep's heads.
+
+    Example:
+      >>> fedrep_words.__name__
+      'fedrep_words'
+    """
+    known = whole.known
+    chosen = of_the_round(known["head_optimizer"] or known["client_optimizer"]).words
+    work = plan_words(known["head_plan"] or whole.slots.plan)
+    return f"heads, before the body, by {chosen} for {work}; then they rest"
+
+
+def fedbabu_words(whole: Composed) -> str:
+    """FedBABU's head.
+
+    Example:
+      >>> fedbabu_words(None)
+      'none: the head stays as it was drawn, until clients fine-tune'
+    """
+    return "none: the head stays as it was drawn, until clients fine-tune"
+
+
+OWN = {
+    "apfl": apfl_words,
+    "ditto": ditto_words,
+    "fedbabu": fedbabu_words,
+    "fedrep": fedrep_words,
+    "pfedme": pfedme_words,
+}

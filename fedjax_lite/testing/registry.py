@@ -28,26 +28,32 @@ from fedjax_lite.aggregation import (
     trimmed_mean,
 )
 from fedjax_lite.algorithms import (
+    apfl,
     ditto,
     fedadagrad,
     fedadam,
     fedavg,
     fedavgm,
+    fedbabu,
     fedbn,
     feddyn,
     fedlora,
     fednova,
+    fedper,
     fedprox,
+    fedrep,
     fedsgd,
     fedyogi,
     fomaml,
     frozen_leaves,
     hierfavg,
+    lg_fedavg,
     local_leaves,
     local_only,
     mime,
     mimelite,
     per_fedavg,
+    pfedme,
     reptile,
     scaffold,
 )
@@ -125,10 +131,15 @@ def _scheduled(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     )
 
 
+def _bias(params):
+    """The head of the laws' model."""
+    return {name: name == "b" for name in params}
+
+
 def _personal_bias(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     return local_leaves(
         local_sgd(loss, optax.sgd(learning_rate)),
-        is_local=lambda params: {"w": False, "b": True},
+        is_local=_bias,
         plan=PLAN,
         sampler=sampler,
         server=optimizer_server(optax.sgd(1.0)),
@@ -210,7 +221,14 @@ ALGORITHMS: dict[str, Make] = {
     "mime": _made(mime, client=_rate),
     "mimelite": _made(mimelite, client=_rate),
     "local leaves": _personal_bias,
+    "apfl": _made(apfl, mixing=0.4, mixing_rate=0.1),
+    "apfl unscaled": _made(apfl, variant="unscaled", client=optax.adam),
     "ditto": _made(ditto, pull=0.5),
+    "fedper": _made(fedper, is_head=_bias),
+    "lg fedavg": _made(lg_fedavg, is_head=_bias),
+    "fedrep": _made(fedrep, is_head=_bias, head_plan=VARIABLE),
+    "fedbabu": _made(fedbabu, is_head=_bias),
+    "pfedme": _made(pfedme, learning_rate=0.1, pull=2.0, inner_steps=2),
     "ditto own work": _made(
         ditto,
         pull=0.5,

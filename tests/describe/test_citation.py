@@ -247,6 +247,16 @@ def test_methods_are_cited():
         "kingma2015adam",
     ]
     assert keys(citation(fl.fedbn(loss, optax.sgd(0.1), **slots)))[0] == "li2021fedbn"
+    assert keys(citation(fl.apfl(loss, optax.sgd(0.1), **slots))) == ["deng2020adaptive"]
+    algo = fl.pfedme(loss, optax.sgd(0.1), learning_rate=0.1, **slots)
+    assert keys(citation(algo)) == ["dinh2020personalized"]
+    for factory, paper in {
+        fl.fedper: "arivazhagan2019federated",
+        fl.lg_fedavg: "liang2020think",
+        fl.fedrep: "collins2021exploiting",
+        fl.fedbabu: "oh2022fedbabu",
+    }.items():
+        assert keys(citation(factory(loss, optax.sgd(0.1), **slots))) == [paper]
     assert keys(citation(fl.ditto(loss, optax.sgd(0.1), pull=1.0, **slots))) == ["li2021ditto"]
     assert keys(citation(fl.centralised(loss, optax.sgd(0.1), plan=PLAN))) == []
 

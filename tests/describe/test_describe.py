@@ -87,6 +87,12 @@ TITLES = {
     "local only": "Local training only",
     "fedbn": "FedBN (Li et al., 2021)",
     "hierfavg": "HierFAVG (Liu et al., 2020)",
+    "apfl": "APFL (Deng et al., 2020)",
+    "pfedme": "pFedMe (Dinh et al., 2020)",
+    "fedper": "FedPer (Arivazhagan et al., 2019)",
+    "lg fedavg": "LG-FedAvg (Liang et al., 2020)",
+    "fedrep": "FedRep (Collins et al., 2021)",
+    "fedbabu": "FedBABU (Oh et al., 2022)",
     "ditto": "Ditto (Li et al., 2021)",
 }
 

@@ -62,6 +62,16 @@ FACTORIES = {
     ),
     "mime": lambda loss, **s: fl.mime(loss, 0.3, weighting="examples", **s),
     "dp_sgd": own_dp,
+    "apfl": lambda loss, **s: fl.apfl(loss, optax.sgd(0.3), mixing_rate=0.1, **s),
+    "pfedme": lambda loss, **s: fl.pfedme(
+        loss, optax.sgd(0.3), learning_rate=0.1, weighting="examples", **s
+    ),
+    "fedrep": lambda loss, **s: fl.fedrep(
+        loss, optax.sgd(0.3), is_head=lambda p: {"w": False}, **s
+    ),
+    "fedbabu": lambda loss, **s: fl.fedbabu(
+        loss, optax.sgd(0.3), is_head=lambda p: {"w": False}, **s
+    ),
     "ditto": lambda loss, **s: fl.ditto(loss, optax.sgd(0.3), pull=0.5, **s),
     "local_only": lambda loss, **s: fl.local_only(loss, optax.sgd(0.3), **s),
 }
