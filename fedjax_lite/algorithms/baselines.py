@@ -274,8 +274,9 @@ def client_models(state: RoundState, ids: Any = None) -> Params:
     """
     if not isinstance(state, RoundState) or not kept(state).personal:
         raise TypeError(
-            "state must come from local_only, or from local_leaves or fedbn with local leaves: "
-            "clients of no other keep models; they use state.server.params"
+            "state must come from local_only, ditto, apfl, pfedme, or a method with local leaves "
+            "(fedper, fedrep, fedbn, local_leaves): clients of no other keep models; they use "
+            "state.server.params"
         )
     return models_of(state, ids)
 

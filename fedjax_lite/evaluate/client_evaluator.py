@@ -34,7 +34,7 @@ def client_evaluator(
     """Makes a function that scores every client on its own held-out data, for `run`.
 
     Each client is scored with the model that it uses: the server's, or its own where it has one
-    (`local_only`, `fedbn`, `local_leaves` ...). The results are numbers for a history; all of a
+    (`local_only`, `ditto`, `fedrep`, `fedbn` ...). The results are numbers for a history; all of a
     client's figures gives `evaluate_clients`.
 
     Args:

@@ -96,7 +96,7 @@ def one_model(state: RoundState | Params) -> Params:
         why = nobody if getattr(state.server, "trained", True) is False else parts
         raise TypeError(
             f"state must hold one whole model for all clients, but {why} (local_only, fedbn, "
-            f"local_leaves); {REMEDY}"
+            f"fedrep, local_leaves ...); {REMEDY}"
         )
     return server_model(state)
 

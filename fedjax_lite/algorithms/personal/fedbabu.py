@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Unpack
 
 import optax
 
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.algorithms.personal.heads import IsHead, cut, head_mask, joined, of_one_half
+from fedjax_lite.algorithms.frozen_leaves import frozen_leaves
+from fedjax_lite.algorithms.personal.heads import IsHead, head_mask
 from fedjax_lite.checks.made import made
-from fedjax_lite.data.population.counting import counts_of
-from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.engine.phases import step_of
-from fedjax_lite.round.compose import federated_algorithm
-from fedjax_lite.round.local import (
-    ClientOptimizer,
-    LocalCarry,
-    LossFn,
-    check_loss,
-    local_sgd,
-)
-from fedjax_lite.round.server import optimizer_server
+from fedjax_lite.round.local import ClientOptimizer, LossFn
 from fedjax_lite.round.slot_options import SlotOptions
-from fedjax_lite.types import (
-    Batch,
-    ClientInfo,
-    ClientUpdate,
-    Cohort,
-    FederatedAlgorithm,
-    Key,
-    Known,
-    Message,
-    Params,
-    PyTree,
-    Sampler,
-    ServerUpdate,
-)
+from fedjax_lite.types import FederatedAlgorithm, Sampler
 
 
 @made
@@ -60,7 +37,8 @@ def fedbabu(
 
     Clients know `h_0` from the start, so neither way does it cost a bit. Personal models come
     afterwards, by fine-tuning ``state.server.params`` (the head, or all of it) on a client's own
-    data: a few rounds of `local_only` that begin with it. Without a head it is `fedavg`.
+    data: a few rounds of `local_only` that begin with it. It is `frozen_leaves` with a frozen head;
+    without a head it is `fedavg`.
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
@@ -100,82 +78,13 @@ def fedbabu(
     Reference: Oh, Kim, Yun, "FedBABU: Towards Enhanced Representation for Federated Image
     Classification", 2022, arXiv:2106.06042.
     """
-    check_loss(loss)
-    mask = head_mask(is_head)
-
-    def under(head: Params) -> ClientUpdate:
-        return local_sgd(of_one_half(loss, head), client_optimizer, weighting=weighting)
-
-    under({})  # checks the arguments before anything is traced
-
-    def init(params: Params) -> PyTree:
-        head, body = cut(mask(params), params)
-        return under(head).init(body)
-
-    def start(key: Key, row: PyTree, broadcast: UnderHead, info: ClientInfo) -> LocalCarry:
-        return under(broadcast.head.value).start(key, row, broadcast.body, info)
-
-    def step(broadcast: UnderHead, carry: LocalCarry, batch: Batch) -> LocalCarry:
-        return step_of(under(broadcast.head.value))(broadcast.body, carry, batch)
-
-    def finish(broadcast: UnderHead, carry: LocalCarry) -> tuple[PyTree, Message, dict[str, Any]]:
-        return under(broadcast.head.value).finish(broadcast.body, carry)
-
-    server = optimizer_server(optax.sgd(1.0) if server_optimizer is None else server_optimizer)
-    return federated_algorithm(
-        ClientUpdate(init, start, step, finish, counts_of(loss)),
+    return frozen_leaves(
+        loss,
+        client_optimizer,
+        is_frozen=head_mask(is_head),
         plan=plan,
         sampler=sampler,
-        server=resting_head(server, is_head=mask),
+        server_optimizer=server_optimizer,
+        weighting=weighting,
         **slots,
     )
-
-
-class UnderHead(NamedTuple):
-    """What clients download: the body; the head they know."""
-
-    body: Params
-    head: Known
-
-
-class RestingState(NamedTuple):
-    """The state of a server of bodies, and the head that rests."""
-
-    inner: PyTree
-    head: Params
-
-    @property
-    def params(self) -> Params:
-        """The whole model."""
-        return joined(self.head, self.inner.params)
-
-
-@made
-def resting_head(server: ServerUpdate, *, is_head: IsHead) -> ServerUpdate:
-    """A server that trains the body of a model, whose head stays as it was.
-
-    Args:
-      server: of the body; its state has ``params``, which it broadcasts.
-      is_head: see `fedbabu`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> server = resting_head(optimizer_server(optax.sgd(1.0)), is_head=head_mask(None))
-      >>> state = server.init({"body": jnp.zeros(2), "head": jnp.ones(2)}, None)
-      >>> server.broadcast(state).body, sorted(state.params)
-      ({'body': Array([0., 0.], dtype=float32), 'head': None}, ['body', 'head'])
-    """
-
-    def init(params: Params, population: Population) -> RestingState:
-        head, body = cut(is_head(params), params)
-        return RestingState(server.init(body, population), head)
-
-    def broadcast(state: RestingState) -> UnderHead:
-        return UnderHead(server.broadcast(state.inner), Known(state.head))
-
-    def update(
-        key: Key, state: RestingState, value: PyTree, cohort: Cohort, metrics: dict[str, Any]
-    ) -> RestingState:
-        return state._replace(inner=server.update(key, state.inner, value, cohort, metrics))
-
-    return ServerUpdate(init, broadcast, update)

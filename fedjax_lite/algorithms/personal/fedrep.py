@@ -8,13 +8,13 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
-from fedjax_lite.algorithms.personal.heads import IsHead, cut, head_mask, joined, of_one_half
+from fedjax_lite.algorithms.personal.heads import IsHead, head_mask, of_one_half
 from fedjax_lite.algorithms.personal.local_leaves import local_leaves
+from fedjax_lite.checks.arguments import check_slot
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import step_of
-from fedjax_lite.round.compose import check_slot
 from fedjax_lite.round.local import (
     ClientOptimizer,
     LocalCarry,
@@ -162,7 +162,7 @@ def head_then_body(
         return local_sgd(of_one_half(loss, head), body_optimizer)
 
     def halves(params: Params) -> tuple[Params, Params]:
-        return cut(is_head(params), params)
+        return trees.halves(is_head(params), params)
 
     def init(params: Params) -> PyTree:
         head, body = halves(params)
@@ -184,7 +184,7 @@ def head_then_body(
         return carry._replace(body=step(halves(broadcast)[1], carry.body, batch))
 
     def finish(broadcast: Params, carry: Halves) -> tuple[PyTree, Message, dict[str, Any]]:
-        params = joined(carry.head.params, carry.body.params)
+        params = trees.whole(carry.head.params, carry.body.params)
         info = carry.body.info
         own = weight(info._replace(num_steps=info.main_steps))  # of the body: the head is not sent
         losses = {"train_loss": carry.body.loss, "head_train_loss": carry.head.loss}

@@ -1,4 +1,4 @@
-"""Head and body of a model: which leaves are which, and a model cut in two and put together."""
+"""Head and body of a model: which leaves are which, and the loss as a function of one of them."""
 
 from __future__ import annotations
 
@@ -62,30 +62,6 @@ def names(path: tuple[Any, ...]) -> list[str]:
     return [str(getattr(step, "key", getattr(step, "name", ""))) for step in path]
 
 
-def cut(mask: PyTree, params: Params) -> tuple[Params, Params]:
-    """``(head, body)``: the model twice, with None in place of the other's leaves.
-
-    Example:
-      >>> cut({"a": True, "b": False}, {"a": 1.0, "b": 2.0})
-      ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
-    """
-    head = jax.tree.map(lambda is_head, leaf: leaf if is_head else None, mask, params)
-    body = jax.tree.map(lambda is_head, leaf: None if is_head else leaf, mask, params)
-    return head, body
-
-
-def joined(head: Params, body: Params) -> Params:
-    """The model that was cut.
-
-    Example:
-      >>> joined({"a": 1.0, "b": None}, {"a": None, "b": 2.0})
-      {'a': 1.0, 'b': 2.0}
-    """
-    return jax.tree.map(
-        lambda h, b: b if h is None else h, head, body, is_leaf=lambda leaf: leaf is None
-    )
-
-
 def of_one_half(loss: LossFn, other: Params) -> LossFn:
     """The loss as a function of one half of the model; the other half rests.
 
@@ -98,6 +74,6 @@ def of_one_half(loss: LossFn, other: Params) -> LossFn:
     """
 
     def half(params: Params, examples: PyTree, key: Key) -> Array:
-        return loss(joined(params, other), examples, key)
+        return loss(trees.whole(params, other), examples, key)
 
     return keep_counts(half, loss)

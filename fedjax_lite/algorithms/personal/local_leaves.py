@@ -252,11 +252,11 @@ class _Carry(NamedTuple):
 
 
 def personal_models(state: RoundState, ids: Any = None) -> Params:
-    """The clients' whole models: their own leaves, and the shared ones of the server.
+    """The clients' whole models: their own, or their own leaves with the shared ones of the server.
 
     Args:
-      state: of an algorithm made by `local_leaves`, `fedbn` or `local_only`, also where its rows
-        lie on the host or on disk.
+      state: of an algorithm whose clients keep models or parts of them (`ditto`, `apfl`, `pfedme`,
+        `local_leaves`, `fedbn`, `local_only` ...), also where its rows lie on the host or on disk.
       ids: integers `[n]`, the clients; None: all `N` of them.
 
     Returns:
@@ -277,8 +277,9 @@ def personal_models(state: RoundState, ids: Any = None) -> Params:
     """
     if not isinstance(state, RoundState) or not keeps_own(state):
         raise TypeError(
-            "state must come from local_leaves or fedbn, or from local_only: no other has local "
-            "leaves; the clients of all others use state.server.params"
+            "state must hold models of the clients' own, or parts of them, as that of ditto, apfl, "
+            "pfedme, fedper, fedrep, local_leaves or fedbn, or of local_only; the clients of all "
+            "others use state.server.params"
         )
     if not kept(state).personal:
         raise ValueError("state has no local leaves: all clients share state.server.params")
