@@ -112,6 +112,7 @@ from fedjax_lite.evaluate import (
     drift,
     evaluate_clients,
     evaluator,
+    fine_tuned,
     summarize_clients,
 )
 from fedjax_lite.hosts import distributed
@@ -249,6 +250,7 @@ __all__ = [
     "fedrep",
     "fedsgd",
     "fedyogi",
+    "fine_tuned",
     "fomaml",
     "forecast",
     "frozen_leaves",

@@ -3,15 +3,18 @@
 from fedjax_lite.evaluate.client_evaluator import client_evaluator
 from fedjax_lite.evaluate.clients import evaluate_clients, evaluate_personal
 from fedjax_lite.evaluate.fairness import summarize_clients
+from fedjax_lite.evaluate.fine_tuned import FineTuned, fine_tuned
 from fedjax_lite.evaluate.known import results_of, scored_by
 from fedjax_lite.evaluate.scores import evaluator
 from fedjax_lite.round.own_models import models_of
 
 __all__ = [
+    "FineTuned",
     "client_evaluator",
     "evaluate_clients",
     "evaluate_personal",
     "evaluator",
+    "fine_tuned",
     "models_of",
     "results_of",
     "scored_by",

@@ -14,10 +14,11 @@ from fedjax_lite.evaluate.blocks import Streamed
 from fedjax_lite.evaluate.clients import check_population_of, evaluate_clients
 from fedjax_lite.evaluate.columns import columns_of, group_columns
 from fedjax_lite.evaluate.fairness import summarize_clients
+from fedjax_lite.evaluate.fine_tuned import FineTuned
 from fedjax_lite.evaluate.known import Scored, note
 from fedjax_lite.metrics.metric import HostMetric, Metric, named
 from fedjax_lite.models.model import Model
-from fedjax_lite.round.own_models import kept, one_model
+from fedjax_lite.round.own_models import Kept, kept, one_model
 from fedjax_lite.types import Params, RoundState
 
 
@@ -30,6 +31,7 @@ def client_evaluator(
     groups: Any = None,
     worst: float = 0.1,
     batch_size: int = 1000,
+    adapt: Callable[[RoundState | Params], FineTuned] | None = None,
 ) -> Callable[[RoundState | Params], dict[str, float]]:
     """Makes a function that scores every client on its own held-out data, for `run`.
 
@@ -46,6 +48,8 @@ def client_evaluator(
       groups: as in `evaluate_clients`.
       worst: share of the clients that count as the worst, in (0, 1].
       batch_size: examples at a time.
+      adapt: score models that clients adapt first, see `fine_tuned`; the server's model is scored
+        beside them, as it is. Give `name` another word, such as "tuned", beside a second evaluator.
 
     Returns:
       ``(state or params) -> {...}``, with the figures ``loss``, ``accuracy`` (where labels are
@@ -77,13 +81,19 @@ def client_evaluator(
         raise TypeError(f"name must be a string, the prefix of the results, got {name!r}")
     if not 0 < worst <= 1:
         raise ValueError(f"worst must lie in (0, 1], got {shown(worst)}; give 0.1")
+    if adapt is not None and not callable(adapt):
+        raise TypeError(
+            f"adapt must be a function (state) -> models, got {shown(adapt)}; "
+            "fine_tuned(model.loss, optax.sgd(0.1), train, plan=plan)"
+        )
     classes = check_population_of(model, data, groups, batch_size)
     rising = {key: metric.higher_is_better for key, metric in named(metrics)}
     rising |= {"accuracy": True, "loss": False}
     more: dict[str, Any] = {"metrics": metrics, "batch_size": batch_size}
 
     def evaluate(state: RoundState | Params) -> dict[str, float]:
-        scores = evaluate_clients(model, state, data, groups=groups, **more)
+        models = state if adapt is None else adapt(state)
+        scores = evaluate_clients(model, models, data, groups=groups, **more)
         columns = columns_of(name, scores["all"])
         for figure, values in scores.items():
             if figure in rising and values.ndim == 1:
@@ -91,7 +101,8 @@ def client_evaluator(
                 summary = summarize_clients(sign * values, scores["size"], fraction=worst)
                 for which in ("mean", "worst"):
                     columns[f"{name}_{figure}_{which}"] = sign * summary[which]
-        if isinstance(state, RoundState) and kept(state).personal and kept(state).shared:
+        whole = kept(state) if isinstance(state, RoundState) else Kept(False, True)
+        if (whole.personal or adapt is not None) and whole.shared:
             common = evaluate_clients(model, one_model(state), data, **more)["all"]
             columns |= columns_of(f"{name}_server", common)
         if groups is not None:

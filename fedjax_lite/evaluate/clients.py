@@ -13,6 +13,7 @@ from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.data.population.sharded import ShardedDataset
 from fedjax_lite.evaluate.blocks import Streamed, is_streamed
 from fedjax_lite.evaluate.device_blocks import at_hand
+from fedjax_lite.evaluate.fine_tuned import FineTuned
 from fedjax_lite.evaluate.groups import groups_of
 from fedjax_lite.evaluate.metric_shapes import metric_shapes
 from fedjax_lite.evaluate.passes import Asked, own_parts, pooled_parts
@@ -31,7 +32,7 @@ from fedjax_lite.types import Params, PyTree, RoundState
 
 def evaluate_clients(
     model: Model,
-    params: Params | RoundState,
+    params: Params | RoundState | FineTuned,
     data: FederatedDataset | ShardedDataset | Streamed,
     *,
     metrics: Mapping[str, Metric | HostMetric] | None = None,
@@ -47,7 +48,8 @@ def evaluate_clients(
 
     Args:
       model: as in `evaluator`.
-      params: the parameters of one model, such as ``state.server.params``; or a `RoundState`.
+      params: the parameters of one model, such as ``state.server.params``; or a `RoundState`; or
+        models made by `fine_tuned`.
       data: the population, as a rule the test part of `fedjax_lite.data.split_clients`, or test
         data that come with owners, `from_arrays` with the clients' numbers; a dict with ``"y"``. A
         `StreamedDataset` is read a few clients at a time, a `ShardedDataset` scored where it lies.
@@ -80,7 +82,8 @@ def evaluate_clients(
       [1.0, nan, 0.0]
     """
     _check(model, params, data, batch_size, "evaluate_clients(model, params, data)")
-    if isinstance(params, RoundState) and kept(params).personal:
+    own = isinstance(params, FineTuned)
+    if own or (isinstance(params, RoundState) and kept(params).personal):
         return evaluate_personal(
             model, params, data, metrics=metrics, groups=groups, batch_size=min(batch_size, 100)
         )
@@ -91,7 +94,7 @@ def evaluate_clients(
 
 def evaluate_personal(
     model: Model,
-    models: Params | RoundState,
+    models: Params | RoundState | FineTuned,
     data: FederatedDataset | ShardedDataset | Streamed,
     *,
     metrics: Mapping[str, Metric | HostMetric] | None = None,
@@ -108,7 +111,7 @@ def evaluate_personal(
       model: its `loss` is called with key None.
       models: the state of a run, of any algorithm: every client is scored with the model that it
         uses, its own or the server's. Or models, leaves `[N, ...]`, such as
-        ``personal_models(state)``.
+        ``personal_models(state)``; or what `fine_tuned` gives.
       data: the population, `N` clients, in the order of the rows; a dict with ``"y"``. The test
         part of `fedjax_lite.data.split_clients` has them in the order of the train part.
       metrics: as in `evaluate_clients`.
@@ -146,6 +149,12 @@ def evaluate_personal(
                 batch_size=max(batch_size, 1000),
             )
         _check_population(models, num_clients)
+    elif isinstance(models, FineTuned):
+        if models.num_clients != num_clients:
+            raise ValueError(
+                f"models must be fine-tuned for the clients of data, got {models.num_clients} for "
+                f"{num_clients}; give fine_tuned the train part of the clients that are scored"
+            )
     else:
         _check_one_each(models, num_clients)
     _check_at_hand(models)
@@ -186,8 +195,10 @@ def _leaves(data: Any) -> Mapping[str, Any]:
     return data.store.leaves if is_streamed(data) else data.examples
 
 
-def _one_of(models: Params | RoundState) -> PyTree:
+def _one_of(models: Params | RoundState | FineTuned) -> PyTree:
     """One client's model, shapes only."""
+    if isinstance(models, FineTuned):
+        return models.one
     if isinstance(models, RoundState):
         return one_of(models)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), models)

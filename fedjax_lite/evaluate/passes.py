@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.evaluate.blocks import Population, blocks_of, pooled_blocks
+from fedjax_lite.evaluate.fine_tuned import FineTuned, model_bytes
 from fedjax_lite.evaluate.groups import Groups
 from fedjax_lite.evaluate.metric_shapes import unit_bytes
 from fedjax_lite.evaluate.own_program import score_own
@@ -104,14 +105,16 @@ def pooled_parts(
 
 def own_parts(
     model: Model,
-    models: Params | RoundState,
+    models: Params | RoundState | FineTuned,
     data: Population,
     batch_size: int,
     asked: Asked,
 ) -> Iterator[Part]:
     """Every client's own model on its own examples."""
     num_clients = data.num_clients
-    if isinstance(models, RoundState):
+    if isinstance(models, FineTuned):
+        one, bound = model_bytes(models), True
+    elif isinstance(models, RoundState):
         one, bound = row_bytes(models), is_table(models.clients)
     else:
         one = sum(leaf.nbytes for leaf in jax.tree.leaves(models)) // num_clients
@@ -126,8 +129,9 @@ def own_parts(
     for block in blocks_of(data, step):
         ids = block.ids
         if whole is None:
-            assert isinstance(models, RoundState)
-            mine = models_of(models, ids)
+            assert isinstance(models, RoundState | FineTuned)
+            made = isinstance(models, FineTuned)
+            mine = models.models(ids) if made else models_of(models, ids)
         elif len(ids) == num_clients:
             mine = jax.tree.map(lambda leaf: leaf[:num_clients], whole)
         else:
