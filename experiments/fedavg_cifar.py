@@ -6,7 +6,7 @@
     python -m fedjax_lite.hosts.launch --num-processes 2 experiments/fedavg_cifar.py
 
 Writes config.json, metrics.jsonl and .csv, clients.json, checkpoints/ and PNG plots to the output
-directory. To compare runs: python -m fedjax_lite.report outputs/fedavg-* --output comparison.html
+folder. To compare runs: python -m fedjax_lite.report outputs/fedavg-* --output comparison.html
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ from fedjax_lite.round.server import optimizer_server
 from fedjax_lite.run.compilation import keep_compiled_programs
 from fedjax_lite.run.divergence import RunDiverged
 from fedjax_lite.run.fastest import Timing, fastest, lane_strategies
-from fedjax_lite.run.loop import RunInterrupted, run
+from fedjax_lite.run.interrupt import RunInterrupted
+from fedjax_lite.run.loop import run
 from fedjax_lite.run.sweep import Sweep, sweep
 from fedjax_lite.run.unroll import unroll
 from fedjax_lite.stream import HostTable, StreamedDataset, open_streamed, streamed_bytes

@@ -13,7 +13,7 @@ this process with JAX's caches emptied; importing JAX, making data and parameter
 GFLOP/s count real examples by the analytic cost of the model's matrix products; their share is of
 the best float32 matrix product (2048^3) that this machine reached in the same run.
 With --algorithms, rounds of FedProx, SCAFFOLD and others on pfl's CNN are timed against FedAvg's.
-Writes round.json (round_smoke.json) to the output directory.
+Writes round.json (round_smoke.json) to the output folder.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def body(
         parts.append(f"<h2>Left out, and how to get it</h2><ul>{items}</ul>")
     parts.append("<h2>Where this comes from</h2><ul>")
     for group in scene.groups:
-        places = ", ".join(dict.fromkeys(str(run.directory or run.name) for run in group.runs))
+        places = ", ".join(dict.fromkeys(str(run.path or run.name) for run in group.runs))
         parts.append(f"<li>{escape(group.label)}: <code>{escape(places)}</code></li>")
     parts.append(f"<li>Versions: {escape(about['versions'])}</li>")
     parts.append(f"<li>Command: <code>{escape(about['command'])}</code></li></ul></div>")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks.arguments import as_path
+from fedjax_lite.checks.arguments import as_path, check_count
 from fedjax_lite.evaluate import summarize_clients
 from fedjax_lite.run.files import save_json_atomic, to_python
 
 
 def save_clients(
-    directory: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
     scores: Mapping[str, Any],
     *,
     dataset: str,
@@ -26,7 +26,7 @@ def save_clients(
     """Writes ``clients.json`` into the folder of a run, for `compare` to read.
 
     Args:
-      directory: the ``output_dir`` of the run; it must exist.
+      output_dir: of the run; it must exist.
       scores: what `fedjax_lite.evaluate_clients` returns: ``accuracy`` `[N]` (fractions, NaN for a
         client without data) and ``size`` `[N]` (examples), perhaps ``loss`` `[N]`.
       dataset: the data set really used.
@@ -40,9 +40,9 @@ def save_clients(
       The path of the file.
 
     Raises:
-      ValueError: if `scores` lacks ``accuracy`` or ``size``, lengths differ, or `split` is not one
-        line of text.
-      FileNotFoundError: if `directory` is no folder.
+      ValueError: if `scores` lacks ``accuracy`` or ``size``, lengths differ, `round` is below 0, or
+        `split` is not one line of text.
+      FileNotFoundError: if `output_dir` is no folder.
 
     Example:
       >>> import tempfile
@@ -52,10 +52,12 @@ def save_clients(
       ...     path.name, "test_accuracy" in path.read_text()
       ('clients.json', True)
     """
-    directory = as_path(directory, "directory")
-    if not directory.is_dir():
-        raise FileNotFoundError(f"directory must be the folder of a run, there is no {directory}")
+    output_dir = as_path(output_dir, "output_dir")
+    if not output_dir.is_dir():
+        raise FileNotFoundError(f"output_dir must be the folder of a run, there is no {output_dir}")
     split = checked_split(split)
+    if round is not None:
+        check_count(round, "round", minimum=0)
     lacking = [name for name in ("accuracy", "size") if name not in scores]
     if lacking:
         raise ValueError(
@@ -71,7 +73,7 @@ def save_clients(
     if len(set(lengths.values())) != 1:
         raise ValueError(f"all figures must be of the same N clients, got lengths {lengths}")
     summary = summarize_clients(tables["accuracy"], tables["size"])
-    path = directory / "clients.json"
+    path = output_dir / "clients.json"
     save_json_atomic(
         path,
         {

@@ -56,7 +56,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Run]:
         rows = read_rows(path)
         if not rows:
             raise ValueError(f"{path} holds no complete row of a run's metrics")
-        return [Run(path.stem, rows, directory=path)]
+        return [Run(path.stem, rows, path=path)]
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -92,7 +92,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Run]:
                 rows=rows,
                 config=config,
                 versions=dict(versions) if isinstance(versions, Mapping) else {},
-                directory=path,
+                path=path,
                 notes=() if runs else tuple(notes),
             )
         )

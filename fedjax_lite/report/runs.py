@@ -33,7 +33,7 @@ class Run:
       key: words of the run's key.
       versions: of the packages, and the device.
       clients: what `save_clients` wrote: ``accuracy``, ``size``, ``label_counts`` as arrays.
-      directory: the folder, or the file that holds it; None for a history in memory.
+      path: the folder, or the file that holds it; None for a history in memory.
       dataset: its name, where `save_clients` was told.
       split: which of the clients' data `clients` was scored on, where `save_clients` was told.
       notes: what is odd about the files.
@@ -45,7 +45,7 @@ class Run:
     key: tuple[int, ...] | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     clients: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    directory: Path | None = None
+    path: Path | None = None
     dataset: str | None = None
     notes: tuple[str, ...] = ()
     split: str | None = None
@@ -121,12 +121,12 @@ def _below(path: Path) -> list[Path]:
     return found or ([results] if results.is_file() else [])
 
 
-def read_run(directory: str | os.PathLike[str]) -> Run:
+def read_run(output_dir: str | os.PathLike[str]) -> Run:
     r"""Reads a run back from its folder, also while it is still being written.
 
     Args:
-      directory: the ``output_dir`` of a run: ``metrics.jsonl``, and where they are there
-        ``config.json`` and ``clients.json``. A torn last line is left out.
+      output_dir: of the run: ``metrics.jsonl``, and where they are there ``config.json`` and
+        ``clients.json``. A torn last line is left out.
 
     Returns:
       The `Run`; ``notes`` say what was missing or could not be read.
@@ -143,29 +143,29 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
       ...     read_run(folder).rows
       [{'round': 1, 'test_accuracy': 0.5}]
     """
-    directory = as_path(directory, "directory")
-    if not directory.is_dir():
-        raise FileNotFoundError(f"there is no folder {directory}; {REMEDY}")
-    if not (directory / "metrics.jsonl").is_file():
-        raise FileNotFoundError(f"{directory} holds no metrics.jsonl; {REMEDY}")
-    rows = read_rows(directory / "metrics.jsonl")
+    output_dir = as_path(output_dir, "output_dir")
+    if not output_dir.is_dir():
+        raise FileNotFoundError(f"there is no folder {output_dir}; {REMEDY}")
+    if not (output_dir / "metrics.jsonl").is_file():
+        raise FileNotFoundError(f"{output_dir} holds no metrics.jsonl; {REMEDY}")
+    rows = read_rows(output_dir / "metrics.jsonl")
     if not rows:
         raise ValueError(
-            f"{directory / 'metrics.jsonl'} holds no complete row yet; leave this run out, or wait "
-            "for its first evaluation"
+            f"{output_dir / 'metrics.jsonl'} holds no complete row yet; leave this run out, or "
+            "wait for its first evaluation"
         )
-    name, notes = directory.resolve().name, []
-    settings = _read_json(directory / "config.json", notes)
+    name, notes = output_dir.resolve().name, []
+    settings = _read_json(output_dir / "config.json", notes)
     config, versions = settings.get("config"), settings.get("versions")
     if not isinstance(config, Mapping):
         config = {}
-        if not (directory / "config.json").exists():
+        if not (output_dir / "config.json").exists():
             notes.append(
                 f"{name} has no config.json, so it forms a group of its own; hand "
                 "config={'method': ..., 'seed': ...} to fl.run"
             )
     words = settings.get("key")
-    clients = _read_json(directory / "clients.json", notes)
+    clients = _read_json(output_dir / "clients.json", notes)
     dataset, split = clients.get("dataset"), clients.get("split")
     return Run(
         name=name,
@@ -173,8 +173,8 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         config=config,
         key=tuple(words) if isinstance(words, list) else None,
         versions=dict(versions) if isinstance(versions, Mapping) else {},
-        clients=_clients(clients.get("per_client"), directory / "clients.json", notes),
-        directory=directory,
+        clients=_clients(clients.get("per_client"), output_dir / "clients.json", notes),
+        path=output_dir,
         dataset=dataset if isinstance(dataset, str) else None,
         notes=tuple(notes),
         split=split if isinstance(split, str) else None,

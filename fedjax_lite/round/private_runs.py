@@ -173,7 +173,7 @@ def begin(
     past = read(state)
     if past.unaccounted and accountant.entry is not None:
         text = NOT_ACCOUNTED.format(count=past.unaccounted, round=past.round)
-        warnings.warn(text, stacklevel=4)
+        warnings.warn(text, stacklevel=3)
     end = end_of(accountant, state)
     if accountant.check is not None:
         accountant.check(state, data)

@@ -125,6 +125,19 @@ def check_split(evaluate: Any, data: Any) -> None:
         )
 
 
+def check_total(num_rounds: int, done: int, *, restored: bool) -> None:
+    """Raises ValueError where more rounds are done than `run` is to reach.
+
+    Example:
+      >>> check_total(5, 3, restored=False)
+    """
+    if done > num_rounds:
+        raise ValueError(
+            f"num_rounds is the total to reach, got {num_rounds}, but {done} rounds are already "
+            f"done; ask for at least {done}" + (" or start anew" if restored else "")
+        )
+
+
 RESERVED = frozenset({"round", "seconds"})
 """Columns that every history has."""
 SPENT = frozenset({"epsilon", "epsilon_rdp"})

@@ -11,7 +11,7 @@ from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.data.sources.cache import default_cache_dir
 
 
-def keep_compiled_programs(directory: str | os.PathLike[str] | None = None) -> Path | None:
+def keep_compiled_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Lets JAX keep every compiled program of this process in a folder, and look there first.
 
     Scripts call this once, before anything is compiled; a library that is imported does not, for
@@ -21,7 +21,7 @@ def keep_compiled_programs(directory: str | os.PathLike[str] | None = None) -> P
     any compiles anew; results are those of the same program compiled now.
 
     Args:
-      directory: where; default ``xla/`` in the cache folder of the data (`FEDJAX_LITE_CACHE`, else
+      folder: where; default ``xla/`` in the cache folder of the data (`FEDJAX_LITE_CACHE`, else
         the user's). It may be deleted at any time.
 
     Returns:
@@ -39,9 +39,9 @@ def keep_compiled_programs(directory: str | os.PathLike[str] | None = None) -> P
     """
     if not jax.config.jax_enable_compilation_cache:
         return None
-    if jax.config.jax_compilation_cache_dir is not None and directory is None:
+    if jax.config.jax_compilation_cache_dir is not None and folder is None:
         return Path(jax.config.jax_compilation_cache_dir)
-    given = None if directory is None else as_path(directory, "directory")
+    given = None if folder is None else as_path(folder, "folder")
     path = (given or default_cache_dir() / "xla").absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)

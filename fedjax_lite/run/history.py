@@ -24,14 +24,14 @@ Row: TypeAlias = dict[str, Any]
 
 
 class History:
-    """Rows of a run, in memory and, with a directory, on disk.
+    """Rows of a run, in memory and, with a folder, on disk.
 
     Rows are appended to ``metrics.jsonl`` and flushed at once; ``metrics.csv`` (the same rows, the
     union of their columns) is replaced as a whole by `sync`. A file is never read back: the rows
     that a resumed run goes on from are those that its checkpoint kept (`text`).
 
     Args:
-      directory: where the files go; None keeps the rows in memory only.
+      folder: where the files go; None keeps the rows in memory only.
       rows: to go on from; the file is made to hold them and nothing else.
       resumed: whether this goes on with a run, so that TensorBoard's files stay.
       tensorboard: also write event files under ``tensorboard/``.
@@ -50,7 +50,7 @@ class History:
 
     def __init__(
         self,
-        directory: str | os.PathLike[str] | None,
+        folder: str | os.PathLike[str] | None,
         *,
         rows: Sequence[Row] = (),
         resumed: bool = False,
@@ -59,16 +59,16 @@ class History:
     ) -> None:
         self.rows: list[Row] = list(rows)
         self._lines: list[str] = []
-        self._directory = None if directory is None or read_only else Path(directory)
+        self._folder = None if folder is None or read_only else Path(folder)
         self._file: io.FileIO | None = None
         self._events: Any = None
-        if self._directory is None:
+        if self._folder is None:
             return
         if tensorboard:
             last = (self.rows[-1]["round"] if self.rows else 0) if resumed else None
-            self._events = _event_writer(self._directory / "tensorboard", last)
+            self._events = _event_writer(self._folder / "tensorboard", last)
         self._lines = [to_line(row) for row in self.rows]
-        path = self._directory / "metrics.jsonl"
+        path = self._folder / "metrics.jsonl"
         save_text_atomic(path, self.text())
         # Without a buffer: what a full disk did not take is not written again at the end.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
@@ -76,10 +76,10 @@ class History:
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows and writes them to the file."""
         self.rows.extend(rows)
-        if self._file is not None and self._directory is not None:
+        if self._file is not None and self._folder is not None:
             lines = [to_line(row) for row in rows]
             self._lines += lines
-            with naming(self._directory / "metrics.jsonl"):
+            with naming(self._folder / "metrics.jsonl"):
                 view = memoryview("".join(lines).encode())
                 while view:
                     view = view[self._file.write(view) :]
@@ -90,15 +90,15 @@ class History:
                         self._events.add_scalar(name, value, row["round"])
 
     def text(self) -> str:
-        """All rows as lines, for a checkpoint to keep; empty without a directory to write to."""
+        """All rows as lines, for a checkpoint to keep; empty without a folder to write to."""
         return "".join(self._lines)
 
     def sync(self) -> None:
         """Puts the rows on the disk itself, before a checkpoint that relies on them."""
-        if self._file is not None and self._directory is not None:
-            with naming(self._directory / "metrics.jsonl"):
+        if self._file is not None and self._folder is not None:
+            with naming(self._folder / "metrics.jsonl"):
                 os.fsync(self._file.fileno())
-            save_text_atomic(self._directory / "metrics.csv", to_csv(self.rows))
+            save_text_atomic(self._folder / "metrics.csv", to_csv(self.rows))
         if self._events is not None:
             self._events.flush()
 
@@ -214,7 +214,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _event_writer(directory: Path, resume_round: int | None) -> Any:
+def _event_writer(folder: Path, resume_round: int | None) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
@@ -222,7 +222,7 @@ def _event_writer(directory: Path, resume_round: int | None) -> Any:
             "tensorboard=True needs tensorboardX: pip install 'fedjax_lite[tensorboard]'"
         ) from error
     if resume_round is None:
-        for old in directory.glob("events.out.tfevents.*"):
+        for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        return SummaryWriter(str(directory))
-    return SummaryWriter(str(directory), purge_step=resume_round + 1)
+        return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=resume_round + 1)

@@ -7,44 +7,26 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fedjax_lite.checks.arguments import check_count
-from fedjax_lite.evaluate import results_of
 from fedjax_lite.hosts import distributed
-from fedjax_lite.round.private_runs import begin, spent_by, with_ledger
-from fedjax_lite.run import checkpoint
-from fedjax_lite.run.arguments import check_arguments, check_names, check_split
+from fedjax_lite.round.private_runs import begin, with_ledger
+from fedjax_lite.run.arguments import check_arguments, check_names, check_split, check_total
+from fedjax_lite.run.calls import Calls
+from fedjax_lite.run.checkpoint import as_folder
 from fedjax_lite.run.divergence import Watch
-from fedjax_lite.run.files import save_json_atomic
-from fedjax_lite.run.folder import check_directory, resume_from, texts_of, writing
-from fedjax_lite.run.history import History, Row
-from fedjax_lite.run.interrupt import Interrupt
+from fedjax_lite.run.folder import writing
+from fedjax_lite.run.history import Row
+from fedjax_lite.run.interrupt import Interrupt, RunInterrupted, stopped
 from fedjax_lite.run.progress import Progress
+from fedjax_lite.run.record import Record
+from fedjax_lite.run.reporter import Reporter
+from fedjax_lite.run.resuming import start_of
 from fedjax_lite.run.rounds import rounds_of
-from fedjax_lite.run.rows import evaluation, merge, rows_of_call, with_totals
-from fedjax_lite.run.settings import make_settings
+from fedjax_lite.run.schedule import Schedule
+from fedjax_lite.run.settings import MAY_CHANGE, make_settings
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
-
-MAY_CHANGE = (
-    *("num_rounds", "progress", "resume", "overwrite", "output_dir", "tensorboard"),
-    "devices",  # to rounding
-)
-"""Keys of a config that a resumed run may change without changing any result."""
-
-
-class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C during `run`: carries what had been reached.
-
-    Attributes:
-      state: the state after the last complete call.
-      history: its rows.
-    """
-
-    def __init__(self, message: str, state: RoundState, history: list[Row]) -> None:
-        super().__init__(message)
-        self.state, self.history = state, history
 
 
 def run(
@@ -172,195 +154,64 @@ def run(
     check_count(keep, "keep", minimum=1)
     checkpoint_every = every if checkpoint_every is None else checkpoint_every
     check_count(checkpoint_every, "checkpoint_every", minimum=1)
-    directory = None if output_dir is None else checkpoint.as_directory(output_dir, "output_dir")
+    folder = None if output_dir is None else as_folder(output_dir, "output_dir")
     accountant = getattr(algo, "accountant", None)
     if accountant is not None:  # a run goes on with the mechanism that it began with, or not at all
         config = {"privacy": accountant.description, **(config or {})}
     settings = make_settings(config, key)
-
+    schedule = Schedule(num_rounds, every, checkpoint_every)
+    num_clients = getattr(data, "num_clients", None)
     notices: list[str] = []
-    with writing(directory, notices):
-        return _run(
-            algo,
-            key,
-            state,
-            data,
-            num_rounds=num_rounds,
-            evaluate=evaluate,
-            every=every,
-            directory=directory,
-            settings=settings,
+    with writing(folder, notices):
+        start = start_of(
+            folder,
+            with_ledger(accountant, state),
+            settings,
             resume=resume,
             overwrite=overwrite,
-            progress=progress,
-            tensorboard=tensorboard,
-            config_may_change=config_may_change,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            stop_if_diverged=stop_if_diverged,
+            may_change=config_may_change,
+            first_saved=schedule.first_saved(int(state.round)),
+            num_clients=num_clients,
             notices=notices,
-            began=began,
         )
-
-
-def _run(
-    algo: FederatedAlgorithm,
-    key: Key,
-    state: RoundState,
-    data: PyTree,
-    *,
-    num_rounds: int,
-    evaluate: Callable[[RoundState], Mapping[str, Any]] | None,
-    every: int,
-    directory: Path | None,
-    settings: dict[str, Any],
-    resume: bool,
-    overwrite: bool,
-    progress: bool,
-    tensorboard: bool,
-    config_may_change: Sequence[str],
-    checkpoint_every: int,
-    keep: int,
-    stop_if_diverged: bool,
-    notices: list[str],
-    began: float,
-) -> tuple[RoundState, list[Row]]:
-    """What `run` does with its folder in its hands."""
-    accountant = getattr(algo, "accountant", None)
-    restored, rows = False, []
-    writes = distributed.is_coordinator()
-    num_clients = getattr(data, "num_clients", None)
-    if directory is not None:
-        first_saved = every * max(-(-checkpoint_every // every), int(state.round) // every + 1)
-        saved = check_directory(
-            directory, settings, resume, overwrite, config_may_change, notices, first_saved
+        rounds = rounds_of(algo, key, data, capacity=every)
+        # Its own copy: donation would destroy the caller's arrays.
+        state = rounds.start(with_ledger(accountant, start.state))
+        done = int(state.round)
+        check_total(num_rounds, done, restored=start.restored)
+        if accountant is not None:
+            num_rounds = begin(accountant, state, data, num_rounds, notices)
+            schedule = schedule._replace(num_rounds=num_rounds)
+        earlier = start.rows[-1].get("seconds", 0.0) if start.rows else 0.0
+        reporter = Reporter(evaluate, accountant, began=began, earlier=earlier)
+        watch, interrupt = Watch(data, stop=stop_if_diverged), Interrupt()
+        with interrupt:  # what refuses the run comes before a file is made or replaced
+            watch.begin(state)
+            begun, known = reporter.begin(state, fresh=done == 0 and not start.rows)
+            if known and done < num_rounds and not interrupt.agreed():
+                names = None if rounds.names is None else rounds.names(state)
+                check_names(known, names, private=accountant is not None)
+        record = Record(
+            folder,
+            settings,
+            rows=start.rows,
+            restored=done if start.restored else None,
+            tensorboard=tensorboard,
+            keep=keep,
+            num_clients=num_clients,
         )
-        # Also a barrier: process 0 changes the folder from here on.
-        if distributed.agree(saved) != saved or -distributed.agree(-saved) != saved:
-            raise ValueError(
-                f"output_dir must be a folder that all processes see, but {directory} holds a "
-                "checkpoint for some of them only"
-            )
-        if saved:
-            state = with_ledger(accountant, state)
-            state, rows = resume_from(
-                directory, state, settings, config_may_change, num_clients, notices
-            )
-            restored, unknown = True, ""
-            if settings["config"] is None:
-                unknown = "; without config= settings are not compared"
-            notices.append(f"resuming {directory} after round {int(state.round)}{unknown}")
-    state = with_ledger(accountant, state)
-    rounds = rounds_of(algo, key, data, capacity=every)
-    state = rounds.start(state)  # donation would destroy the caller's arrays
-    done = int(state.round)
-    if done > num_rounds:
-        raise ValueError(
-            f"num_rounds is the total to reach, got {num_rounds}, but {done} rounds are already "
-            f"done; ask for at least {done}" + (" or start anew" if restored else "")
-        )
-    if accountant is not None:
-        num_rounds = begin(accountant, state, data, num_rounds, notices)
-    earlier = rows[-1].get("seconds", 0.0) if rows else 0.0
-
-    def seconds() -> float:
-        return earlier + time.perf_counter() - began
-
-    watch = Watch(data, stop=stop_if_diverged)
-    interrupt = Interrupt()
-
-    def stop() -> int:  # the same in all processes, or some would wait for others for ever
-        return distributed.agree(interrupt.number)
-
-    begun: list[Row] = []
-    with interrupt:  # what refuses the run comes before a file is made or replaced
-        watch.begin(state)
-        known = set(results_of(evaluate))
-        if evaluate is not None and done == 0 and not rows:
-            first = evaluation(evaluate, state)
-            known |= first.keys()
-            spent = {} if accountant is None else spent_by(accountant, state, 1)[-1]
-            begun = [merge({"round": 0, **spent, "seconds": seconds()}, first)]
-        if known and done < num_rounds and not stop():
-            metrics = None if rounds.names is None else rounds.names(state)
-            check_names(known, metrics, private=accountant is not None)
-    if directory is not None and not restored and writes:
-        checkpoint.clear(directory / "checkpoints")
-    history = History(
-        directory,
-        rows=rows,
-        resumed=restored,
-        tensorboard=tensorboard,
-        read_only=not writes,
-    )
-    if directory is not None and settings["config"] is not None and writes:
-        save_json_atomic(directory / "config.json", settings)
-    saved_round = done if restored else -1
-    bar = Progress(num_rounds, done, enabled=progress and writes, notices=writes)
-    for text in notices:
-        bar.notice(text)
-
-    def save() -> None:
-        if directory is not None:
-            history.sync()
-            checkpoint.save(
-                directory / "checkpoints",
-                state,
-                step=done,
-                keep=keep,
-                num_clients=num_clients,
-                texts=texts_of(settings, history.text()),
-            )
-
-    try:
-        with interrupt:
-            if begun:
-                history.append(begun)
-                bar.update(0, begun[0], evaluated=True)
-            while done < num_rounds and not stop():
-                length = min(every - done % every, num_rounds - done)
-                state, metrics = rounds.advance(state, length)
-                rows = rows_of_call(metrics, done, length, seconds())
-                rows = with_totals(rows, history.rows[-1] if history.rows else {})
-                done += length
-                if int(state.round) != done:
-                    raise RuntimeError(
-                        f"algo.round must add 1 to state.round: after round {done} "
-                        f"state.round is {int(state.round)}"
-                    )
-                if accountant is not None:
-                    figures = spent_by(accountant, state, length)
-                    rows = [merge(*pair) for pair in zip(rows, figures, strict=True)]
-                evaluated = evaluate is not None and (done % every == 0 or done == num_rounds)
-                if evaluate is not None and evaluated:
-                    rows[-1] = merge(rows[-1], evaluation(evaluate, state))
-                history.append(rows)
-                watch.look(history.rows, len(rows), state)
-                bar.update(done, rows[-1], evaluated=evaluated or evaluate is None)
-                due = done // checkpoint_every > max(saved_round, 0) // checkpoint_every
-                if due or done == num_rounds or stop():
-                    save()
-                    saved_round = done
-            if saved_round < done:  # no round was left, or a late signal
-                save()
-    except BaseException as error:
-        bar.close()
-        with contextlib.suppress(OSError):  # not in place of what is being raised
-            history.close()
-        if isinstance(error, OSError) and saved_round >= 0:
-            error.add_note(f"round {saved_round} is saved: resume=True goes on from there")
-        raise
-    bar.close()
-    history.close()
-    number = stop()
-    if number:
-        where = "nothing is on disk: give output_dir to keep checkpoints"
-        if directory is not None:
-            where = f"to go on: the same call or command with resume, output_dir={directory}"
-        name = signal.Signals(number).name
-        message = f"stopped by {name} after round {done} of {num_rounds}; {where}"
-        bar.notice(message)
-        if number == signal.SIGTERM:
-            raise SystemExit(143)
-        raise RunInterrupted(message, state, history.rows)
-    return state, history.rows
+        shows = distributed.is_coordinator()
+        bar = Progress(num_rounds, done, enabled=progress and shows, notices=shows)
+        for text in notices:
+            bar.notice(text)
+        calls = Calls(rounds, schedule, reporter, record, watch, bar, interrupt)
+        with record, contextlib.closing(bar), interrupt:
+            state = calls.do(state, begun)
+        number = interrupt.agreed()
+        if number:
+            message = stopped(number, int(state.round), num_rounds, folder)
+            bar.notice(message)
+            if number == signal.SIGTERM:
+                raise SystemExit(143)
+            raise RunInterrupted(message, state, record.rows)
+        return state, record.rows

@@ -16,6 +16,12 @@ from fedjax_lite.run.files import finite
 from fedjax_lite.types import Key
 from fedjax_lite.version import __version__
 
+MAY_CHANGE = (
+    *("num_rounds", "progress", "resume", "overwrite", "output_dir", "tensorboard"),
+    "devices",  # to rounding
+)
+"""Keys of a config that a resumed run may change without changing any result."""
+
 
 def versions() -> dict[str, str]:
     """Versions of all that decides a run's numbers, and the device that it runs on.

@@ -11,7 +11,8 @@ import pytest
 from toy_algorithm import DATA, raw, score, start, timeless, toy
 
 from fedjax_lite.run import checkpoint, divergence, rounds
-from fedjax_lite.run.loop import RunInterrupted, run
+from fedjax_lite.run.interrupt import RunInterrupted
+from fedjax_lite.run.loop import run
 from fedjax_lite.types import FederatedAlgorithm
 
 

@@ -15,7 +15,7 @@ folder that all of them see: each writes the parts of arrays that it holds, proc
 
 from __future__ import annotations
 
-from fedjax_lite.run.checkpoint.folders import as_directory, clear, set_aside, steps
+from fedjax_lite.run.checkpoint.folders import as_folder, clear, set_aside, steps
 from fedjax_lite.run.checkpoint.leaves import SavesItself
 from fedjax_lite.run.checkpoint.manifest import CheckpointDamaged
 from fedjax_lite.run.checkpoint.restoring import Loaded, load, restore
@@ -25,7 +25,7 @@ __all__ = [
     "CheckpointDamaged",
     "Loaded",
     "SavesItself",
-    "as_directory",
+    "as_folder",
     "clear",
     "load",
     "restore",

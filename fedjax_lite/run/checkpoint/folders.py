@@ -16,14 +16,14 @@ _STEP = re.compile(r"\d{8,}")
 _LEFTOVER = re.compile(r"\d{8,}\.(saving|deleting)")
 
 
-def as_directory(value: Any, name: str = "directory") -> Path:
+def as_folder(value: Any, name: str = "folder") -> Path:
     """The absolute path of a folder that checkpoints go to, with ``~`` expanded.
 
     Raises:
       TypeError, ValueError: if it is no path, or no text in UTF-8, which arrays need.
 
     Example:
-      >>> as_directory("/runs/a").as_posix()
+      >>> as_folder("/runs/a").as_posix()
       '/runs/a'
     """
     path = as_path(value, name).absolute()
@@ -36,11 +36,11 @@ def as_directory(value: Any, name: str = "directory") -> Path:
     return path
 
 
-def steps(directory: str | os.PathLike[str]) -> list[int]:
-    """The steps saved completely in a directory, in rising order; empty where it does not exist.
+def steps(folder: str | os.PathLike[str]) -> list[int]:
+    """The steps saved completely in a folder, in rising order; empty where it does not exist.
 
     Args:
-      directory: the folder handed to `save`.
+      folder: as handed to `save`.
 
     Returns:
       Step numbers.
@@ -49,10 +49,10 @@ def steps(directory: str | os.PathLike[str]) -> list[int]:
       >>> steps("/nowhere")
       []
     """
-    directory = as_directory(directory)
-    if not directory.is_dir():
+    folder = as_folder(folder)
+    if not folder.is_dir():
         return []
-    entries = (entry for entry in directory.iterdir() if _STEP.fullmatch(entry.name))
+    entries = (entry for entry in folder.iterdir() if _STEP.fullmatch(entry.name))
     return sorted(
         int(entry.name)
         for entry in entries
@@ -60,20 +60,20 @@ def steps(directory: str | os.PathLike[str]) -> list[int]:
     )
 
 
-def clear(directory: str | os.PathLike[str]) -> None:
-    """Deletes all steps of a directory, and nothing that is not a step.
+def clear(folder: str | os.PathLike[str]) -> None:
+    """Deletes all steps of a folder, and nothing that is not a step.
 
     Args:
-      directory: the folder handed to `save`.
+      folder: as handed to `save`.
 
     Example:
       >>> clear("/nowhere")
     """
-    for step in steps(directory):
-        delete(as_directory(directory) / f"{step:08d}")
+    for step in steps(folder):
+        delete(as_folder(folder) / f"{step:08d}")
 
 
-def set_aside(directory: Path, step: int) -> Path:
+def set_aside(folder: Path, step: int) -> Path:
     """Renames a damaged step, so that it is neither read nor counted, and can be looked at.
 
     Example:
@@ -83,19 +83,19 @@ def set_aside(directory: Path, step: int) -> Path:
       ...     set_aside(Path(folder), 4).name
       '00000004.damaged'
     """
-    folder = directory / f"{step:08d}"
-    aside = folder.with_name(f"{folder.name}.damaged")
+    place = folder / f"{step:08d}"
+    aside = place.with_name(f"{place.name}.damaged")
     number = 2
     while aside.exists():
-        aside = folder.with_name(f"{folder.name}.damaged-{number}")
+        aside = place.with_name(f"{place.name}.damaged-{number}")
         number += 1
-    os.replace(folder, aside)
+    os.replace(place, aside)
     return aside
 
 
-def clear_leftovers(directory: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Deletes what a killed process left of steps."""
-    for entry in list(directory.iterdir()):
+    for entry in list(folder.iterdir()):
         if _LEFTOVER.fullmatch(entry.name):
             remove(entry)
 

@@ -14,7 +14,7 @@ import jax
 from fedjax_lite.hosts import distributed
 from fedjax_lite.round.ledger import fitted
 from fedjax_lite.run.checkpoint.arrays import read_arrays
-from fedjax_lite.run.checkpoint.folders import as_directory, steps
+from fedjax_lite.run.checkpoint.folders import as_folder, steps
 from fedjax_lite.run.checkpoint.leaves import (
     check_same,
     describe,
@@ -51,7 +51,7 @@ class Loaded(NamedTuple):
 
 
 def restore(
-    directory: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     template: PyTree,
     *,
     step: int | None = None,
@@ -64,7 +64,7 @@ def restore(
     versions saved, without digests, are read with a warning.
 
     Args:
-      directory: the folder handed to `save`.
+      folder: as handed to `save`.
       template: a pytree with the structure, shapes and dtypes of what was saved, such as
         ``algo.init(key, params, data)``. Its values are not used; arrays come back on its devices,
         which may be others than those that saved.
@@ -93,14 +93,14 @@ def restore(
       >>> bool(found["key"] == jax.random.key(3))
       True
     """
-    loaded = load(directory, template, step=step, num_clients=num_clients)
+    loaded = load(folder, template, step=step, num_clients=num_clients)
     for text in loaded.notices:
         warnings.warn(text, stacklevel=2)
     return loaded.state
 
 
 def load(
-    directory: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     template: PyTree,
     *,
     step: int | None = None,
@@ -109,7 +109,7 @@ def load(
     """Like `restore`, with all that is known: which step it was, its texts, what is damaged.
 
     Args:
-      directory: the folder handed to `save`.
+      folder: as handed to `save`.
       template: as in `restore`.
       step: which step; None for the newest whole one.
       num_clients: as in `restore`.
@@ -126,15 +126,15 @@ def load(
       >>> loaded.step, loaded.texts
       (7, {'note.txt': 'seven'})
     """
-    directory = as_directory(directory)
+    folder = as_folder(folder)
     damaged: dict[int, str] = {}
     while True:
-        chosen, found = _choose(directory, step, damaged)
+        chosen, found = _choose(folder, step, damaged)
         damaged |= found
-        folder = directory / f"{chosen:08d}"
-        manifest = read_manifest(folder)
+        place = folder / f"{chosen:08d}"
+        manifest = read_manifest(place)
         try:
-            state = _read(folder, manifest, template, num_clients)
+            state = _read(place, manifest, template, num_clients)
         except CheckpointDamaged as error:  # rows outside of the folder, or no digests
             if step is not None or jax.process_count() > 1:
                 raise
@@ -146,28 +146,26 @@ def load(
         ]
         if "files" not in manifest:
             notices.append(
-                f"{folder} was saved without digests, by an earlier version: damage inside of it "
+                f"{place} was saved without digests, by an earlier version: damage inside of it "
                 "would not be seen"
             )
         texts = {
-            name: (folder / name).read_text(encoding="utf-8") for name in manifest.get("texts", ())
+            name: (place / name).read_text(encoding="utf-8") for name in manifest.get("texts", ())
         }
         return Loaded(state, chosen, texts, damaged, notices)
 
 
-def _choose(
-    directory: Path, step: int | None, skip: Mapping[int, str]
-) -> tuple[int, dict[int, str]]:
+def _choose(folder: Path, step: int | None, skip: Mapping[int, str]) -> tuple[int, dict[int, str]]:
     """The step to read, in all processes the same, and newer ones that are damaged.
 
     Process 0 reads all files to compare them; the others are told what it found.
     """
     if jax.process_count() == 1:
-        return _find(directory, step, skip)
+        return _find(folder, step, skip)
     answer = ""
     if distributed.is_coordinator():
         try:
-            chosen, damaged = _find(directory, step, skip)
+            chosen, damaged = _find(folder, step, skip)
             reasons = {one: why[:300] for one, why in list(damaged.items())[-5:]}
             answer = json.dumps([chosen, reasons, None, ""])
         except (OSError, ValueError) as error:
@@ -179,30 +177,30 @@ def _choose(
     return chosen, {int(one): why for one, why in reasons.items()}
 
 
-def _find(directory: Path, step: int | None, skip: Mapping[int, str]) -> tuple[int, dict[int, str]]:
-    found, damaged = steps(directory), dict(skip)
+def _find(folder: Path, step: int | None, skip: Mapping[int, str]) -> tuple[int, dict[int, str]]:
+    found, damaged = steps(folder), dict(skip)
     for one in reversed(found if step is None else [one for one in found if one == step]):
         if one not in damaged:
-            folder = directory / f"{one:08d}"
+            place = folder / f"{one:08d}"
             try:
-                check_files(folder, read_manifest(folder))
+                check_files(place, read_manifest(place))
                 return one, damaged
             except CheckpointDamaged as error:
                 damaged[one] = str(error)
     if damaged:
-        raise CheckpointDamaged(_lost(directory, step, damaged, found))
+        raise CheckpointDamaged(_lost(folder, step, damaged, found))
     which = "" if step is None else f" of step {step}"
-    raise FileNotFoundError(f"no checkpoint{which} in {directory}; steps there: {found}")
+    raise FileNotFoundError(f"no checkpoint{which} in {folder}; steps there: {found}")
 
 
-def _lost(directory: Path, step: int | None, damaged: Mapping[int, str], found: list[int]) -> str:
+def _lost(folder: Path, step: int | None, damaged: Mapping[int, str], found: list[int]) -> str:
     reasons = "; ".join(damaged.values())
     if step is not None:
         others = [one for one in found if one != step]
         remedy = f"restore another step, of {others}" if others else "there is no other step"
         return f"the checkpoint of step {step} is damaged: {reasons}; {remedy}"
     return (
-        f"no checkpoint in {directory} is whole: {reasons}; put back what is missing from a copy, "
+        f"no checkpoint in {folder} is whole: {reasons}; put back what is missing from a copy, "
         "or start anew (overwrite=True, or another folder)"
     )
 

@@ -11,7 +11,7 @@ from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.hosts import distributed
 from fedjax_lite.run.checkpoint.arrays import disk_errors, write_arrays
 from fedjax_lite.run.checkpoint.folders import (
-    as_directory,
+    as_folder,
     clear_leftovers,
     delete,
     discard,
@@ -25,7 +25,7 @@ from fedjax_lite.types import PyTree
 
 
 def save(
-    directory: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     state: PyTree,
     *,
     step: int,
@@ -37,12 +37,12 @@ def save(
 
     Synchronous: when it returns, the step is complete and under its own name. Typed keys are
     stored as their words, arrays without elements by their shape alone. While it writes, other
-    saves into the directory wait (where the file system has locks); two runs that save into one
-    directory by turns would still delete each other's steps: give each its own. Into the
+    saves into the folder wait (where the file system has locks); two runs that save into one
+    folder by turns would still delete each other's steps: give each its own. Into the
     ``checkpoints`` of an `output_dir` only its run should save.
 
     Args:
-      directory: folder of all steps; made where it does not exist. ``~`` is the home folder.
+      folder: of all steps; made where it does not exist. ``~`` is the home folder.
       state: a pytree of arrays, typically a `RoundState`. bfloat16 and typed keys are fine.
       step: number of the step, typically ``int(state.round)``; an older step of the same number
         is replaced.
@@ -69,15 +69,15 @@ def save(
     """
     check_count(step, "step", minimum=0)
     check_count(keep, "keep", minimum=1)
-    directory = as_directory(directory)
+    folder = as_folder(folder)
     leaves, tables = named_leaves(state), named_tables(state)
-    target, saving = directory / f"{step:08d}", directory / f"{step:08d}.saving"
+    target, saving = folder / f"{step:08d}", folder / f"{step:08d}.saving"
     writes = distributed.is_coordinator()
     with contextlib.ExitStack() as stack:
         if writes:
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FolderLock(directory, wait=600.0))
-            clear_leftovers(directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FolderLock(folder, wait=600.0))
+            clear_leftovers(folder)
             saving.mkdir()
             stack.callback(discard, saving)  # of a save that failed; else it has another name
         stack.enter_context(disk_errors(target))
@@ -104,8 +104,8 @@ def save(
                 os.replace(target, earlier)
             os.replace(saving, target)
             remove(earlier)
-            for old in steps(directory)[:-keep]:
+            for old in steps(folder)[:-keep]:
                 if old != step:  # what was just saved stays, whatever its number
-                    delete(directory / f"{old:08d}")
+                    delete(folder / f"{old:08d}")
     distributed.barrier(f"checkpoint {step} is complete")
     return target

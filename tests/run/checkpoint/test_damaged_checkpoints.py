@@ -177,7 +177,7 @@ def test_arguments_and_absence_are_named(tmp_path):
         checkpoint.save(tmp_path, {}, step=1.5)
     with pytest.raises(ValueError, match="UTF-8"):
         checkpoint.save(tmp_path / "a\udcff", {}, step=1)
-    with pytest.raises(ValueError, match="directory"):
+    with pytest.raises(ValueError, match="folder"):
         checkpoint.steps("")
 
 
