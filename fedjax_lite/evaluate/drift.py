@@ -157,7 +157,9 @@ def distance_to_optima(params: Params, optima: PyTree, *, weights: Any = None) -
         )
     weights = jnp.ones(num_clients) if weights is None else jnp.asarray(weights)
     if weights.shape != (num_clients,):
-        raise ValueError(f"weights must be [{num_clients}], got shape {list(weights.shape)}")
+        raise ValueError(
+            f"weights must be [{num_clients}], got shape {list(weights.shape)}; give one a client"
+        )
     if not isinstance(weights, jax.core.Tracer) and not float(weights.sum()) > 0:
         raise ValueError(f"weights must have a positive sum, got {weights}")
     shares = weights / weights.sum()

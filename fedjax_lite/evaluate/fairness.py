@@ -51,7 +51,7 @@ def summarize_clients(
             f"values and sizes must both have shape [N], got {values.shape} and {sizes.shape}"
         )
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}; give a share such as 0.1")
     check_count(num_bins, "num_bins", minimum=1)
     counted = ~np.isnan(values)
     values, sizes = np.sort(values[counted]), sizes[counted][np.argsort(values[counted])]

@@ -52,7 +52,9 @@ def augmented(
     if size is not None and size < 1:
         raise ValueError(f"size must be positive, got {size}")
     if pad_mode not in ("constant", "reflect"):
-        raise ValueError(f"pad_mode must be 'constant' or 'reflect', got {pad_mode!r}")
+        raise ValueError(
+            f"pad_mode must be 'constant' or 'reflect', got {pad_mode!r}; give one of them"
+        )
 
     def loss(params: Params, examples: Any, key: Key | None) -> Array:
         if key is None:
@@ -106,7 +108,9 @@ def random_images(
       15
     """
     if pad_mode not in ("constant", "reflect"):
-        raise ValueError(f"pad_mode must be 'constant' or 'reflect', got {pad_mode!r}")
+        raise ValueError(
+            f"pad_mode must be 'constant' or 'reflect', got {pad_mode!r}; give one of them"
+        )
     height, width = _check_images(x, size, crop)
     out = (size or height, size or width)
     key_flip, key_top, key_left = jax.random.split(key, 3)

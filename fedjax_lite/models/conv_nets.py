@@ -95,7 +95,7 @@ def conv_net(
     if any(n < 1 for n in (*features, *hidden, num_classes, kernel_size)):
         raise ValueError(
             f"features, hidden, num_classes and kernel_size must be positive, got "
-            f"{features}, {hidden}, {num_classes}, {kernel_size}"
+            f"{features}, {hidden}, {num_classes}, {kernel_size}; give ints above 0"
         )
     conv_names = [f"conv{i + 1}" for i in range(len(features))]
     dense_names = [f"dense{i + 1}" for i in range(len(hidden))]

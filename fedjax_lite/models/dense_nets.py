@@ -101,7 +101,9 @@ def mlp(
         raise TypeError(f"hidden must be a sequence of widths, got {hidden}; give ({hidden},)")
     widths = (math.prod(shape), *hidden, num_classes)
     if any(not isinstance(n, int) or n < 1 for n in widths):
-        raise ValueError(f"hidden and num_classes must be positive ints, got {widths[1:]}")
+        raise ValueError(
+            f"hidden and num_classes must be positive ints, got {widths[1:]}; give ints above 0"
+        )
     check_init(init)
     names = [f"dense{i + 1}" for i in range(len(widths) - 2)] + ["head"]
 

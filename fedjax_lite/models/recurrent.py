@@ -52,7 +52,7 @@ def char_lstm(
     if any(not isinstance(n, int) or n < 1 for n in sizes):
         raise ValueError(
             "vocab_size, embedding_size, hidden_size and num_layers must be positive ints, "
-            f"got {sizes}"
+            f"got {sizes}; give ints above 0"
         )
 
     def init(key: Key) -> Params:

@@ -61,7 +61,7 @@ def check_clip(clip: Any, noise_multiplier: Any) -> None:
     """Raises where the norm bound is not positive, or infinite beside noise (traced: any)."""
     _check_number(clip, "clip")
     if not clip > 0:
-        raise ValueError(f"clip must be positive, got {clip}")
+        raise ValueError(f"clip must be positive, got {clip}; give the largest norm of an update")
     if math.isinf(clip) and (is_traced(noise_multiplier) or noise_multiplier != 0):
         raise ValueError(
             "clip must be finite where there is noise: its standard deviation is noise_multiplier "

@@ -103,7 +103,10 @@ def plot_partition(
     """
     counts = np.asarray(counts)
     if counts.ndim != 2 or not counts.size or (counts < 0).any() or counts.sum() == 0:
-        raise ValueError(f"counts must be [N, classes] of counts, got shape {counts.shape}")
+        raise ValueError(
+            f"counts must be [N, classes] of counts, got shape {counts.shape}; make them with "
+            "fl.data.label_counts"
+        )
     num_clients, num_classes = counts.shape
     clients = np.arange(num_clients)
     heading = f"{title or 'Labels by client'} ({num_clients} clients)"

@@ -131,7 +131,8 @@ def compare(
     chosen = choose_metric(groups, metric)
     if target is not None and chosen.percent and not 0 < target <= 1:
         raise ValueError(
-            f"target must be a fraction in (0, 1] for {chosen.name} (60 % is 0.6), got {target}"
+            f"target must be a fraction in (0, 1] for {chosen.name} (60 % is 0.6), got "
+            f"{target}; give a fraction"
         )
     aim = target if target is not None else choose_target(groups, chosen)
     table = summarize(groups, chosen, target=aim, confidence=confidence)

@@ -66,7 +66,9 @@ def t_interval(values: Any, *, confidence: float = CONFIDENCE) -> Interval:
 def _t_interval(table: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Means and half widths of the columns of `[n, P]`."""
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie in (0, 1), such as 0.95, got {confidence}")
+        raise ValueError(
+            f"confidence must lie in (0, 1), such as 0.95, got {confidence}; give a share"
+        )
     num = len(table)
     if num == 0:
         raise ValueError("values must hold at least one number, got none")

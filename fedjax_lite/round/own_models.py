@@ -213,7 +213,10 @@ def _one_row(state: RoundState) -> PyTree:
 def _checked(ids: Any, num_clients: int | None) -> np.ndarray:
     found = np.asarray(ids)
     if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise ValueError(f"ids must be integers [n], got {found.dtype}{list(found.shape)}")
+        raise ValueError(
+            f"ids must be integers [n], got {found.dtype}{list(found.shape)}; give a list such as "
+            "[0, 3]"
+        )
     outside = found.size and (found.min() < 0 or (num_clients and found.max() >= num_clients))
     if outside:
         raise ValueError(

@@ -36,7 +36,7 @@ def psnr(reconstruction: Array, original: Array, *, peak: float = 1.0) -> Array:
     if reconstruction.shape != original.shape or reconstruction.ndim < 1:
         raise ValueError(
             f"reconstruction and original must be [B, ...] of one shape, got "
-            f"{list(reconstruction.shape)} and {list(original.shape)}"
+            f"{list(reconstruction.shape)} and {list(original.shape)}; give pairs of examples"
         )
     squares = (reconstruction - original) ** 2
     mse = squares.reshape(squares.shape[0], -1).mean(1)

@@ -242,7 +242,9 @@ def check_examples(examples: PyTree) -> int:
     check_arrays(examples)
     leaves = jax.tree_util.tree_leaves_with_path(examples)
     if not leaves:
-        raise ValueError("examples must hold at least one array, got an empty pytree")
+        raise ValueError(
+            "examples must hold at least one array, got an empty pytree; give {'x': ..., 'y': ...}"
+        )
     lengths = {}
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path)

@@ -125,7 +125,8 @@ def _effect(present: np.ndarray, absent: np.ndarray) -> tuple[float, float]:
     present, absent = np.asarray(present, np.float64), np.asarray(absent, np.float64)
     if min(present.size, absent.size) < 2:
         raise ValueError(
-            f"present and absent must hold two scores or more, got {present.size} and {absent.size}"
+            f"present and absent must hold two scores or more, got {present.size} and "
+            f"{absent.size}; give scores of more canaries"
         )
     spread = math.sqrt((present.var(ddof=1) + absent.var(ddof=1)) / 2)
     gap = float(present.mean() - absent.mean())

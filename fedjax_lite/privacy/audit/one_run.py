@@ -131,7 +131,7 @@ def guess(
             "canary_norm (nothing clips it) or the learning rates"
         )
     if not shares or not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"shares must lie in (0, 1], got {shares}")
+        raise ValueError(f"shares must lie in (0, 1], got {shares}; give parts of the canaries")
     order, total = np.argsort(scores, kind="stable"), len(scores)
     corrected = 1 - (1 - confidence) / len(shares)
     found = []
