@@ -117,7 +117,8 @@ def train_lanes(job: Job, table: Table, *, own_broadcast: bool = False) -> Finis
     """Trains the `L` clients of a job side by side, each to its own last step.
 
     Each phase is one loop to the longest of them; a lane that has finished keeps its carry by a
-    select, so its result is what it would be alone. One lane needs no select.
+    select, so its result is what it would be alone. One lane needs no select, and no axis: with a
+    leading one in the carry, XLA:CPU copies the largest weights in every step.
 
     Args:
       job: its work has leaves `[L]`.
@@ -131,12 +132,18 @@ def train_lanes(job: Job, table: Table, *, own_broadcast: bool = False) -> Finis
     num_lanes = work.ids.shape[0]
     rows = trees.gather_rows(table, work.rows)
     downloaded = (job.broadcast,) if own_broadcast else ()
+    if num_lanes == 1:
+        work, rows, downloaded = jax.tree.map(lambda leaf: leaf[0], (work, rows, downloaded))
 
     def over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with the broadcast as its first argument, for all lanes."""
-        if own_broadcast:
-            return trees.map_lanes(lambda *args: function(args[-1], *args[:-1]), num_lanes)
-        return trees.map_lanes(lambda *args: function(job.broadcast, *args), num_lanes)
+
+        def with_broadcast(*args: Any) -> Any:
+            if own_broadcast:
+                return function(args[-1], *args[:-1])
+            return function(job.broadcast, *args)
+
+        return with_broadcast if num_lanes == 1 else jax.vmap(with_broadcast)
 
     def start(broadcast: PyTree, work: Work, row: Table) -> Started:
         return start_client(program, job.key, broadcast, job.round, work, row)
@@ -164,7 +171,8 @@ def train_lanes(job: Job, table: Table, *, own_broadcast: bool = False) -> Finis
     ) -> Finished:
         return finish_client(program, broadcast, work, row, carry, key_uplink)
 
-    return over_lanes(finish)(work, rows, carry, keys_uplink, *downloaded)
+    done = over_lanes(finish)(work, rows, carry, keys_uplink, *downloaded)
+    return jax.tree.map(lambda leaf: leaf[None], done) if num_lanes == 1 else done
 
 
 def client_batch(
