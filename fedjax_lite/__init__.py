@@ -116,6 +116,7 @@ from fedjax_lite.evaluate import (
     summarize_clients,
 )
 from fedjax_lite.hosts import distributed
+from fedjax_lite.hosts.cores import use_cores
 from fedjax_lite.objectives.proximal import proximal
 from fedjax_lite.round import server
 from fedjax_lite.round.compose import federated_algorithm
@@ -317,6 +318,7 @@ __all__ = [
     "trimmed_mean",
     "uniform",
     "unroll",
+    "use_cores",
     "verify",
     "vmapped",
     "weighted",

@@ -1,8 +1,9 @@
 """Execution strategies: how the clients of a round are laid on the hardware."""
 
 from fedjax_lite.checks.calls import check_calls
+from fedjax_lite.engine.auto import auto
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.engine.choose import auto, choose, explain
+from fedjax_lite.engine.choose import choose, explain
 from fedjax_lite.engine.differentiable import differentiable
 from fedjax_lite.engine.lanes import chunked, sequential, vmapped
 from fedjax_lite.engine.mesh.owners import imbalance

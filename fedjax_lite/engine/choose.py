@@ -1,4 +1,4 @@
-"""auto(): the strategy that measurement recommends, and explain(): what it chose and why."""
+"""How many clients train side by side: the rule that measurement recommends, and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from fedjax_lite.checks.arguments import check_count, check_tree
-from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.dataset import ClientData, FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import chunked, vmapped
@@ -30,20 +29,8 @@ class Choice(NamedTuple):
     """Estimate of what the lanes hold: parameters, gradient and update of each."""
 
 
-@made
-def auto() -> Strategy:
-    """Chooses the number of lanes by platform, model and size distribution, when it is traced.
-
-    The rules were measured on 2 CPU cores (experiments/benchmarks/round.py): one lane for
-    convolutional or large models and for uneven sizes, five for even small dense ones. On an
-    accelerator the whole cohort in lanes where sizes are even, sorted chunks where they are not
-    (nothing measured there yet). All that it looks at is static: shapes, and the largest client's
-    share.
-
-    Example:
-      >>> auto().name
-      'auto()'
-    """
+def chosen_lanes() -> Strategy:
+    """Lanes by platform, model and size distribution: what `auto()` does on each device."""
 
     def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
         cohort_size = job.work.ids.shape[0]

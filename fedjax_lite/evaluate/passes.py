@@ -13,6 +13,7 @@ from fedjax_lite.evaluate.blocks import Population, blocks_of, pooled_blocks
 from fedjax_lite.evaluate.fine_tuned import FineTuned, model_bytes
 from fedjax_lite.evaluate.groups import Groups
 from fedjax_lite.evaluate.metric_shapes import unit_bytes
+from fedjax_lite.evaluate.over_cores import on_cores, over_cores
 from fedjax_lite.evaluate.own_program import score_own
 from fedjax_lite.evaluate.programs import score_examples
 from fedjax_lite.evaluate.totals import Examples, Part, as_table, first_of
@@ -61,7 +62,9 @@ def pooled_parts(
             continue
         if pool.device is not None:
             params = jax.device_put(params, pool.device)
-        size = min(batch_size, len(owners))
+        size, mesh = min(batch_size, len(owners)), None
+        if pool.device is None:
+            examples, mesh = over_cores(examples, len(owners), size)
         scoring = scoring_of(model, params, examples, size)
         check_labels_fit(examples["y"], scoring)
         step = min(len(ids), max(1, SUMS // max(unit_bytes(asked.shapes), 1)))
@@ -80,7 +83,7 @@ def pooled_parts(
             with loss_looking(model, params, examples):
                 found = jax.device_get(
                     score_examples(
-                        params,
+                        on_cores(params, mesh),
                         examples,
                         pool.rows,
                         units,
@@ -89,6 +92,7 @@ def pooled_parts(
                         scoring.kind,
                         size,
                         asked.metrics,
+                        mesh,
                     )
                 )
             scores, kept = first_of(found[:2], count)

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_lite.checks.labels import labels_of
 from fedjax_lite.data.population.counting import counted as counted_by
+from fedjax_lite.engine.mesh.collective import AXIS, add_devices
 from fedjax_lite.evaluate.metric_shapes import add_by_unit, metric_shapes, no_sums, stored_type
 from fedjax_lite.evaluate.what_counts import Kind
 from fedjax_lite.metrics.answers import valid_labels
@@ -119,7 +121,7 @@ def _score(
     return Scores(loss, counted.astype(jnp.int32), *found), outputs
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9))
 def score_examples(
     params: Params,
     examples: PyTree,
@@ -130,6 +132,7 @@ def score_examples(
     kind: Kind,
     batch_size: int,
     metrics: Named = (),
+    mesh: Mesh | None = None,
 ) -> tuple[Scores, dict[str, PyTree], tuple[dict[str, PyTree], ...]]:
     """One model on examples, in batches of one shape.
 
@@ -147,6 +150,7 @@ def score_examples(
       kind: how hits are found.
       batch_size: examples at a time, at most `P`.
       metrics: names and metrics.
+      mesh: devices that the batches are dealt to; None: one.
 
     Returns:
       Scores `[P]`, the quantities of host metrics, leaves `[P, ...]`, and for each way the sums of
@@ -158,7 +162,7 @@ def score_examples(
     )
     fresh = np.arange(0, num_examples, batch_size, dtype=np.int32) - starts
 
-    def take(start: Array) -> PyTree:
+    def take(examples: PyTree, rows: Array | None, start: Array) -> PyTree:
         def cut(leaf: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(leaf, start, batch_size)
 
@@ -166,23 +170,52 @@ def score_examples(
             return jax.tree.map(cut, examples)
         return jax.tree.map(lambda leaf: leaf[cut(rows)], examples)
 
-    def one_batch(sums: tuple[dict[str, PyTree], ...], at: tuple[Array, Array]) -> Any:
-        start, first = at
-        found = measure(model, params, take(start), kind, jnp.ones(batch_size, bool), metrics)
-        new = jnp.arange(batch_size, dtype=jnp.int32) >= first
-        sums = tuple(
-            add_by_unit(
-                total,
-                found.sums,
-                jnp.where(new, jax.lax.dynamic_slice_in_dim(unit, start, batch_size), -1),
-            )
-            for total, unit in zip(sums, units, strict=True)
-        )
-        return sums, (found.scores, found.kept)
-
     shapes = metric_shapes(model.predict, params, examples, batch_size, metrics)
     none = tuple(no_sums(shapes, number) for number in num_units)
-    sums, results = jax.lax.scan(one_batch, none, (jnp.asarray(starts), jnp.asarray(fresh)))
+    whole_batch = jnp.ones(batch_size, bool)
+
+    def some(
+        params: Params,
+        examples: PyTree,
+        rows: Array | None,
+        units: tuple[Array, ...],
+        starts: Array,
+        fresh: Array,
+    ) -> Any:
+        def one_batch(sums: tuple[dict[str, PyTree], ...], at: tuple[Array, Array]) -> Any:
+            start, first = at
+            batch = take(examples, rows, start)
+            found = measure(model, params, batch, kind, whole_batch, metrics)
+            new = jnp.arange(batch_size, dtype=jnp.int32) >= first
+            sums = tuple(
+                add_by_unit(
+                    total,
+                    found.sums,
+                    jnp.where(new, jax.lax.dynamic_slice_in_dim(unit, start, batch_size), -1),
+                )
+                for total, unit in zip(sums, units, strict=True)
+            )
+            return sums, (found.scores, found.kept)
+
+        sums, results = jax.lax.scan(one_batch, none, (starts, fresh))
+        return (sums if mesh is None else add_devices(sums)), results
+
+    given = (params, examples, rows, units)
+    if mesh is None:
+        sums, results = some(*given, jnp.asarray(starts), jnp.asarray(fresh))
+    else:
+        # Batches that fill the devices up hold nothing new.
+        more = -len(starts) % mesh.size
+        at = np.pad(starts, (0, more), "edge"), np.pad(fresh, (0, more), constant_values=batch_size)
+        whole, part = PartitionSpec(), PartitionSpec(AXIS)
+        sums, results = jax.shard_map(
+            some,
+            mesh=mesh,
+            in_specs=(whole, whole, whole, whole, part, part),
+            out_specs=(whole, part),
+            check_vma=False,
+        )(*given, *map(jnp.asarray, at))
+        results = jax.tree.map(lambda leaf: leaf[: len(starts)], results)
     whole = num_examples // batch_size * batch_size
     overlap = (batch_size - (num_examples - whole)) % batch_size
 

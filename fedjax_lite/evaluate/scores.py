@@ -14,6 +14,7 @@ from fedjax_lite.evaluate.columns import columns_of, group_columns
 from fedjax_lite.evaluate.groups import Groups, groups_of
 from fedjax_lite.evaluate.known import Scored, note
 from fedjax_lite.evaluate.metric_shapes import metric_shapes
+from fedjax_lite.evaluate.over_cores import on_cores, over_cores
 from fedjax_lite.evaluate.programs import score_examples
 from fedjax_lite.evaluate.totals import Examples, Part, figures_of
 from fedjax_lite.evaluate.what_counts import (
@@ -96,6 +97,7 @@ def evaluator(
             units = (*units, members.astype(np.int32))
             num_units = (*num_units, int(members.max()) + 1)
     units = tuple(map(jnp.asarray, units))
+    placed, mesh = over_cores(examples, num_examples, batch_size)
     classes = has_classes(examples["y"].dtype)
 
     def evaluate(state: RoundState | Params) -> dict[str, float]:
@@ -106,8 +108,8 @@ def evaluator(
         with loss_looking(model, params, examples):
             scores, kept, sums = jax.device_get(
                 score_examples(
-                    params,
-                    examples,
+                    on_cores(params, mesh),
+                    placed,
                     None,
                     units,
                     num_units,
@@ -115,6 +117,7 @@ def evaluator(
                     scoring.kind,
                     batch_size,
                     asked,
+                    mesh,
                 )
             )
         part = Part(

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks.arguments import check_slot
+from fedjax_lite.engine.auto import auto
 from fedjax_lite.engine.batches import Plan
-from fedjax_lite.engine.choose import auto
 from fedjax_lite.engine.program import Program, Strategy
 from fedjax_lite.engine.prologue import Prologue
 from fedjax_lite.round.downlink import Downlink, downlinked

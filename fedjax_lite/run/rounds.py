@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks.labels import outputs_of, watching
+from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.lanes import chunked
+from fedjax_lite.engine.mesh.cores import dealt_mesh, shared
+from fedjax_lite.engine.mesh.placement import replicate
 from fedjax_lite.engine.peak_memory import check_fits
 from fedjax_lite.types import FederatedAlgorithm, Key, PyTree, RoundState
 
@@ -71,6 +74,8 @@ def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacit
         number of lanes that would fit.
     """
     data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
+    mesh = dealt_mesh(algo) if isinstance(data, FederatedDataset) else None
+    data = data if mesh is None else shared(data, mesh)
     checked = _checked.setdefault(algo.round, {})
 
     def names(state: RoundState) -> frozenset[str]:
@@ -87,7 +92,10 @@ def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacit
         wait((state.round, metrics))
         return state, metrics
 
-    return Rounds(own, advance, names)
+    def start(state: RoundState) -> RoundState:
+        return own(state if mesh is None else replicate(state, mesh))
+
+    return Rounds(start, advance, names)
 
 
 _checked: weakref.WeakKeyDictionary[Callable[..., Any], dict] = weakref.WeakKeyDictionary()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,13 +15,16 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.checks.labels import Outputs, watching
+from fedjax_lite.engine.mesh.cores import core_mesh, shared
 from fedjax_lite.engine.mesh.sharded import AXIS, sharded
 from fedjax_lite.engine.reuse import reusing
 from fedjax_lite.engine.table_memory import available_bytes
 from fedjax_lite.evaluate import results_of
 from fedjax_lite.evaluate.finite import look_inside
+from fedjax_lite.hosts.cores import on_one_core
 from fedjax_lite.run.arguments import USUAL, check_names
 from fedjax_lite.run.divergence import loss_is_finite, warn_of_members
+from fedjax_lite.run.grid import points_of
 from fedjax_lite.run.progress import Progress
 from fedjax_lite.run.rounds import wait
 from fedjax_lite.types import Accountant, FederatedAlgorithm, Key, Params, PyTree, RoundState
@@ -176,7 +178,7 @@ def sweep(
       >>> result.states.server.params.tolist()
       [0.5, 1.0]
     """
-    points = _product(grid, seeds)
+    points = points_of(grid, seeds)
     check_names(results_of(evaluate), USUAL.union(points[0]))
     if not callable(init):
         raise TypeError(
@@ -188,8 +190,10 @@ def sweep(
     every = num_rounds if every is None else every
     check_count(num_rounds, "num_rounds", minimum=1)
     check_count(every, "every", minimum=1)
-    num_devices = 1 if mesh is None else mesh.shape[AXIS]
     data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
+    if mesh is None and len(points) > 1 and (mesh := core_mesh()) is not None:
+        data = shared(data, mesh)
+    num_devices = 1 if mesh is None else mesh.shape[AXIS]
     table = {name: jnp.asarray([point[name] for point in points]) for name in points[0]}
     one = _Member(make, init)
     accountants: dict[tuple, Accountant | None] = {}
@@ -357,43 +361,14 @@ class _Member(NamedTuple):
 
 def _programs(one: _Member, mesh: Mesh | None) -> tuple[Callable, Callable]:
     """``start(points, data)`` and ``advance(points, states, data, length)`` of a chunk."""
-    start = jax.vmap(one.start, (0, None))
-    advance = jax.vmap(one.advance, (0, 0, None, None))
+    start = jax.vmap(on_one_core()(one.start), (0, None))
+    advance = jax.vmap(on_one_core()(one.advance), (0, 0, None, None))
     if mesh is not None:
         whole, part = PartitionSpec(), PartitionSpec(AXIS)
         over = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
         start = over(start, in_specs=(part, whole), out_specs=part)
         advance = over(advance, in_specs=(part, part, whole, whole), out_specs=part)
     return reusing(start, place=mesh), reusing(advance, donate_argnums=1, place=mesh)
-
-
-def _product(grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Row]:
-    """Every combination, the seed last and fastest."""
-    for name in ("seed", "round"):
-        if name in grid:
-            raise ValueError(f"grid must not hold {name!r}; hand seeds and num_rounds to sweep")
-    axes = {name: _numbers(name, values) for name, values in {**grid, "seed": seeds}.items()}
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _numbers(name: str, values: Any) -> list[float]:
-    """The values of one axis as Python numbers, all different."""
-    shown = "seeds" if name == "seed" else f"grid[{name!r}]"
-    if np.ndim(values) != 1 or not len(values):
-        raise ValueError(f"{shown} must be a list of numbers, not empty, got {values!r}")
-    array = np.asarray(values)
-    wanted = np.integer if name == "seed" else np.number
-    if not np.issubdtype(array.dtype, wanted) or np.issubdtype(array.dtype, np.complexfloating):
-        raise TypeError(
-            f"{shown} must hold {'integers' if name == 'seed' else 'numbers'}, got {values!r}; a "
-            "choice of code or shape belongs into a Python loop around sweep"
-        )
-    numbers = array.tolist()
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{shown} must hold each value once, got {values!r}")
-    if name == "seed" and not -(2**31) <= min(numbers) <= max(numbers) < 2**31:
-        raise ValueError(f"seeds must lie in [-2**31, 2**31), got {values!r}")
-    return numbers
 
 
 def _is_key(leaf: Any) -> bool:

@@ -50,6 +50,7 @@ LEFT_OUT = {
     "describe": "takes anything",
     "citation": "takes anything",
     "crypto.num_bytes": "takes anything",
+    "use_cores": "changes the whole process; tests/hosts/test_cores.py",
     "keep_compiled_programs": "changes the whole process; tests/run/test_compilation.py",
     "fastest": "times programs; tests/run/test_fastest.py",
     "models.conv_general_dilated": "JAX's own function, of JAX's signature",

@@ -18,6 +18,7 @@ from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.lanes import chunked
 from fedjax_lite.engine.mesh.collective import AXIS, add_devices
 from fedjax_lite.engine.program import Job, Strategy, Table, Work
+from fedjax_lite.hosts.cores import on_one_core
 from fedjax_lite.types import Array, Key, PyTree
 
 
@@ -73,7 +74,8 @@ def owners_compute(
         if strategy is None:  # auto(), but for the clients that a device may expect to own
             strategy = chunked(choose(broadcast, block, share).num_lanes)
         own = Job(program, key, broadcast, round, block, work)
-        table, acc, metrics = strategy.execute(own, table, acc)
+        with on_one_core():
+            table, acc, metrics = strategy.execute(own, table, acc)
         return table, *add_devices((acc, metrics))
 
     whole, part = PartitionSpec(), PartitionSpec(AXIS)

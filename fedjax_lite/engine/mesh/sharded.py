@@ -12,11 +12,12 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_lite import trees
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.dataset import ClientData, ShardedDataset
-from fedjax_lite.engine.choose import auto
+from fedjax_lite.engine.choose import chosen_lanes
 from fedjax_lite.engine.mesh.collective import AXIS, add_devices, spread_metrics
 from fedjax_lite.engine.mesh.owners import owners_compute
 from fedjax_lite.engine.mesh.placement import check_mesh
 from fedjax_lite.engine.program import Job, Strategy, Table, Work
+from fedjax_lite.hosts.cores import on_one_core
 from fedjax_lite.types import Array, Key, Message, PyTree
 
 
@@ -69,7 +70,7 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
     check_mesh(mesh)
     if inner is not None and not isinstance(inner, Strategy):
         raise TypeError(f"inner must be a Strategy, got {inner!r}; was a factory not called?")
-    dealt_to = auto() if inner is None else inner
+    dealt_to = chosen_lanes() if inner is None else inner
     num_devices = mesh.shape[AXIS]
 
     def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
@@ -100,7 +101,8 @@ def sharded(mesh: Mesh, inner: Strategy | None = None) -> Strategy:
             local = program._replace(aggregator=_with_slots(program.aggregator, mine.slots))
             here = mine._replace(rows=places, slots=places)
             own = Job(local, key, broadcast, round, data, here)
-            rows, acc, metrics = dealt_to.execute(own, rows, acc)
+            with on_one_core():
+                rows, acc, metrics = dealt_to.execute(own, rows, acc)
             metrics = spread_metrics(metrics, mine.slots, mine.mask, cohort_size)
             return rows, *add_devices((acc, metrics))
 

@@ -1,0 +1,103 @@
+"""One device a core: counts of cores, equal results, examples in the memory of all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedjax_lite as fl
+from fedjax_lite.hosts import cores
+
+PROGRAM = Path(__file__).parent / "cores_program.py"
+PINNED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def in_a_process(*command, **environment):
+    known = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=known | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def results():
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return [
+        json.loads(in_a_process(PROGRAM, n, XLA_FLAGS=flags).stdout.splitlines()[-1])
+        for n in (1, 4)
+    ]
+
+
+def test_a_run_dealt_to_cores_is_the_run_of_one(results):
+    one, four = results
+    assert (one["cores"], four["cores"]) == (1, 4)
+    assert (one["devices"], four["devices"]) == (1, 4)
+    np.testing.assert_allclose(one["loss"], four["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["members"], four["members"], rtol=1e-5)
+    for part, other in zip(one["params"], four["params"], strict=True):
+        np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-6)
+    for name, scores in one["clients"].items():
+        np.testing.assert_allclose(scores, four["clients"][name], rtol=1e-5)
+    assert len(one["rows"]) == 4
+    for row, other in zip(one["rows"], four["rows"], strict=True):
+        assert row.keys() == other.keys()
+        np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-5)
+
+
+def test_all_cores_read_the_same_memory(results):
+    assert [found["addresses"] for found in results] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("files", "cores_of_it"),
+    [
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "400000 100000"}, 4),
+        ({"cpu.max": "50000 100000"}, 1),  # half a core is one
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_has_the_cores_of_its_quota(tmp_path, files, cores_of_it):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert cores.usable_cores(tmp_path) == min(PINNED, cores_of_it or PINNED)
+
+
+def test_too_late_says_what_to_do():
+    started = fl.engine.client_mesh().size  # the backend starts at the latest here
+    with pytest.warns(UserWarning, match=r"too late.*JAX_NUM_CPU_DEVICES=512"):
+        found = cores.use_cores(512)
+    assert found == started
+    cores._asked = False
+
+
+def test_many_cores_and_environments_that_chose_already():
+    code = "import fedjax_lite as fl, jax; print(fl.use_cores(64), jax.device_count())"
+    assert in_a_process("-c", code).stdout.split() == ["64", "64"]
+    forced = "--xla_force_host_platform_device_count=3"
+    assert in_a_process("-c", code, XLA_FLAGS=forced).stdout.split() == ["3", "3"]
+    code = code.replace("64", "")
+    assert in_a_process("-c", code, JAX_NUM_CPU_DEVICES="5").stdout.split() == ["5", "5"]
+
+
+def test_bad_numbers():
+    with pytest.raises(ValueError, match="num_cores must be at least 1, got 0"):
+        fl.use_cores(0)
+    with pytest.raises(TypeError, match="num_cores"):
+        fl.use_cores("all")
