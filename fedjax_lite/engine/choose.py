@@ -13,6 +13,7 @@ from fedjax_lite.data.population.dataset import ClientData, FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import chunked, vmapped
 from fedjax_lite.engine.program import Job, Strategy, Table
+from fedjax_lite.hosts.cores import cores
 from fedjax_lite.types import PyTree
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
@@ -101,6 +102,8 @@ def explain(
 ) -> str:
     """Says what `auto()` would do and why, before the run.
 
+    After `use_cores` the cohort is dealt to the cores of a CPU by steps; lanes are then a core's.
+
     Args:
       params: what clients train.
       data: the population.
@@ -127,17 +130,23 @@ def explain(
             f"cohort_size must lie in [1, {data.num_clients}], the population, got {cohort_size}"
         )
     check_count(num_trials, "num_trials", minimum=1)
-    choice = choose(params, data, cohort_size, platform=platform)
+    platform = platform or jax.default_backend()
+    num_devices = len(cores()) or 1 if platform == "cpu" and cohort_size > 1 else 1
+    choice = choose(params, data, -(-cohort_size // num_devices), platform=platform)
     sizes = np.asarray(data.sizes)
     steps = planned_steps(plan, sizes)
     rng = np.random.default_rng(0)
     draws = [rng.choice(len(sizes), cohort_size, replace=False) for _ in range(num_trials)]
-    padded = sum(padded_steps(steps[ids], choice.num_lanes) for ids in draws)
+    shares = [share for ids in draws for share in dealt_steps(steps[ids], num_devices)]
+    padded = sum(padded_steps(share, choice.num_lanes) for share in shares)
     real = sum(int(steps[ids].sum()) for ids in draws)
+    dealt = f", dealt to {num_devices} cores" if num_devices > 1 else ""
+    each = " a core" if dealt else ""
     return (
-        f"strategy: {choice.num_lanes} of {cohort_size} clients in lanes ({choice.reason})\n"
+        f"strategy: {choice.num_lanes} of {-(-cohort_size // num_devices)} clients in lanes"
+        f"{each} ({choice.reason}){dealt}\n"
         f"padded over real steps: {padded / max(real, 1):.3f}\n"
-        f"memory of the lanes: about {choice.lane_bytes / 2**20:.1f} MiB "
+        f"memory of the lanes: about {num_devices * choice.lane_bytes / 2**20:.1f} MiB "
         "(weights, gradients, updates; activations come on top)"
     )
 
@@ -150,6 +159,20 @@ def planned_steps(plan: Plan, sizes: np.ndarray) -> np.ndarray:
         return np.where(sizes > 0, amount, 0)
     per_epoch = np.minimum(sizes, 1) if plan.batch_size is None else -(-sizes // plan.batch_size)
     return amount * per_epoch
+
+
+def dealt_steps(steps: np.ndarray, num_devices: int) -> list[np.ndarray]:
+    """Steps of the clients that each device is dealt, longest first, there and back.
+
+    Example:
+      >>> [share.tolist() for share in dealt_steps(np.array([1, 9, 4, 5]), 2)]
+      [[9, 1], [5, 4]]
+    """
+    ordered = np.sort(steps)[::-1]
+    place = np.arange(len(ordered))
+    lap, along = place // num_devices, place % num_devices
+    owner = np.where(lap % 2 == 0, along, num_devices - 1 - along)
+    return [ordered[owner == device] for device in range(num_devices)]
 
 
 def padded_steps(steps: np.ndarray, num_lanes: int) -> int:

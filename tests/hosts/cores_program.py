@@ -55,6 +55,7 @@ def everything():
         "rows": rows,
         "clients": {name: np.asarray(clients[name]).tolist() for name in ("loss", "accuracy")},
         "members": members,
+        "explained": fl.explain(MODEL.init(key), data, plan=fl.Plan(batch_size=3), cohort_size=6),
         "devices": len(jax.tree.leaves(state)[0].sharding.device_set),
         "loss": float(metrics["train_loss"]),
     }

@@ -55,6 +55,13 @@ def test_a_run_dealt_to_cores_is_the_run_of_one(results):
         np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-5)
 
 
+def test_explain_knows_the_cores(results):
+    one, four = (found["explained"].splitlines()[0] for found in results)
+    assert one.startswith("strategy: 1 of 6 clients in lanes (cpu: ")
+    assert four.startswith("strategy: 1 of 2 clients in lanes a core (cpu: ")
+    assert four.endswith(", dealt to 4 cores")
+
+
 def test_all_cores_read_the_same_memory(results):
     assert [found["addresses"] for found in results] == [0, 1]
 
