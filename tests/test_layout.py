@@ -105,6 +105,14 @@ def test_files_are_small():
     assert statistics.median(real) <= 200
 
 
+def test_files_of_tests_are_small():
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in (ROOT / "tests").rglob("*.py")
+    }
+    assert not {path: n for path, n in lengths.items() if n > 400}
+
+
 FOLDERS = (
     "aggregation",
     "algorithms",
