@@ -37,6 +37,7 @@ from IPython.display import display
 import fedjax_lite as fl
 from fedjax_lite import report
 
+fl.use_cores()  # without an accelerator: each core trains clients of its own
 print(f"fedjax_lite {fl.__version__}, jax {jax.__version__} on {jax.devices()[0].device_kind}")
 
 # %% [markdown]

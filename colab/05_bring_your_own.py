@@ -40,6 +40,8 @@ from IPython.display import display
 import fedjax_lite as fl
 from fedjax_lite import report
 
+fl.use_cores()  # without an accelerator: each core trains clients of its own
+
 # %% [markdown]
 # ## Settings
 
