@@ -39,6 +39,7 @@ from fedjax_lite.models.model import Model
 from fedjax_lite.models.pooling import avg_pool, max_pool
 from fedjax_lite.models.precision import with_precision
 from fedjax_lite.models.recurrent import char_lstm
+from fedjax_lite.models.transformer import char_transformer
 
 __all__ = [
     "Adapted",
@@ -51,6 +52,7 @@ __all__ = [
     "batch_norm_mask",
     "bottleneck",
     "char_lstm",
+    "char_transformer",
     "check_per_example",
     "cifar_cnn24",
     "cnn",
