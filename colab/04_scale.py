@@ -155,7 +155,7 @@ for name, strategy in strategies.items():
     algo = fedavg(0.1, strategy)
     placed, state = data, algo.init(key, params, data)
     if name.startswith("sharded"):
-        placed = fl.replicate(data, mesh)
+        placed = fl.replicate(data, mesh=mesh)
         state = fl.place_state(state, placed, mesh=mesh)
     compiled[name] = jax.jit(algo.round).lower(key, state, placed).compile()
     arguments[name] = [state, placed]
@@ -328,7 +328,7 @@ display(report.plot_curves(history, dataset="planted, streamed from disk"))
 # ```python
 # fl.distributed.initialize()              # first of all; does nothing in a single process
 # mesh = fl.client_mesh()                  # all devices of all processes
-# data = fl.replicate(data, mesh)          # or fl.shard_population(...), each process its part
+# data = fl.replicate(data, mesh=mesh)     # or fl.shard_population(...), each process its part
 # algo = fl.fedavg(..., strategy=fl.sharded(mesh))
 # state = fl.init_state(algo, key, params, data, mesh=mesh)
 # state, history = fl.run(algo, key, state, data, num_rounds=..., output_dir=...)

@@ -173,7 +173,7 @@ def main(flags: Flags) -> dict[str, Any]:
     )
     placed, state = data, algo.init(key, params, data)
     if mesh is not None:
-        placed = fl.replicate(data, mesh)
+        placed = fl.replicate(data, mesh=mesh)
         state = fl.engine.place_state(state, placed, mesh=mesh)
 
     size = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -62,7 +62,7 @@ def child(name: str, flags: Flags) -> None:
     if jax.device_count() > 1:
         mesh = fl.client_mesh()
         algo = workload.algorithm(fl.sharded(mesh))
-        data = fl.replicate(data, mesh)
+        data = fl.replicate(data, mesh=mesh)
         state = fl.init_state(algo, key, params, data, mesh=mesh)
     else:
         algo = workload.algorithm(fl.auto())

@@ -27,4 +27,4 @@ def over_cores(examples: PyTree, num_examples: int, batch_size: int) -> tuple[Py
 
 def on_cores(params: Params, mesh: Mesh | None) -> Params:
     """A model where the batches are dealt, wherever it lay before."""
-    return params if mesh is None else replicate(params, mesh)
+    return params if mesh is None else replicate(params, mesh=mesh)

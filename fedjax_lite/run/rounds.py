@@ -93,7 +93,7 @@ def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacit
         return state, metrics
 
     def start(state: RoundState) -> RoundState:
-        return own(state if mesh is None else replicate(state, mesh))
+        return own(state if mesh is None else replicate(state, mesh=mesh))
 
     return Rounds(start, advance, names)
 

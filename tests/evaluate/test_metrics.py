@@ -145,7 +145,7 @@ def test_populations_on_devices_agree_with_numpy():
     """Of one device here, of four in the process that test_sharded.py starts."""
     found, model, metrics = CASES[1]
     asked = {name: metric for name, (metric, _) in metrics.items()}
-    data = fl.shard_population(population(found), fl.client_mesh())
+    data = fl.shard_population(population(found), mesh=fl.client_mesh())
     zeros = jnp.zeros(CLIENTS)
     scores = fl.evaluate_clients(model, zeros[0], data, metrics=asked, groups="site", batch_size=9)
     check(scores, found, metrics)

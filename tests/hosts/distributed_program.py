@@ -65,11 +65,11 @@ def main():
         return {name: leaf[low:high] for name, leaf in everything.items()}
 
     if flags.split:
-        data = fl.engine.shard_population(load, mesh, sizes=SIZES)
+        data = fl.engine.shard_population(load, mesh=mesh, sizes=SIZES)
     else:
         owners = np.repeat(np.arange(len(SIZES)), SIZES)
         whole = fl.data.from_arrays(everything, owners, num_clients=len(SIZES))
-        data = fl.replicate(whole, mesh)
+        data = fl.replicate(whole, mesh=mesh)
     algo = algorithm(fl.sharded(mesh))
     state = fl.engine.init_state(algo, key, jnp.zeros(3), data, mesh=mesh)
 
@@ -92,7 +92,7 @@ def main():
         output_dir=flags.output_dir,
         resume=flags.resume,
     )
-    gathered = real_rows(fl.replicate(state, mesh))
+    gathered = real_rows(fl.replicate(state, mesh=mesh))
     facts = {
         "several": several,
         "asked": asked,

@@ -161,7 +161,7 @@ def test_checkpoint_of_two_processes_comes_back_in_one(uninterrupted):
     algo, data = program.algorithm(fl.sequential()), whole_data()
     key, size = jax.random.key(0), len(program.SIZES)
     mesh = fl.client_mesh(jax.devices()[:1])
-    split = shard_population(data, mesh)
+    split = shard_population(data, mesh=mesh)
     whole = algo.init(key, jnp.zeros(3), data)
     for template in (whole, init_state(algo, key, jnp.zeros(3), split, mesh=mesh)):
         back = checkpoint.restore(folder / "checkpoints", template, num_clients=size)

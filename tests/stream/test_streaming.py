@@ -174,7 +174,7 @@ def test_several_devices():
     mesh = client_mesh(jax.devices()[:2])
     one, several = make("scaffold"), make("scaffold", strategy=sharded(mesh))
     expected, _ = go(one, begin(one, memory), memory)
-    for place in (lambda state: state, lambda state: replicate(state, mesh)):
+    for place in (lambda state: state, lambda state: replicate(state, mesh=mesh)):
         got, _ = go(several, place(begin(several, streamed)), streamed)
         assert_close(got, expected, 1e-5)
     got, _ = go(several, begin(several, host), host)

@@ -57,7 +57,7 @@ def check_mesh(mesh: Any) -> None:
         )
 
 
-def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+def replicate(tree: PyTree, *, mesh: Mesh) -> PyTree:
     """Puts a whole copy of a data set or state on every device of the mesh.
 
     Data that stays on one device would be sent to the others at every call of a round; this
@@ -71,7 +71,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
       The tree with the same values.
 
     Example:
-      >>> replicate(jnp.arange(3), client_mesh()).tolist()
+      >>> replicate(jnp.arange(3), mesh=client_mesh()).tolist()
       [0, 1, 2]
     """
     check_mesh(mesh)
@@ -80,8 +80,8 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def shard_population(
     data: FederatedDataset | PyTree | Callable[[int, int], PyTree],
-    mesh: Mesh,
     *,
+    mesh: Mesh,
     sizes: Any = None,
 ) -> ShardedDataset:
     """Splits a population over the devices of a mesh, each with a block of neighbouring clients.
@@ -106,7 +106,7 @@ def shard_population(
         block has more examples than int32 counts.
 
     Example:
-      >>> data = shard_population({"x": np.arange(4.0)}, client_mesh(), sizes=[1, 3])
+      >>> data = shard_population({"x": np.arange(4.0)}, mesh=client_mesh(), sizes=[1, 3])
       >>> data.num_clients, data.sizes.tolist()
       (2, [1, 3])
     """
@@ -149,7 +149,7 @@ def shard_population(
     return ShardedDataset(
         examples=jax.tree.unflatten(jax.tree.structure(template), examples),
         block_offsets=_put(offsets.reshape(-1), split),
-        sizes=replicate(sizes.astype(np.int32), mesh),
+        sizes=replicate(sizes.astype(np.int32), mesh=mesh),
         num_blocks=num_blocks,
         max_client_size=int(sizes.max()),
     )
@@ -179,11 +179,12 @@ def init_state(
 
     Example:
       >>> import optax, fedjax_lite as fl
-      >>> data = shard_population({"b": np.array([-1.0, 2.0])}, client_mesh(), sizes=[1, 1])
+      >>> mesh = client_mesh()
+      >>> data = shard_population({"b": np.array([-1.0, 2.0])}, mesh=mesh, sizes=[1, 1])
       >>> algo = fl.scaffold(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, 1.0,
       ...                    plan=fl.Plan(batch_size=1), sampler=fl.everyone(),
-      ...                    strategy=fl.sharded(client_mesh()))
-      >>> state = init_state(algo, jax.random.key(0), jnp.array(0.0), data, mesh=client_mesh())
+      ...                    strategy=fl.sharded(mesh))
+      >>> state = init_state(algo, jax.random.key(0), jnp.array(0.0), data, mesh=mesh)
       >>> float(algo.round(jax.random.key(0), state, data)[0].server.params)
       0.5
     """
@@ -215,13 +216,13 @@ def place_state(state: RoundState, data: ClientData, *, mesh: Mesh) -> RoundStat
     Example:
       >>> state = RoundState(jnp.int32(0), jnp.zeros(2), (), (), (), ())
       >>> data = replicate(FederatedDataset({"x": jnp.ones(1)}, jnp.array([0, 1]), None, 1),
-      ...                  client_mesh())
+      ...                  mesh=client_mesh())
       >>> place_state(state, data, mesh=client_mesh()).server.tolist()
       [0.0, 0.0]
     """
     check_mesh(mesh)
     if not isinstance(data, ShardedDataset):
-        return replicate(state, mesh)
+        return replicate(state, mesh=mesh)
     num_rows, block_size = data.num_rows, data.block_size
     split = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -240,7 +241,7 @@ def place_state(state: RoundState, data: ClientData, *, mesh: Mesh) -> RoundStat
         return _put(jnp.pad(leaf, padding), split)
 
     tables = jax.tree.map(rows, (state.clients, state.uplink))
-    others = replicate(state._replace(clients=(), uplink=()), mesh)
+    others = replicate(state._replace(clients=(), uplink=()), mesh=mesh)
     return others._replace(clients=tables[0], uplink=tables[1])
 
 

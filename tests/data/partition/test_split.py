@@ -128,7 +128,7 @@ def test_training_on_a_part_is_training_on_its_examples_alone():
         for part in (train, hurt)
     ]
     chex.assert_trees_all_equal(*ends)
-    sharded = fl.shard_population(hurt, fl.client_mesh(jax.devices()[:1]))
+    sharded = fl.shard_population(hurt, mesh=fl.client_mesh(jax.devices()[:1]))
     kept = np.asarray(sharded.examples["x"])[: train.num_examples]
     np.testing.assert_array_equal(kept, train.owned_examples()["x"])  # the others stay behind
     assert sharded.sizes.tolist() == train.sizes.tolist()
@@ -148,7 +148,7 @@ def test_what_cannot_be_split_says_what_can():
     with pytest.raises(TypeError, match="seed"):
         fl.data.split_clients(DATA, 0.5, seed=0.5)
     store = fl.data.ArrayStore({"x": np.zeros(3)}, [3])
-    sharded = fl.shard_population(DATA, fl.client_mesh(jax.devices()[:1]))
+    sharded = fl.shard_population(DATA, mesh=fl.client_mesh(jax.devices()[:1]))
     for data, words in (
         (EXAMPLES, "from_arrays"),
         (store, "StreamedDataset"),

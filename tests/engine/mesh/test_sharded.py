@@ -53,7 +53,7 @@ def test_equals_one_device(name, num_devices):
     algo, mesh = sharded_algorithm(name, num_devices, CHUNKED)
     state = None
     if name != "fedavg":  # whose state of one device costs a second program: its first round's
-        state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh)
+        state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh=mesh)
     close(three_rounds(algo, data, state), expected)
 
 
@@ -64,7 +64,7 @@ def test_any_inner_strategy(inner):
     data = population()
     expected = on_one_device("scaffold")
     algo, mesh = sharded_algorithm("scaffold", 4, inner)
-    state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh)
+    state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh=mesh)
     close(three_rounds(algo, data, state), expected)
 
 
@@ -73,10 +73,10 @@ def test_client_table_may_be_sharded_and_data_replicated():
     data = population()
     algo, mesh = sharded_algorithm("scaffold", 2)  # the table's ten rows go into two
     expected = on_one_device("scaffold")
-    state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh)
+    state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh=mesh)
     rows = NamedSharding(mesh, PartitionSpec("clients"))
     state = state._replace(clients=jax.device_put(state.clients, rows))
-    close(three_rounds(algo, fl.replicate(data, mesh), state), expected)
+    close(three_rounds(algo, fl.replicate(data, mesh=mesh), state), expected)
 
 
 @four

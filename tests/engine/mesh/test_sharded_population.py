@@ -56,7 +56,7 @@ def real_rows(result):
 def test_owners_compute_the_same(name, num_devices, inner):
     data, expected = population(), on_one_device(name)
     algo, mesh = sharded_algorithm(name, num_devices, inner)
-    split = shard_population(data, mesh)
+    split = shard_population(data, mesh=mesh)
     state = init_state(algo, KEY, jnp.zeros(3), split, mesh=mesh)
     got, metrics = three_rounds(algo, split, state)
     close(real_rows((got, metrics)), expected)
@@ -70,7 +70,7 @@ def test_owners_compute_the_same(name, num_devices, inner):
 @four
 def test_nothing_but_the_sum_travels():
     algo, mesh = sharded_algorithm("scaffold", 4, CHUNKED)
-    data = shard_population(population(), mesh)
+    data = shard_population(population(), mesh=mesh)
     state = init_state(algo, KEY, jnp.zeros(3), data, mesh=mesh)
     compiled = compiled_round(algo, state, data)
     found, inside = collectives(compiled)
@@ -90,7 +90,7 @@ def test_nothing_but_the_sum_travels():
 @four
 def test_bytes_of_a_device():
     algo, mesh = sharded_algorithm("scaffold", 4)
-    data = shard_population(population(), mesh)
+    data = shard_population(population(), mesh=mesh)
     state = init_state(algo, KEY, jnp.zeros(3), data, mesh=mesh)
     block = 3  # ceil(10 / 4)
     largest = max(int(SIZES[i : i + block].sum()) for i in range(0, len(SIZES), block))
@@ -108,7 +108,7 @@ def test_checkpoints_between_device_counts(tmp_path):
     data, first = population(), None
     for number, num_devices in enumerate([4, 2, 3, 1, 4]):
         algo, mesh = sharded_algorithm("scaffold", num_devices, CHUNKED)
-        split = shard_population(data, mesh)
+        split = shard_population(data, mesh=mesh)
         state = init_state(algo, KEY, jnp.zeros(3), split, mesh=mesh)
         if first is None:
             state, _ = three_rounds_kept(algo, split, state)
@@ -135,7 +135,7 @@ def test_run_on_a_split_population_and_its_resume_on_fewer_devices(tmp_path):
     more = {"every": 2, "progress": False, "output_dir": tmp_path, "resume": True}
     for num_rounds, num_devices in ((4, 4), (6, 2)):
         algo, mesh = sharded_algorithm("scaffold", num_devices)
-        split = shard_population(population(), mesh)
+        split = shard_population(population(), mesh=mesh)
         state = init_state(algo, KEY, jnp.zeros(3), split, mesh=mesh)
         state, _ = fl.run(algo, KEY, state, split, num_rounds=num_rounds, **more)
         assert state.clients.addressable_shards[0].data.shape[0] == -(-len(SIZES) // num_devices)
@@ -147,7 +147,7 @@ def test_run_on_a_split_population_and_its_resume_on_fewer_devices(tmp_path):
 
 @four
 def test_data_of_another_mesh_are_refused():
-    data = shard_population(population(), fl.client_mesh(jax.devices()[:2]))
+    data = shard_population(population(), mesh=fl.client_mesh(jax.devices()[:2]))
     mesh = fl.client_mesh()
     algo = ALGORITHMS["fedavg"](**slots(fl.sharded(mesh)))
     with pytest.raises(ValueError, match="split over 2 devices, but the mesh has 4"):
@@ -163,7 +163,9 @@ def test_owner_computes_on_one_device():
     data, mesh = population(), one_device()
     expected = on_one_device("scaffold")
     algo = ALGORITHMS["scaffold"](**slots(fl.sharded(mesh)))
-    close(three_rounds(algo, shard_population(data, mesh)), expected)  # with algo.init as it is
+    close(
+        three_rounds(algo, shard_population(data, mesh=mesh)), expected
+    )  # with algo.init as it is
 
 
 @one
@@ -175,9 +177,9 @@ def test_the_three_forms_of_a_population_are_one():
     stored = {"x": x[np.argsort(owners, kind="stable")]}
     load = lambda low, high: {"x": stored["x"][low:high]}  # noqa: E731
     forms = [
-        shard_population(data, one_device()),
-        shard_population(stored, one_device(), sizes=SIZES),
-        shard_population(load, one_device(), sizes=SIZES),
+        shard_population(data, mesh=one_device()),
+        shard_population(stored, mesh=one_device(), sizes=SIZES),
+        shard_population(load, mesh=one_device(), sizes=SIZES),
     ]
     for form in forms:
         np.testing.assert_array_equal(form.examples["x"], stored["x"].astype(np.float32))
@@ -191,26 +193,26 @@ def test_the_three_forms_of_a_population_are_one():
 def test_bad_populations_are_named():
     x, mesh = {"x": np.zeros(49)}, one_device()
     with pytest.raises(ValueError, match="sizes must be given"):
-        shard_population(x, mesh)
+        shard_population(x, mesh=mesh)
     with pytest.raises(ValueError, match="left out"):
-        shard_population(population(), mesh, sizes=SIZES)
+        shard_population(population(), mesh=mesh, sizes=SIZES)
     with pytest.raises(ValueError, match=r"sum\(sizes\) = 50"):
-        shard_population(x, mesh, sizes=[50])
+        shard_population(x, mesh=mesh, sizes=[50])
     with pytest.raises(ValueError, match="non-negative"):
-        shard_population(x, mesh, sizes=[50, -1])
+        shard_population(x, mesh=mesh, sizes=[50, -1])
     with pytest.raises(ValueError, match="not all be 0"):
-        shard_population(x, mesh, sizes=[0, 0])
+        shard_population(x, mesh=mesh, sizes=[0, 0])
     with pytest.raises(ValueError, match=r"49 examples for \(0, 49\), got 7"):
-        shard_population(lambda low, high: {"x": np.zeros(min(7, high))}, mesh, sizes=[49])
+        shard_population(lambda low, high: {"x": np.zeros(min(7, high))}, mesh=mesh, sizes=[49])
     with pytest.raises(ValueError, match="NaN"):
-        shard_population({"x": np.full(49, np.nan)}, mesh, sizes=[49])
+        shard_population({"x": np.full(49, np.nan)}, mesh=mesh, sizes=[49])
     with pytest.raises(TypeError, match="client_mesh"):
-        shard_population(x, 4, sizes=[49])  # pyright: ignore[reportArgumentType]
+        shard_population(x, mesh=4, sizes=[49])  # pyright: ignore[reportArgumentType]
 
 
 @one
 def test_a_split_population_needs_sharded_and_its_table():
-    data, mesh = shard_population(population(), one_device()), one_device()
+    data, mesh = shard_population(population(), mesh=one_device()), one_device()
     algo = ALGORITHMS["fedavg"](**slots(fl.sequential()))
     with pytest.raises(TypeError, match="sharded"):
         algo.round(KEY, algo.init(KEY, jnp.zeros(3), data), data)
@@ -232,7 +234,7 @@ def test_imbalance_is_that_of_the_loads():
     expected = max(loads) / np.mean(loads)
     assert imbalance(data, num_devices=4, **everyone) == pytest.approx(expected)
     assert imbalance(data, num_devices=1, **everyone) == 1.0
-    assert imbalance(shard_population(data, one_device()), **everyone) == 1.0
+    assert imbalance(shard_population(data, mesh=one_device()), **everyone) == 1.0
     # Many equal clients: the formula of the docstring, to a third of the excess.
     equal = fl.data.from_arrays({"x": np.zeros(4000)}, np.arange(4000))
     got = imbalance(equal, plan=fl.Plan(batch_size=1), cohort_size=400, num_devices=8)
