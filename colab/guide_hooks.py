@@ -59,7 +59,10 @@ def bindings(module: str) -> dict[str, tuple[str, str] | None]:
     found: dict[str, tuple[str, str] | None] = {}
     if path is None:
         return found
-    for node in tree_of(path).body:
+    body = tree_of(path).body
+    # What is imported when it is asked for is bound for type checkers alone.
+    later = [child for node in body if isinstance(node, ast.If) for child in node.body]
+    for node in [*body, *later]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = None
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

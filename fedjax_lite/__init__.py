@@ -31,10 +31,7 @@ from fedjax_lite import (
     metrics,
     models,
     privacy,
-    report,
-    stream,
     transforms,
-    verify,
 )
 from fedjax_lite.aggregation import (
     bucketing,
@@ -131,7 +128,6 @@ from fedjax_lite.run.interrupt import RunInterrupted
 from fedjax_lite.run.loop import run
 from fedjax_lite.run.sweep import Sweep, sweep
 from fedjax_lite.run.unroll import unroll
-from fedjax_lite.stream import HostTable, StreamedDataset, open_streamed, streamed_bytes
 from fedjax_lite.transforms import (
     chain,
     clip,
@@ -170,7 +166,14 @@ from fedjax_lite.types import (
 )
 
 if _TYPE_CHECKING:
+    from fedjax_lite import report as report
+    from fedjax_lite import stream as stream
     from fedjax_lite import testing as testing
+    from fedjax_lite import verify as verify
+    from fedjax_lite.stream import HostTable as HostTable
+    from fedjax_lite.stream import StreamedDataset as StreamedDataset
+    from fedjax_lite.stream import open_streamed as open_streamed
+    from fedjax_lite.stream import streamed_bytes as streamed_bytes
 
 __all__ = [
     "Accountant",
@@ -327,13 +330,26 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    # The conformance suites serve tests: nobody else shall wait for them.
-    if name == "testing":
-        import importlib
+_LATER = {
+    **dict.fromkeys(("report", "stream", "testing", "verify"), ""),
+    **dict.fromkeys(("HostTable", "StreamedDataset", "open_streamed", "streamed_bytes"), "stream"),
+}
+"""What few programs use is imported when it is asked for: which module offers each name."""
 
-        return importlib.import_module("fedjax_lite.testing")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(f"{__name__}.{_LATER[name] or name}")
+    value = getattr(module, name) if _LATER[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
 
 
 _check_calls(globals())
