@@ -1,5 +1,7 @@
 """Ditto: closed forms on quadratics, and what it is without a pull."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import fedjax_lite as fl
 from fedjax_lite import testing
 from fedjax_lite.testing.algorithm_laws import same
+from fedjax_lite.types import ClientInfo
 
 KEY = jax.random.key(0)
 A, B, N, ETA = np.array([1.0, 4.0]), np.array([-1.0, 2.0]), np.array([30, 10]), 0.05
@@ -121,6 +124,25 @@ def test_who_trains_its_own_model_only_sends_nothing():
     np.testing.assert_allclose(own, ETA * A * B, rtol=1e-6)
     assert float(metrics["uplink_bits"]) == 32
     assert int(metrics["num_clients"]) == 1
+
+
+def test_a_step_on_both_costs_two_gradients(optimised):
+    """By XLA's own count of multiplications, beside a step of FedAvg on the same batch."""
+    model = fl.models.mlp((64,), num_classes=5, input_shape=(32,))
+    slots: Any = {"plan": fl.Plan(batch_size=16), "sampler": fl.everyone()}
+    info = ClientInfo(*map(jnp.int32, (0, 16, 1, 0)))
+    batch = fl.Batch({"x": jnp.ones((16, 32)), "y": jnp.zeros(16, int)}, jnp.ones(16, bool), KEY)
+    params, flops = model.init(KEY), []
+    for algo in (
+        fl.fedavg(model.loss, optax.sgd(0.1), **slots),
+        fl.ditto(model.loss, optax.sgd(0.1), pull=0.5, **slots),
+    ):
+        assert algo.slots is not None
+        client: Any = algo.slots.client
+        carry = client.start(KEY, client.init(params), params, info)
+        cost = jax.jit(client.step).lower(params, carry, batch).compile().cost_analysis()
+        flops.append((cost[0] if isinstance(cost, list) else cost)["flops"])
+    assert 1.9 * flops[0] < flops[1] < 2.1 * flops[0]
 
 
 def test_bad_arguments():

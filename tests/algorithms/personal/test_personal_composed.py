@@ -96,6 +96,24 @@ def test_rows_on_the_host(name):
     same(some, jax.tree.map(lambda leaf: np.asarray(leaf)[[3, 0]], fl.personal_models(here)))
 
 
+def test_a_hundred_thousand_clients_with_rows_on_the_host():
+    """Memory grows with those who took part; the others have the initial model."""
+    many = 100_000
+    examples = {"x": np.resize(EXAMPLES["x"], (many, 3)), "y": np.resize(EXAMPLES["y"], many)}
+    data = StreamedDataset(fl.data.ArrayStore(examples, np.ones(many, int)), "host")
+    algo = method("ditto", sampler=fl.uniform(5))
+    state = algo.init(KEY, MODEL.init(KEY), data)
+    state, _ = fl.run(algo, KEY, state, data, num_rounds=2, progress=False)
+    assert state.clients.num_clients == many
+    assert 5 < state.clients.num_touched <= 10
+    touched = np.flatnonzero(state.clients.index >= 0)[:2]
+    others = np.flatnonzero(state.clients.index < 0)[:2]
+    models = fl.personal_models(state, np.concatenate([touched, others]))
+    begin = np.asarray(MODEL.init(KEY)["body"])
+    assert (models["body"][:2] != begin).any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(models["body"][2:], np.stack([begin] * 2))
+
+
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_several_devices(name):

@@ -153,6 +153,7 @@ def test_with_four_devices():
         "stream/test_streaming.py::test_several_devices",
         "laws/test_slots_under_strategies.py",
     )
+    elsewhere += ("algorithms/personal/test_personal_composed.py::test_several_devices",)
     elsewhere += ("privacy/test_dp_adaptive.py::test_several_devices_agree",)
     elsewhere += ("evaluate/test_metrics.py::test_populations_on_devices_agree_with_numpy",)
     files = ("engine/mesh/test_sharded.py", "engine/mesh/test_sharded_population.py", *elsewhere)
