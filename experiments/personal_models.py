@@ -181,13 +181,6 @@ def algorithm(name: str, loss: Any, setting: Setting) -> fl.FederatedAlgorithm:
     return fl.fedavg(loss, sgd, **slots)
 
 
-def tuned(model: fl.models.Model, state: Any, train: Any, setting: Setting, key: Any) -> Any:
-    """The state of clients that tune the global model on their own data."""
-    plan = fl.Plan(setting.batch_size, epochs=setting.tune_epochs)
-    alone = fl.local_only(model.loss, optax.sgd(setting.learning_rate), plan=plan)
-    return alone.round(key, alone.init(key, state.server.params, train), train)[0]
-
-
 def train_one(
     name: str, model: fl.models.Model, parts: Any, setting: Setting, seed: int
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -295,8 +288,10 @@ def main(flags: Flags) -> list[dict[str, Any]]:
                 run = train_one(name, model, parts, setting, seed)
             state, curve = run
             if name == TUNED:
-                key = jax.random.fold_in(jax.random.key(seed), setting.num_rounds)
-                state, curve = tuned(model, state, parts[0], setting, key), []
+                plan = fl.Plan(setting.batch_size, epochs=setting.tune_epochs)
+                sgd = optax.sgd(setting.learning_rate)
+                state = fl.fine_tuned(model.loss, sgd, parts[0], plan=plan)(state)
+                curve = []
             row = row_of(name, seed, fl.evaluate_clients(model, state, parts[1]), curve)
             rows.append({**row, "seconds": round(time.perf_counter() - began, 1)})
             save_json_atomic(path, record | {"rows": rows})

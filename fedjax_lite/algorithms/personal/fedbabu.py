@@ -36,9 +36,9 @@ def fedbabu(
         \text{ drew it.}
 
     Clients know `h_0` from the start, so neither way does it cost a bit. Personal models come
-    afterwards, by fine-tuning ``state.server.params`` (the head, or all of it) on a client's own
-    data: a few rounds of `local_only` that begin with it. It is `frozen_leaves` with a frozen head;
-    without a head it is `fedavg`.
+    afterwards, by fine-tuning ``state.server.params`` on a client's own data, when they are scored:
+    `fedjax_lite.fine_tuned`. It is `frozen_leaves` with a frozen head; without a head it is
+    `fedavg`.
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
@@ -69,10 +69,8 @@ def fedbabu(
       >>> state, metrics = algo.round(jax.random.key(0), state, data)
       >>> {name: float(leaf) for name, leaf in state.server.params.items()}
       {'body': 1.5, 'head': 1.0}
-      >>> tune = fl.local_only(loss, optax.sgd(0.5), plan=fl.Plan(batch_size=1, steps=1))
-      >>> tuned = tune.init(jax.random.key(0), state.server.params, data)
-      >>> tuned, _ = tune.round(jax.random.key(0), tuned, data)
-      >>> fl.personal_models(tuned)["head"].tolist()  # 1 - .5 * 1.5 (1.5 - c)
+      >>> tune = fl.fine_tuned(loss, optax.sgd(0.5), data, plan=fl.Plan(batch_size=1, steps=1))
+      >>> tune(state).models()["head"].tolist()  # 1 - .5 * 1.5 (1.5 - c)
       [1.375, 2.875]
 
     Reference: Oh, Kim, Yun, "FedBABU: Towards Enhanced Representation for Federated Image
