@@ -29,7 +29,7 @@ from fedjax_lite.checks.kinds import check_kind, is_told_by_function, may_be_fin
 
 UNPACK = "Unpack["
 UNCHECKED = "_unchecked"
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parents[1])
 SITE = Path(jax.__file__ or "").parent.parent
 NAMES = ("jax", "jaxlib", "numpy", "optax", "flax", "dp_accounting", "jax_privacy", "scipy")
 LIBRARIES = (

@@ -9,6 +9,22 @@ import numpy as np
 
 from fedjax_lite.describe.numbers import figure, function_words
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.phases import phases_of
+
+
+def work_words(client: Any, plan: Plan) -> str:
+    """The local work of a client, phase by phase where it has several.
+
+    Example:
+      >>> from fedjax_lite.types import ClientUpdate, Phase
+      >>> client = ClientUpdate(None, None, (Phase(min, Plan(5), name="head"), Phase(max)), None)
+      >>> work_words(client, Plan(5, epochs=2))
+      '1 epoch in batches of 5 (head), then 2 epochs in batches of 5'
+    """
+    return ", then ".join(
+        plan_words(phase.plan or plan) + (f" ({phase.name})" if phase.name else "")
+        for phase in phases_of(client, plan)
+    )
 
 
 def plan_words(plan: Plan) -> str:

@@ -13,7 +13,7 @@ from fedjax_lite.describe.notes import Piece, is_part, read
 from fedjax_lite.describe.numbers import figure
 from fedjax_lite.describe.personal import OWN_KEEPS, own_lines
 from fedjax_lite.describe.phrases import own_words, phrase, plain_words, weighting_words
-from fedjax_lite.describe.plans import plan_words
+from fedjax_lite.describe.plans import plan_words, work_words
 from fedjax_lite.describe.schedules import rate_words
 from fedjax_lite.types import Accountant
 
@@ -80,7 +80,7 @@ def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str
         rule = phrase(slots.prologue.aggregator)
         words = f"each client sends {what} ({plan_words(slots.prologue.plan)}), aggregated: {rule}"
         shown.append(("First pass", words))
-    shown.append(("Local work", plan_words(slots.plan)))
+    shown.append(("Local work", work_words(slots.client, slots.plan)))
     shown.append(("Local steps", training_words(whole)))
     shown += own_lines(whole)
     if callable(loss := whole.known.get("loss")):
