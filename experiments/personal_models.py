@@ -1,6 +1,6 @@
 """Models of the clients' own: who gains and who loses against training alone.
 
-    python experiments/personal_models.py                  # CIFAR-10, 15 minutes on two cores
+    python experiments/personal_models.py                  # CIFAR-10, minutes on two cores
     python experiments/personal_models.py --alpha 0.3      # less skew
     python experiments/personal_models.py --preset whole   # all of CIFAR-10, 100 clients; a GPU
     python experiments/personal_models.py --smoke          # seconds, scikit-learn's digits
@@ -76,7 +76,7 @@ class Setting(NamedTuple):
 PRESETS = {
     "whole": Setting(),
     "short": Setting(
-        train_size=6000, num_clients=20, num_rounds=40, batch_size=16, every=5, seeds=(0,)
+        train_size=5000, num_clients=20, num_rounds=30, epochs=1, batch_size=10, every=5, seeds=(0,)
     ),
     "smoke": Setting(
         "digits", 400, num_clients=6, cohort_size=3, num_rounds=4, epochs=1, every=2, seeds=(0,),
