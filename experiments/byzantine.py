@@ -25,15 +25,16 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import with_labels
-from script import script
-from smoke import chosen_preset
+from byzantine_settings import ATTACKS, RULES, Flags
+from shared.flags import with_labels
+from shared.script import script
+from shared.smoke import chosen_preset
 from tables.published import figures
 
 import fedjax_lite as fl
@@ -42,52 +43,8 @@ from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.run.settings import versions
 from fedjax_lite.transforms.worker_momentum import worker_momentum
 
-RULES = ("mean", "median", "trimmed mean", "krum", "multi-krum", "rfa", "cclip")
-ATTACKS = ("none", "sign flip", "label flip", "ipm", "alie", "mimic", "min-max")
 PUBLISHED = figures("bucketing")
 """Per cent at s = 1 and 2, worker momentum 0.9, by rule and attack."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """The setting; what is not given is the preset's."""
-
-    preset: Literal["small", "published", "smoke"] = "small"
-    """small: part of MNIST and a small network; published: the paper's; smoke: digits, seconds."""
-    smoke: bool = False
-    """The same as --preset smoke."""
-    model: Literal["mlp", "cnn"] | None = None
-    """Network: a small perceptron, or the paper's convolutional network."""
-    rules: tuple[str, ...] = RULES
-    """Aggregation rules, the rows of the heat map."""
-    attacks: tuple[str, ...] = ATTACKS
-    """Attacks, the columns of the heat map."""
-    bucket_sizes: tuple[int, ...] = (1, 2)
-    """Clients in a bucket, for bucketing before the rule; 1: the rule itself."""
-    num_rounds: int = 0
-    """Rounds of one local step each; 0: the preset's."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of data, network and batches."""
-    num_clients: int = 25
-    """Clients (workers) in all."""
-    num_byzantine: int = 5
-    """Clients among them that are hostile."""
-    iid: bool = False
-    """Deal the data at random instead of by labels."""
-    learning_rate: float = 0.01
-    """Learning rate before division by 1 - momentum."""
-    momentum: float = 0.9
-    """Momentum of the workers, in [0, 1)."""
-    batch_size: int = 32
-    """Examples in a step of a client."""
-    clip_radius: float = 10.0
-    """Radius of centered clipping, in units of gradients."""
-    data_dir: Path | None = None
-    """Folder that holds MNIST (else FEDJAX_LITE_DATA, the cache, a download)."""
-    output_dir: Path = Path("outputs/byzantine")
-    """Where results.json and heat_map.png go."""
-    overwrite: bool = False
-    """Replace an earlier run's results in --output-dir."""
 
 
 class Setting(NamedTuple):

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-from flags import schedule, with_labels
-from script import script
+from shared.flags import schedule, with_labels
+from shared.script import script
 
 import fedjax_lite as fl
 from fedjax_lite import transforms as tr
@@ -61,13 +61,21 @@ STYLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """The problem, and which uplinks are compared."""
+class ComparisonFlags:
+    """The uplinks that are compared."""
 
     uplinks: tuple[str, ...] = ()
     """Uplinks to compare, names out of the table; none given: all."""
     downlink: Literal["plain", "qsgd8", "top-k"] = "plain"
     """The broadcast, the same for all runs: whole, 8 bits a coordinate of the change, top 10 %."""
+    target: float = 0.4
+    """Test accuracy, in [0, 1], whose price in megabytes is told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
     train_size: int = 4000
     """Training images to take."""
     test_size: int = 2000
@@ -75,10 +83,18 @@ class Flags:
     num_clients: int = 20
     """Clients in the population; error feedback and EF21 keep a residual of the model's size for
     each."""
-    cohort_size: int = 10
-    """Clients that train in a round."""
     alpha: float = 1.0
     """Concentration of the Dirichlet partition of labels."""
+    data_dir: Path | None = None
+    """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
+    cohort_size: int = 10
+    """Clients that train in a round."""
     num_rounds: int = 60
     """Rounds of each run."""
     epochs: int = 1
@@ -87,20 +103,27 @@ class Flags:
     """Examples in a local step."""
     learning_rate: float = 0.1
     """Local learning rate, decayed by a cosine to a tenth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     every: int = 4
     """Rounds between evaluations."""
-    target: float = 0.4
-    """Test accuracy, in [0, 1], whose price in megabytes is told."""
     seed: int = 0
     """Seed of partition, parameters, cohorts, batches and compressors."""
     smoke: bool = False
     """A run of seconds: digits, few rounds."""
-    data_dir: Path | None = None
-    """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/compression")
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Replace an earlier run's results in --output-dir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
+    """The problem, and which uplinks are compared."""
 
 
 def problem(flags: Flags) -> tuple[fl.models.Model, Any, dict]:

@@ -25,13 +25,14 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from script import script
+from dp_fedavg_settings import Flags
+from shared.script import script
 
 import fedjax_lite as fl
 from fedjax_lite import privacy
@@ -41,52 +42,6 @@ from fedjax_lite.types import Mechanism
 
 COLOURS = {"mnist": ("#0072B2", "o"), "cifar10": ("#D55E00", "s"), "digits": ("#009E73", "^")}
 TITLES = {"mnist": "MNIST by writer", "cifar10": "CIFAR-10, Dirichlet", "digits": "digits, iid"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """The guarantee, the clients and their training; 0 means the data set's own default."""
-
-    datasets: tuple[Literal["mnist", "cifar10"], ...] = ("mnist", "cifar10")
-    """Data sets to run, one after the other."""
-    epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, math.inf)
-    """Privacy budgets of the whole run; inf: clipping without noise."""
-    delta: float = 1e-5
-    """Probability that the privacy bound may fail."""
-    method: Literal["pld", "rdp"] = "pld"
-    """Accountant that calibrates the noise."""
-    num_seeds: int = 5
-    """Runs for each epsilon, each with its own parameters, cohorts, batches and noise."""
-    num_rounds: int = 0
-    """Rounds of each run; 0: the data set's default."""
-    expected_cohort_size: int = 0
-    """Clients in a round, in expectation; 0: the data set's default."""
-    num_clients: int = 0
-    """Clients that CIFAR-10 is dealt to; MNIST has its writers; 0: the default."""
-    alpha: float = 1.0
-    """Concentration of CIFAR-10's Dirichlet partition; smaller is more skewed."""
-    clip: float = 0.0
-    """Largest norm of a client's update; 0: the data set's default."""
-    learning_rate: float = 0.0
-    """Local learning rate; 0: the data set's default."""
-    epochs: int = 0
-    """Local epochs in a round; 0: the data set's default."""
-    server_momentum: float = 0.9
-    """Momentum of the server, in [0, 1); its rate is scaled by one minus it."""
-    hidden: int = -1
-    """Units of the hidden layer; 0: softmax regression; -1: the data set's default."""
-    noise_cohort_size: int = 0
-    """Noise as for cohorts of this size (an imagined deployment); 0: as for those simulated."""
-    noise_num_clients: int = 1_000_000
-    """Clients in the population of that deployment."""
-    data_dir: Path | None = None
-    """Folder that holds the data (else FEDJAX_LITE_DATA, the cache, a download)."""
-    output_dir: Path = Path("outputs/dp_fedavg")
-    """Where results.json and accuracy.png go."""
-    overwrite: bool = False
-    """Replace the results of an earlier run."""
-    smoke: bool = False
-    """A run of seconds: digits, few rounds, two seeds, calibrated by RDP."""
 
 
 class Setting(NamedTuple):

@@ -37,9 +37,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import optax
 import tyro
-from flags import with_labels
-from script import script
-from smoke import chosen_preset
+from shared.flags import with_labels
+from shared.script import script
+from shared.smoke import chosen_preset
 from tables.published import figures
 
 import fedjax_lite as fl

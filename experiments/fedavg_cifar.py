@@ -19,9 +19,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from flags import ClientFlags, DataFlags, ServerFlags, device_mesh, with_labels
-from layout import lay_out, recorded_layout
-from script import script
+from shared.flags import ClientFlags, DataFlags, ServerFlags, device_mesh, with_labels
+from shared.layout import lay_out, recorded_layout
+from shared.script import script
 
 import fedjax_lite as fl
 from fedjax_lite import report

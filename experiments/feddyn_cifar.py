@@ -35,10 +35,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import with_labels
 from heterogeneity_cifar import penalised
-from script import script
-from smoke import chosen_preset
+from shared.flags import with_labels
+from shared.script import script
+from shared.smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.algorithms.feddyn import local_mean
@@ -79,37 +79,60 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """A preset, and what to change of it."""
+class ComparisonFlags:
+    """What the runs are to reach."""
 
-    preset: Literal["short", "paper", "smoke"] = "short"
-    """short: LeNet and part of CIFAR-10; paper: the published setting; smoke: digits."""
-    smoke: bool = False
-    """The same as --preset smoke."""
+    targets: tuple[float, ...] = ()
+    """Test accuracies to reach, in [0, 1]; none given: the preset's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
     splits: tuple[str, ...] = ("iid", "0.6", "0.3")
     """Splits to run: iid, or the concentration of the clients' class mixtures."""
+    train_size: int = 0
+    """Training examples to take; 0: the preset's."""
+    data_dir: Path | None = None
+    """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
     model: Literal["", "paper", "lenet"] = ""
     """Model for CIFAR-10; empty: the preset's."""
     cohort_size: int = 0
     """Clients that train in a round; 0: the preset's."""
     num_rounds: int = 0
     """Rounds of each run; 0: the preset's."""
-    train_size: int = 0
-    """Training examples to take; 0: the preset's."""
-    targets: tuple[float, ...] = ()
-    """Test accuracies to reach, in [0, 1]; none given: the preset's."""
     learning_rate: float = 0.1
     """Learning rate of the clients' SGD."""
     decay: float = 1.0
     """Factor of the learning rate per round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
+    preset: Literal["short", "paper", "smoke"] = "short"
+    """short: LeNet and part of CIFAR-10; paper: the published setting; smoke: digits."""
+    smoke: bool = False
+    """The same as --preset smoke."""
     seed: int = 0
     """Seed of partition, parameters, cohorts and batches."""
-    data_dir: Path | None = None
-    """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/feddyn_cifar")
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Replace an earlier run's results in --output-dir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
+    """A preset, and what to change of it."""
 
 
 def build_model(name: str, shape: tuple[int, ...]) -> fl.models.Model:

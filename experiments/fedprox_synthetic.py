@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from script import script
-from smoke import shrunk
+from shared.script import script
+from shared.smoke import shrunk
 from tables.published import figures
 
 import fedjax_lite as fl
@@ -62,11 +62,17 @@ TOLERANCE, RATIO = 0.01, 1.6
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """Stragglers, penalty and size of the runs."""
+class ComparisonFlags:
+    """How many clients are stragglers."""
 
     stragglers: tuple[float, ...] = (0.0, 0.5, 0.9)
     """Shares of a cohort that do less than all epochs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
     mu: float = 1.0
     """FedProx's penalty on the distance from the server's model."""
     num_rounds: int = 200
@@ -75,6 +81,12 @@ class Flags:
     """Clients that are asked in a round."""
     epochs: int = 20
     """Local epochs of a client that is no straggler."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     last: int = 20
     """Rounds at the end over which figures are averaged."""
     num_seeds: int = 5
@@ -87,6 +99,11 @@ class Flags:
     """Replace the results of an earlier run."""
     smoke: bool = False
     """A try in seconds: a few rounds, one seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, TrainingFlags, RunFlags):
+    """Stragglers, penalty and size of the runs."""
 
 
 SIZES = ("mu", "num_rounds", "cohort_size", "epochs", "last")

@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from script import script
-from smoke import shrunk
+from shared.script import script
+from shared.smoke import shrunk
 from tables.published import figures
 
 import fedjax_lite as fl
@@ -48,17 +48,29 @@ BATCH_SIZE, EPOCHS = 4, 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """Methods, length of the runs and where results go."""
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
+    data_dir: Path | None = None
+    """Folder with heart_disease/processed.*.data (else FEDJAX_LITE_DATA, the cache)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Methods, local training and rounds."""
 
     methods: tuple[str, ...] = ()
     """Methods to run, by the names of the table, such as "fedavg 0.01"; none given: all."""
-    data_dir: Path | None = None
-    """Folder with heart_disease/processed.*.data (else FEDJAX_LITE_DATA, the cache)."""
     num_rounds: int = 15
     """Rounds of each federated run."""
     steps: int = 100
     """Local steps of a hospital in a round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     num_seeds: int = 10
     """Number of seeds, 0, 1 and so on, of parameters and batches."""
     output_dir: Path = Path("outputs/heart_disease")
@@ -67,6 +79,11 @@ class Flags:
     """Replace the results of an earlier run."""
     smoke: bool = False
     """A try in seconds: one round, one seed; it needs the data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(DataFlags, TrainingFlags, RunFlags):
+    """Methods, length of the runs and where results go."""
 
 
 class Published(NamedTuple):

@@ -35,9 +35,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import with_labels
-from script import script
-from smoke import chosen_preset
+from shared.flags import with_labels
+from shared.script import script
+from shared.smoke import chosen_preset
 from tables.published import figures
 
 import fedjax_lite as fl
@@ -83,31 +83,54 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """A preset, and what to change of it."""
+class ComparisonFlags:
+    """What each method may choose from."""
+
+    mus: tuple[float, ...] = ()
+    """FedProx's penalties to choose from."""
+    scaffold_rates: tuple[float, ...] = ()
+    """SCAFFOLD's learning rates to choose from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
+    alphas: tuple[float, ...] = (0.5, 0.1)
+    """Concentrations of the Dirichlet partition; smaller is more skewed."""
+    train_size: int = 0
+    """Training examples to take; 0: the preset's."""
+    data_dir: Path | None = None
+    """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
+    num_rounds: int = 0
+    """Rounds of each run; 0: the preset's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
 
     preset: Literal["short", "niid-bench", "smoke"] = "short"
     """short: part of CIFAR-10, few rounds; niid-bench: the published setting; smoke: digits."""
     smoke: bool = False
     """The same as --preset smoke."""
-    alphas: tuple[float, ...] = (0.5, 0.1)
-    """Concentrations of the Dirichlet partition; smaller is more skewed."""
     seeds: tuple[int, ...] = ()
     """Seeds of partition, parameters, batches; none given, as for mus and rates: the preset's."""
-    mus: tuple[float, ...] = ()
-    """FedProx's penalties to choose from."""
-    scaffold_rates: tuple[float, ...] = ()
-    """SCAFFOLD's learning rates to choose from."""
-    num_rounds: int = 0
-    """Rounds of each run; 0: the preset's."""
-    train_size: int = 0
-    """Training examples to take; 0: the preset's."""
-    data_dir: Path | None = None
-    """Folder that holds CIFAR-10 (else FEDJAX_LITE_DATA, the cache, a download)."""
     output_dir: Path = Path("outputs/heterogeneity_cifar")
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Replace an earlier run's results in --output-dir."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
+    """A preset, and what to change of it."""
 
 
 class Problem(NamedTuple):

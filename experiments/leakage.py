@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import with_labels
-from script import script
+from shared.flags import with_labels
+from shared.script import script
 
 import fedjax_lite as fl
 from fedjax_lite.attacks import leakage, membership
@@ -42,8 +42,8 @@ from fedjax_lite.types import Key
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """Both attacks."""
+class ComparisonFlags:
+    """What is reconstructed, audited and defended."""
 
     num_images: int = 4
     """Images that are reconstructed, a client each."""
@@ -51,28 +51,51 @@ class Flags:
     """Iterations of the gradient inversion."""
     variation: float = 1e-3
     """Weight of the total variation in the inversion."""
-    learning_rate: float = 0.1
-    """Local learning rate of the clients under attack."""
     noise_multipliers: tuple[float, ...] = (0.001, 0.01, 0.1)
     """Standard deviations of the noise on a clipped update, over its clip, per coordinate."""
-    num_members: int = 400
-    """Examples that are trained on, eight for each client."""
-    num_rounds: int = 60
-    """Rounds of the training that is attacked."""
     epsilons: tuple[float, ...] = (8.0, 1.0)
     """Privacy budgets of the private trainings."""
     num_references: int = 4
     """Reference models of LiRA."""
-    seed: int = 0
-    """Seed of everything random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
+    num_members: int = 400
+    """Examples that are trained on, eight for each client."""
     data_dir: Path | None = None
     """Folder that holds MNIST (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
+    learning_rate: float = 0.1
+    """Local learning rate of the clients under attack."""
+    num_rounds: int = 60
+    """Rounds of the training that is attacked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
+    seed: int = 0
+    """Seed of everything random."""
     output_dir: Path = Path("outputs/leakage")
     """Where results.json and reconstructions.png go."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
     smoke: bool = False
     """A run of seconds: digits, two images, few defences."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
+    """Both attacks."""
 
 
 class Defence(NamedTuple):

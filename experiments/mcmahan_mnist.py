@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from script import script
+from shared.script import script
 from tables.published import figures
 
 import fedjax_lite as fl
@@ -57,25 +57,48 @@ PUBLISHED = figures("mnist")
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """Which cells to run, and how."""
+class ComparisonFlags:
+    """The cells of the tables."""
 
     cells: tuple[str, ...] = ("2nn-iid-b10-e1", "2nn-shards-b10-e1", "2nn-iid-binf-e1")
     """Cells of the tables to run; all: every cell (the CNN takes long on a CPU)."""
-    num_seeds: int = 3
-    """Seeds for each learning rate; the median counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
+    data_dir: Path | None = None
+    """Folder of the MNIST idx files (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
     learning_rates: tuple[float, ...] = ()
     """Learning rates to try, instead of each cell's own."""
     max_rounds: int = 0
     """Limit of rounds, instead of each cell's own; 0: that one."""
-    data_dir: Path | None = None
-    """Folder of the MNIST idx files (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
+    num_seeds: int = 3
+    """Seeds for each learning rate; the median counts."""
     output_dir: Path = Path("outputs/mcmahan_mnist")
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Run cells again that results.json already has; else they are kept and only added to."""
     smoke: bool = False
     """A run of seconds: one cell, one rate, one seed, a few rounds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
+    """Which cells to run, and how."""
 
 
 def build(model: fl.models.Model, cell: Cell, learning_rate: Any) -> fl.FederatedAlgorithm:

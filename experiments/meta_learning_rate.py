@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flag_groups import parse
+from shared.script import parse
 
 import fedjax_lite as fl
 from fedjax_lite.engine.differentiable import differentiable
@@ -33,15 +33,39 @@ from fedjax_lite.run.unroll import unroll
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """The federated problem and the search."""
+class ComparisonFlags:
+    """What is learnt, and the grid that it is compared with."""
+
+    mixing: bool = False
+    """Also learn the weights of the clients in the mean."""
+    meta_steps: int = 60
+    """Steps of the search for the rates."""
+    meta_learning_rate: float = 0.15
+    """Learning rate of Adam, on the logarithms of the rates."""
+    grid_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
+    """Learning rates of the grid search."""
+    grid_mus: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    """Penalties of the grid search."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
 
     num_clients: int = 20
     """Clients in the population."""
-    cohort_size: int = 10
-    """Clients that train in a round."""
     alpha: float = 0.3
     """Concentration of the Dirichlet partition; smaller is more skewed."""
+    num_corrupted: int = 0
+    """Clients whose labels are drawn at random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
+    cohort_size: int = 10
+    """Clients that train in a round."""
     batch_size: int = 20
     """Examples in a local step."""
     epochs: int = 2
@@ -52,18 +76,12 @@ class Flags:
     """Client learning rate to start from."""
     mu: float = 0.1
     """FedProx's penalty to start from."""
-    mixing: bool = False
-    """Also learn the weights of the clients in the mean."""
-    num_corrupted: int = 0
-    """Clients whose labels are drawn at random."""
-    meta_steps: int = 60
-    """Steps of the search for the rates."""
-    meta_learning_rate: float = 0.15
-    """Learning rate of Adam, on the logarithms of the rates."""
-    grid_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6)
-    """Learning rates of the grid search."""
-    grid_mus: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    """Penalties of the grid search."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     num_keys: int = 5
     """Random keys that scores are averaged over."""
     seed: int = 0
@@ -74,6 +92,11 @@ class Flags:
     """Replace the results of an earlier run."""
     smoke: bool = False
     """A run of seconds, to see that everything works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
+    """The federated problem and the search."""
 
 
 def main(flags: Flags) -> dict[str, Any]:

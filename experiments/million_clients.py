@@ -26,7 +26,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-from script import script
+from shared.script import script
 
 import fedjax_lite as fl
 from fedjax_lite.checks.arguments import as_path
@@ -37,8 +37,8 @@ from fedjax_lite.stream import HostTable, open_streamed, streamed_bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """The population, the method and the length of the run."""
+class DataFlags:
+    """The data and how they are dealt to clients."""
 
     num_clients: int = 1_000_000
     """Clients in the population."""
@@ -52,6 +52,14 @@ class Flags:
     """Classes of the labels."""
     drift: float = 0.5
     """Size of a client's own part of the planted model beside the common one."""
+    data_dir: Path = Path("outputs/million_clients_data")
+    """Folder of the population; one that is there is used if it was made with the same flags."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
     cohort_size: int = 1000
     """Clients that train in a round."""
     batch_size: int = 10
@@ -66,16 +74,25 @@ class Flags:
     """Where SCAFFOLD's rows lie; on disk they are under --output-dir."""
     model: Literal["logistic", "2nn"] = "logistic"
     """Model: logistic regression, or two hidden layers of 200."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     seed: int = 0
     """Seed of the population and of the run."""
-    data_dir: Path = Path("outputs/million_clients_data")
-    """Folder of the population; one that is there is used if it was made with the same flags."""
     output_dir: Path = Path("outputs/million_clients")
     """Where results.json, curves.png and rows on disk go."""
     overwrite: bool = False
     """Replace the results of an earlier run, and a population made with other flags."""
     smoke: bool = False
     """A run of seconds: 2000 clients, cohorts of 50, 6 rounds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(DataFlags, TrainingFlags, RunFlags):
+    """The population, the method and the length of the run."""
 
 
 EVERY = 10

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import with_labels
-from script import script
+from shared.flags import with_labels
+from shared.script import script
 
 import fedjax_lite as fl
 from fedjax_lite.aggregation.mean import mean
@@ -38,8 +38,8 @@ from fedjax_lite.types import Aggregator, Array, Mechanism, Message, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """The run that is audited."""
+class ComparisonFlags:
+    """The noise that is audited, and how."""
 
     noise_multipliers: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
     """Standard deviations of the noise over the clip, a point each."""
@@ -47,26 +47,49 @@ class Flags:
     """Probability that a client takes part in a round."""
     num_canaries: int = 600
     """Canary clients; the strongest provable epsilon grows with their logarithm."""
-    num_writers: int = 100
-    """Honest clients, writers of MNIST."""
-    num_rounds: int = 10
-    """Rounds of each run."""
-    clip: float = 0.5
-    """Largest norm of a client's update."""
     delta: float = 1e-5
     """Probability that the privacy bound may fail."""
     bug_noise: float = 6.0
     """Noise multiplier of the runs with planted bugs."""
-    seed: int = 0
-    """Seed of everything random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
+    num_writers: int = 100
+    """Honest clients, writers of MNIST."""
     data_dir: Path | None = None
     """Folder that holds MNIST (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
+    num_rounds: int = 10
+    """Rounds of each run."""
+    clip: float = 0.5
+    """Largest norm of a client's update."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
+    seed: int = 0
+    """Seed of everything random."""
     output_dir: Path = Path("outputs/privacy_audit")
     """Where results.json and epsilon.png go."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
     smoke: bool = False
     """A run of seconds: digits, one point, two bugs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
+    """The run that is audited."""
 
 
 class Problem(NamedTuple):

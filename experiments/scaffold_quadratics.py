@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from script import script
-from smoke import shrunk
+from shared.script import script
+from shared.smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.run.files import save_json_atomic
@@ -29,13 +29,19 @@ from fedjax_lite.run.settings import versions
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """The problem and the length of the runs."""
+class DataFlags:
+    """The data and how they are dealt to clients."""
 
     scales: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
     """Heterogeneity: spreads of the clients' optima around the common one."""
     num_clients: int = 10
     """Clients in the population."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
     cohort_size: int = 4
     """Clients in a round of the partial runs."""
     steps: int = 5
@@ -44,12 +50,23 @@ class Flags:
     """Local learning rate, per step."""
     num_rounds: int = 400
     """Rounds of each run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     output_dir: Path = Path("outputs/scaffold_quadratics")
     """Where results.json and curves.png go."""
     overwrite: bool = False
     """Replace the results of an earlier run."""
     smoke: bool = False
     """A try in seconds: twenty rounds; what is claimed needs them all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(DataFlags, TrainingFlags, RunFlags):
+    """The problem and the length of the runs."""
 
 
 CLOSE = 1e-6

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from script import script
 from secure_aggregation_costs import CostFlags, ckks, masks, protocol, show
+from shared.script import script
 
 import fedjax_lite as fl
 from fedjax_lite import crypto

@@ -35,9 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flags import schedule
 from mcmahan_mnist import rounds_to
-from script import script
 from shakespeare_settings import (
     CELLS,
     DEALS,
@@ -48,7 +46,9 @@ from shakespeare_settings import (
     TrainingFlags,
     choose,
 )
-from smoke import chosen_preset
+from shared.flags import schedule
+from shared.script import script
+from shared.smoke import chosen_preset
 
 import fedjax_lite as fl
 from fedjax_lite.evaluate import evaluate_clients, summarize_clients

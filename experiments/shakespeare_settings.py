@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tyro
-from flags import Schedule
-from smoke import chosen_preset
+from shared.flags import Schedule
+from shared.smoke import chosen_preset
 from tables.published import figures
 
 

@@ -39,8 +39,8 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """Which tables to measure."""
+class ComparisonFlags:
+    """The tables to measure."""
 
     tables: tuple[Literal["forms", "loops", "packing", "run"], ...] = (
         "forms",
@@ -51,8 +51,20 @@ class Flags:
     """Tables to measure: convolution forms, loops, packing, a whole run."""
     lanes: tuple[int, ...] = (1, 5, 10, 25, 50)
     """Clients that train at the same time, a point each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Models, local training and rounds."""
+
     num_rounds: int = 1500
     """Rounds of the last table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     repeats: int = 5
     """Measured calls of each program, in turns."""
     max_seconds: float = 480.0
@@ -63,6 +75,11 @@ class Flags:
     """Replace an earlier file of results."""
     smoke: bool = False
     """A run of seconds on tiny sizes; its figures mean nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, TrainingFlags, RunFlags):
+    """Which tables to measure."""
 
 
 class Clock:

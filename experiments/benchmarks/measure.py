@@ -17,9 +17,9 @@ import numpy as np
 
 from fedjax_lite.run.settings import versions
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # it lies with the experiments
-from flag_groups import parse as parse
-from flag_values import check_choices as check_choices
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # shared/ lies with the experiments
+from shared.flag_values import check_choices as check_choices
+from shared.script import parse as parse
 
 
 class Cold(NamedTuple):

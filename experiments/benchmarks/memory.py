@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import optax
 from measure import check_choices, check_output, machine, parse
-from smoke import shrunk
+from shared.smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.engine.peak_memory import forecast
@@ -38,8 +38,8 @@ NUM_CLIENTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """Which programs to measure."""
+class ComparisonFlags:
+    """The programs to measure."""
 
     programs: tuple[str, ...] = tuple(PROGRAMS)
     """Models to measure: mlp, cnn, lenet, mcmahan_cnn, pfl_cnn."""
@@ -47,6 +47,12 @@ class Flags:
     """Clients that train at the same time, a point each."""
     algorithms: tuple[str, ...] = ("fedavg", "scaffold")
     """Algorithms: fedavg, scaffold (with its client table)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     output: Path = Path("outputs/benchmarks/memory.json")
     """File for the results, JSON."""
     overwrite: bool = False
@@ -55,6 +61,11 @@ class Flags:
     """A try in seconds: one small program."""
     child: str = ""
     """Internal: the one program that this process measures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, RunFlags):
+    """Which programs to measure."""
 
 
 def build(program: str, algorithm: str, lanes: int) -> tuple[Any, Any, Any, Any]:

@@ -49,8 +49,8 @@ TARGETS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """What to measure, and how often."""
+class ComparisonFlags:
+    """The workloads and systems that are compared, and their turns."""
 
     workloads: tuple[Literal["pfl-cnn", "logreg", "lenet", "lognormal"], ...] = (
         "pfl-cnn",
@@ -67,22 +67,33 @@ class Flags:
         "flwr",
     )
     """Systems that take part; see below."""
-    repeats: int = 5
-    """Turns of each system (of lenet at most 3)."""
     rounds_per_turn: int | None = None
     """Rounds in a turn; by default a sensible number for each workload."""
-    num_threads: int = 2
-    """Cores that every system may use."""
     env_dir: Path = dataclasses.field(default_factory=default_folder)
     """Folder of the peers' Python environments."""
+    agreement: bool = True
+    """Check that all systems compute the same model; --no-agreement leaves it out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
+    repeats: int = 5
+    """Turns of each system (of lenet at most 3)."""
+    num_threads: int = 2
+    """Cores that every system may use."""
     output: Path = Path("experiments/results/peers.json")
     """File for the report, JSON."""
     overwrite: bool = False
     """Replace an earlier report there."""
-    agreement: bool = True
-    """Check that all systems compute the same model."""
     smoke: bool = False
     """Shrinks everything to a minute or two; its figures mean nothing, and no target is judged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, RunFlags):
+    """What to measure, and how often."""
 
 
 def targets(results: dict[str, Any], *, judge: bool = True) -> list[Row]:

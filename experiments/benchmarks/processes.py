@@ -33,11 +33,17 @@ ROUNDS = {"logreg": 200, "lognormal": 10, "2nn": 100}
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """What to measure."""
+class ComparisonFlags:
+    """The workloads to measure."""
 
     workloads: tuple[str, ...] = ("logreg", "lognormal", "2nn")
     """Workloads of workloads.py, small models: logreg, lognormal, 2nn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     repeats: int = 3
     """Fresh commands of each way, in turns; each reports the median of `calls` calls."""
     calls: int = 5
@@ -50,6 +56,11 @@ class Flags:
     """A run of seconds on tiny sizes; its figures mean nothing."""
     child: str = ""
     """Internal: the workload that this process measures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, RunFlags):
+    """What to measure."""
 
 
 def child(name: str, flags: Flags) -> None:

@@ -29,9 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # flags.py lies with the experiments
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # shared/ lies with the experiments
 from algorithms import PRICED, price, print_prices
-from flags import strategy as strategy_of
 from measure import (
     Yardstick,
     alternate,
@@ -41,6 +40,7 @@ from measure import (
     parse,
     spread,
 )
+from shared.flags import strategy as strategy_of
 from workloads import WORKLOADS, Workload
 
 import fedjax_lite as fl
@@ -53,8 +53,8 @@ SMOKE_STRATEGIES = ("vmapped", "sequential", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """What to measure, and how often."""
+class ComparisonFlags:
+    """The workloads, strategies and algorithms to measure."""
 
     workloads: tuple[Literal["2nn", "pfl-cnn", "logreg", "lognormal"], ...] = (
         "2nn",
@@ -70,12 +70,23 @@ class Flags:
     """Algorithms whose rounds on pfl's CNN are timed against FedAvg's: all, or among fedprox,
     scaffold, fednova, feddyn, mimelite; and FedAvg with clip_qsgd, clip_top_k, median, secure_mean.
     Those with a client table (scaffold, feddyn) take 7 GB each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     repeats: int = 5
     """Measured calls of each program, in turns."""
     output_dir: Path = Path("outputs/benchmarks")
     """Folder for round.json; an earlier one is replaced."""
     smoke: bool = False
     """A run of seconds on tiny sizes; its figures mean nothing, and no target is judged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, RunFlags):
+    """What to measure, and how often."""
 
 
 def measure_workload(

@@ -42,8 +42,8 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """What is assumed of the machines that are not here, and how much is measured."""
+class ComparisonFlags:
+    """What is assumed of the machines that are not here."""
 
     speedup: float = 1.0
     """How many times faster than this machine one device works off clients and steps (b and c)."""
@@ -53,8 +53,20 @@ class Flags:
     """Bytes a second between neighbouring devices, assumed."""
     clients_per_device: int = 32
     """Clients for each device: the cohort grows with the devices, C = clients_per_device * D."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
     mean_size: int = 60
     """Examples of a client in the mean; sizes are log-normal(1.5)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Preset, seeds and length of the run, and where results go."""
+
     repeats: int = 5
     """Measured calls of each point."""
     output: Path = Path("outputs/benchmarks/scaling.json")
@@ -65,6 +77,11 @@ class Flags:
     """A run of seconds on few and small points; its figures mean nothing."""
     child: int = 0
     """Internal: measure psum of so many bytes on forced devices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ComparisonFlags, DataFlags, RunFlags):
+    """What is assumed of the machines that are not here, and how much is measured."""
 
 
 class Compute(NamedTuple):

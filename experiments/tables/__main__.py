@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the experiments
 
-from script import script
+from shared.script import script
 
 from tables.pages import Flags, main
 

@@ -105,7 +105,8 @@ def flags_of(*command: str) -> frozenset[str]:
     else:
         script = ROOT / command[0]
         own = sorted(script.glob("*.py")) if script.is_dir() else [script]
-        sources = [*own, ROOT / "experiments" / "flags.py"]
+        settings = script.with_name(f"{script.stem}_settings.py")
+        sources = [*own, *filter(Path.exists, [settings]), ROOT / "experiments/shared/flags.py"]
     found = {"--help"}
     for node in (node for path in sources for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.ClassDef):

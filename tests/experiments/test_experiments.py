@@ -36,7 +36,7 @@ def run_here():
     """Runs a script in this process, flags as from the command line; returns its printout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
-        parse = importlib.import_module("flag_groups").parse
+        parse = importlib.import_module("shared.script").parse
 
         def run(name, *flags):
             module, printed = importlib.import_module(name), io.StringIO()

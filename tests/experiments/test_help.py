@@ -3,9 +3,12 @@
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import io
+import itertools
 import re
 import sys
+import textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -61,9 +64,22 @@ def module_of(path):
 
 def leaves(flags):
     """All dataclasses of plain flags below `flags`."""
-    from flag_groups import groups_of
+    from shared.script import groups_of
 
     return list(groups_of(flags).values()) or [flags]
+
+
+def explanations(flags):
+    """What is written under each field of a dataclass, by the field's name."""
+    found = {}
+    for kind in filter(dataclasses.is_dataclass, flags.__mro__):
+        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+        found |= {
+            field.target.id: " ".join(below.value.value.split())
+            for field, below in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+        }
+    return found
 
 
 def test_all_scripts_are_found():
@@ -73,8 +89,6 @@ def test_all_scripts_are_found():
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_flags_are_explained(path):
-    from flag_groups import explanations
-
     assert ast.get_docstring(ast.parse(path.read_text())), "a description with examples"
     for kind in leaves(module_of(path).Flags):
         made_by_dataclass = f"{kind.__name__}("
@@ -91,7 +105,7 @@ def test_flags_are_explained(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_help_groups_flags_and_shows_defaults_and_examples(path, monkeypatch):
-    from flag_groups import explanations, parse
+    from shared.script import parse
 
     monkeypatch.setenv("COLUMNS", "100")
     module, shown = module_of(path), io.StringIO()
@@ -117,7 +131,7 @@ def test_every_script_has_a_try_in_seconds(path):
 
 
 def test_smoke_drops_nothing_that_was_given():
-    from smoke import chosen_preset, shrunk
+    from shared.smoke import chosen_preset, shrunk
 
     module = module_of(next(p for p in SCRIPTS if p.stem == "scaffold_quadratics"))
     assert shrunk(module.Flags(), num_rounds=2, steps=1).num_rounds == 2
@@ -131,7 +145,7 @@ def test_smoke_drops_nothing_that_was_given():
 
 
 def test_errors_speak_of_flags():
-    from script import in_flags
+    from shared.script import in_flags
 
     flags = module_of(next(p for p in SCRIPTS if p.stem == "fedavg_cifar")).Flags
     said = in_flags("num_clients=3 and alpha must be positive; mean of alpha, f.num_clients", flags)
@@ -143,7 +157,7 @@ def test_errors_speak_of_flags():
 
 
 def test_parsing_gives_the_same_flags_as_the_dataclass():
-    from flag_groups import parse
+    from shared.script import parse
 
     named = {path.stem: path for path in SCRIPTS}
     byzantine, fedavg = (module_of(named[name]) for name in ("byzantine", "fedavg_cifar"))

@@ -24,7 +24,7 @@ class Flags:
 def test_paths_at_every_depth_are_at_home(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    from flag_groups import at_home
+    from shared.script import at_home
 
     given = at_home(Flags(Run(Path("~/runs/a")), Path("~")))
     assert given == Flags(Run(tmp_path / "runs" / "a"), tmp_path)
@@ -37,7 +37,7 @@ def test_paths_at_every_depth_are_at_home(monkeypatch, tmp_path):
 def test_the_command_line_goes_through_it(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    from flag_groups import parse
+    from shared.script import parse
 
     assert parse(Run, None, ["--output-dir", "~/runs"]) == Run(tmp_path / "runs")
     with pytest.raises(ValueError, match="--output-dir"):

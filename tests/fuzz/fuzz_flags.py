@@ -61,16 +61,16 @@ def flag_cases(seed: int = 0, share: float = 1.0) -> Iterator[tuple[Path, str, s
 def fields_of(path: Path) -> dict[str, tuple[str, Any, Any]]:
     """By name: the flag, its type and its default."""
     flags, found = module_of(path).Flags, {}
-    groups = sys.modules["flag_groups"].groups_of(flags)
-    hints = typing.get_type_hints(flags, include_extras=True)
+    script = sys.modules["shared.script"]
+    groups = script.groups_of(flags)
     for group, kind in groups.items() or [("", flags)]:
-        prefixed = bool(group) and "OmitArgPrefixes" not in str(hints[group])
+        prefix = script.prefix_of(flags, group) if group else ""
         types = typing.get_type_hints(kind)
         for field in dataclasses.fields(kind):
             made = field.default_factory
             default = field.default if made is dataclasses.MISSING else made()
-            flag = f"--{group}.{field.name}" if prefixed else f"--{field.name}"
-            found[field.name] = (flag.replace("_", "-"), types[field.name], default)
+            flag = f"--{prefix}{field.name}".replace("_", "-")
+            found[field.name] = (flag, types[field.name], default)
     return found
 
 
@@ -84,7 +84,7 @@ def judge_flag(path: Path, name: str, kind: str) -> Verdict:
     verdict = (path.stem, flag, repr(word))
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-            given = sys.modules["flag_groups"].parse(module.Flags, module.__doc__, args)
+            given = sys.modules["shared.script"].parse(module.Flags, module.__doc__, args)
             for own in filter(None, (getattr(module, check, None) for check in CHECKS)):
                 wants = list(inspect.signature(own).parameters)
                 if wants in (["flags"], ["flags", "path"]):
@@ -92,7 +92,7 @@ def judge_flag(path: Path, name: str, kind: str) -> Verdict:
     except SystemExit:
         return Verdict(*verdict, *_heard(told.getvalue(), flag, word))
     except (ValueError, TypeError, OSError) as error:
-        message = sys.modules["script"].in_flags(str(error), module.Flags)
+        message = sys.modules["shared.script"].in_flags(str(error), module.Flags)
         return Verdict(*verdict, *_heard(message, flag, word))
     except Exception as error:
         return Verdict(*verdict, "deep", repr(error)[:200])
@@ -130,6 +130,5 @@ def module_of(path: Path) -> Any:
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
-    importlib.import_module("flag_groups")
-    importlib.import_module("script")
+    importlib.import_module("shared.script")
     return sys.modules[name]

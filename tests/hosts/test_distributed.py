@@ -260,7 +260,7 @@ def test_the_cifar_script_under_the_launcher(environment, tmp_path, alone):
     alone.syspath_prepend(str(ROOT / "experiments"))
     cifar = importlib.import_module("fedavg_cifar")
     flags += ["--devices", "1", "--output-dir", str(tmp_path / "one")]
-    cifar.main(importlib.import_module("flag_groups").parse(cifar.Flags, cifar.__doc__, flags))
+    cifar.main(importlib.import_module("shared.script").parse(cifar.Flags, cifar.__doc__, flags))
     one, two = ([json.loads(row) for row in metrics(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == len(two) == 5
     for a, b in zip(one, two, strict=True):

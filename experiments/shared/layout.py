@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flags import strategy
 from jax.sharding import Mesh
 
 import fedjax_lite as fl
 from fedjax_lite.run.settings import read_settings
+from shared.flags import strategy
 
 Make = Callable[[str, fl.engine.Strategy], fl.FederatedAlgorithm]
 

@@ -1,0 +1,1 @@
+"""What scripts share: flags, how they are read and checked, and how rounds are laid out."""
