@@ -110,6 +110,7 @@ from fedjax_lite.evaluate import (
     evaluate_clients,
     evaluator,
     fine_tuned,
+    side_by_side,
     summarize_clients,
 )
 from fedjax_lite.hosts import distributed
@@ -309,6 +310,7 @@ __all__ = [
     "shard_population",
     "sharded",
     "shuffle_index",
+    "side_by_side",
     "sign_flip",
     "stream",
     "streamed_bytes",

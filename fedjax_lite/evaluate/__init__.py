@@ -6,6 +6,7 @@ from fedjax_lite.evaluate.fairness import summarize_clients
 from fedjax_lite.evaluate.fine_tuned import FineTuned, fine_tuned
 from fedjax_lite.evaluate.known import results_of, scored_by
 from fedjax_lite.evaluate.scores import evaluator
+from fedjax_lite.evaluate.side_by_side import side_by_side
 from fedjax_lite.round.own_models import models_of
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "models_of",
     "results_of",
     "scored_by",
+    "side_by_side",
     "summarize_clients",
 ]

@@ -247,6 +247,7 @@ OWN: dict[str, dict[str, Any]] = {
         "params": fl.models.init_bottleneck(jax.random.key(0), 3, 2),
         "x": jnp.ones((2, 3)),
     },
+    "side_by_side": {"models": {"global": PARAMS}, "metric": "accuracy"},
     "per_fedavg": {"plan": fl.Plan(batch_size=3)},
     "reptile": {"epsilon": 0.5},
     "fedlora": {"loss": LORA.loss},
