@@ -192,7 +192,7 @@ def accuracy(flags: TrainFlags, seed: int) -> list[dict[str, Any]]:
     reference, history = trained(fl.mean())
     rows = [{"bits": None, "accuracy": history[-1]["test_accuracy"]}]
     for bits, exact_zero in itertools.product(flags.bits, (False, True)):
-        aggregator = secure_mean(clip=flags.clip, bits=bits, exact_zero=exact_zero)
+        aggregator = secure_mean(max_abs=flags.clip, bits=bits, exact_zero=exact_zero)
         params, history = trained(aggregator)
         gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), params, reference)
         rows.append(

@@ -51,8 +51,8 @@ def masks(cost: CostFlags, size: int, seed: int) -> list[dict[str, Any]]:
     cohort = fl.Cohort(jnp.arange(size, dtype=jnp.int32), jnp.arange(size) > 0)
     aggregators = {
         "mean": fl.mean(),
-        "secure, no masks": secure_mean(clip=1.0, bits=16),
-        "secure, pairwise masks": secure_mean(clip=1.0, bits=16, masks="pairwise"),
+        "secure, no masks": secure_mean(max_abs=1.0, bits=16),
+        "secure, pairwise masks": secure_mean(max_abs=1.0, bits=16, masks="pairwise"),
     }
     rows = []
     for name, aggregator in aggregators.items():

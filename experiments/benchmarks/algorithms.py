@@ -46,7 +46,7 @@ def factories(workload: Workload) -> dict[str, Callable[[], fl.FederatedAlgorith
             loss, optax.sgd(rate), aggregator=fl.aggregation.median(), **slots
         ),
         "secure_mean": lambda: fl.fedavg(
-            loss, optax.sgd(rate), aggregator=fl.aggregation.secure_mean(clip=0.1), **slots
+            loss, optax.sgd(rate), aggregator=fl.aggregation.secure_mean(max_abs=0.1), **slots
         ),
     }
 

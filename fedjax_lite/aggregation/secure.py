@@ -43,7 +43,7 @@ class SecureSums(NamedTuple):
 @made
 def secure_mean(
     *,
-    clip: float | Array,
+    max_abs: float | Array,
     bits: int = 16,
     exact_zero: bool = False,
     weighting: str = "uniform",
@@ -73,7 +73,7 @@ def secure_mean(
     half a step every round; `exact_zero` makes it one.
 
     Args:
-      clip: `c` > 0; entries are clipped to `[-c, c]` one by one, infinities too; NaN counts as 0.
+      max_abs: `c` > 0; entries are clipped to `[-c, c]` one by one, infinities too; NaN is 0.
       bits: `r`, 1 to 24.
       exact_zero: use ``2**r - 2`` in place of ``2**r - 1``: one level less, and 0 stays 0.
       weighting: "uniform": every client with weight above 0 counts once; "message": the messages'
@@ -88,7 +88,7 @@ def secure_mean(
     Returns:
       An `Aggregator`; its state's metrics: ``secure_clipped``, the share of entries that lay
       outside the range (mean over survivors), and ``secure_aborted``. The former is for the
-      experimenter only, who tunes `clip` in a simulation: it is a float sum in the clear, outside
+      experimenter only, who tunes `max_abs` in a simulation: a float sum in the clear, outside
       of the ring, reported even where the round aborts; no server of the protocol would see it,
       and no guarantee of privacy covers it.
 
@@ -98,7 +98,7 @@ def secure_mean(
         above the cohort: every round would abort.
 
     Example:
-      >>> aggregator = secure_mean(clip=1.0, bits=16)
+      >>> aggregator = secure_mean(max_abs=1.0, bits=16)
       >>> messages = Message(jnp.array([[0.5, 1.0], [-0.5, 3.0]]), jnp.ones(2))
       >>> acc = aggregator.init(jax.tree.map(lambda leaf: leaf[0], messages), 2)
       >>> acc = aggregator.add(acc, messages, jnp.arange(2), jnp.ones(2, bool))
@@ -111,8 +111,8 @@ def secure_mean(
     Reference: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine
     Learning", CCS 2017, ePrint 2017/281.
     """
-    check_grid(clip, bits, exact_zero)
-    grid: dict[str, Any] = {"clip": clip, "bits": bits, "exact_zero": exact_zero}
+    check_grid(max_abs, bits, exact_zero)
+    grid: dict[str, Any] = {"max_abs": max_abs, "bits": bits, "exact_zero": exact_zero}
     for value, name, known in ((masks, "masks", MASKS), (weighting, "weighting", WEIGHTINGS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
@@ -171,7 +171,7 @@ def secure_mean(
         arrived = trees.scatter_rows(
             jnp.zeros_like(acc.present), slots, mask, jnp.ones_like(slots, jnp.uint32)
         )
-        clipped = jnp.where(mask, clipped_share(messages.value, clip), 0).sum()
+        clipped = jnp.where(mask, clipped_share(messages.value, max_abs), 0).sum()
         return SecureSums(values, weight, acc.present + arrived, acc.clipped + clipped)
 
     def finish(
@@ -220,7 +220,7 @@ def check_threshold(threshold: int, cohort_size: int) -> None:
         )
 
 
-def clipped_share(values: PyTree, clip: float | Array) -> Array:
+def clipped_share(values: PyTree, max_abs: float | Array) -> Array:
     """The share of each client's entries `[L]` outside `[-c, c]`, NaN included.
 
     Example:
@@ -229,7 +229,7 @@ def clipped_share(values: PyTree, clip: float | Array) -> Array:
     """
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(values)]
     size = sum(leaf.shape[1] for leaf in leaves)
-    outside = [(~(jnp.abs(leaf) <= clip)).sum(1, dtype=jnp.float32) for leaf in leaves]
+    outside = [(~(jnp.abs(leaf) <= max_abs)).sum(1, dtype=jnp.float32) for leaf in leaves]
     return sum(outside[1:], start=outside[0]) / max(size, 1)
 
 

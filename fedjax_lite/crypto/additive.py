@@ -69,7 +69,7 @@ def mpc_mean(
     values: Any,
     *,
     weights: Any = None,
-    clip: float,
+    max_abs: float,
     bits: int = 16,
     num_servers: int = 3,
     threshold: int | None = None,
@@ -84,7 +84,7 @@ def mpc_mean(
     Args:
       values: floats `[C, D]`.
       weights: integers `[C]`, at least 0; default all 1.
-      clip: `c`: entries are clipped to `[-c, c]`; see `encode`.
+      max_abs: `c`: entries are clipped to `[-c, c]`; see `encode`.
       bits: of a code.
       num_servers: how many.
       threshold: None for additive sharing, where all servers are needed; else Shamir's, where any
@@ -98,7 +98,7 @@ def mpc_mean(
       ValueError: if shapes, weights or the threshold do not fit, or the sum could wrap.
 
     Example:
-      >>> mpc_mean(np.array([[0.5, 1.0], [-0.5, 1.0]]), clip=1.0).round(4).tolist()
+      >>> mpc_mean(np.array([[0.5, 1.0], [-0.5, 1.0]]), max_abs=1.0).round(4).tolist()
       [0.0, 1.0]
 
     Reference: Ben-Or, Goldwasser, Wigderson, "Completeness Theorems for Non-Cryptographic
@@ -119,7 +119,7 @@ def mpc_mean(
         raise ValueError(
             f"the weighted sum reaches {largest}, which would wrap around {modulus}; use fewer bits"
         )
-    codes = encode(values, clip=clip, bits=bits).astype(np.uint64)
+    codes = encode(values, max_abs=max_abs, bits=bits).astype(np.uint64)
     sent = np.concatenate([codes, np.ones((len(values), 1), np.uint64)], axis=1)
     sent = sent * weights[:, None].astype(np.uint64)
     if threshold is None:
@@ -134,4 +134,4 @@ def mpc_mean(
     else:
         points = list(range(1, num_servers + 1))[-threshold:]
         total = combine_array(sums[-threshold:], points=points, threshold=threshold, prime=modulus)
-    return decode_mean(total[:-1], total[-1], clip=clip, bits=bits)
+    return decode_mean(total[:-1], total[-1], max_abs=max_abs, bits=bits)

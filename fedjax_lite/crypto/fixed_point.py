@@ -16,7 +16,7 @@ MAX_BITS = 24
 """More levels than float32 has integers would not be told apart."""
 
 
-def encode(values: Any, *, clip: Any, bits: int, exact_zero: bool = False) -> Any:
+def encode(values: Any, *, max_abs: Any, bits: int, exact_zero: bool = False) -> Any:
     r"""Floats in `[-c, c]` as integers of `r` bits.
 
     .. math::  q = \operatorname{round}\!\Big(\frac{v + c}{2c}\,(2^r - 1)\Big), \qquad v \in [-c, c]
@@ -30,7 +30,7 @@ def encode(values: Any, *, clip: Any, bits: int, exact_zero: bool = False) -> An
 
     Args:
       values: any shape; a numpy array (or a number) gives numpy, a jax array jax.
-      clip: `c` > 0; may be traced where `values` is.
+      max_abs: `c` > 0; may be traced where `values` is.
       bits: `r`, 1 to 24.
       exact_zero: use ``2**r - 2`` in place of ``2**r - 1``, so that 0 is a level (2 to 22 bits).
 
@@ -38,32 +38,34 @@ def encode(values: Any, *, clip: Any, bits: int, exact_zero: bool = False) -> An
       uint32 of the shape of `values`, each below ``2**bits``.
 
     Raises:
-      ValueError: if `clip` is not positive or `bits` lies outside 1 to 24.
+      ValueError: if `max_abs` is not positive or `bits` lies outside 1 to 24.
 
     Example:
-      >>> encode(np.array([-1.0, -0.4, 1.0, 9.0]), clip=1.0, bits=2).tolist()
+      >>> encode(np.array([-1.0, -0.4, 1.0, 9.0]), max_abs=1.0, bits=2).tolist()
       [0, 1, 3, 3]
     """
-    check_grid(clip, bits, exact_zero)
+    check_grid(max_abs, bits, exact_zero)
     found = values if isinstance(values, jax.Array) else np.asarray(values)
     is_key = isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
     if is_key or found.dtype.kind not in "biufV":
         raise TypeError(f"values must be numbers, got {shown(values)}; give an array of floats")
-    on_device = isinstance(values, jax.Array) or isinstance(clip, jax.Array)
+    on_device = isinstance(values, jax.Array) or isinstance(max_abs, jax.Array)
     xp: Any = jnp if on_device else np
     top = np.float32(2**bits - 1 - exact_zero)
-    limit = xp.asarray(clip, np.float32)
+    limit = xp.asarray(max_abs, np.float32)
     scale = top / (np.float32(2) * limit)
     with np.errstate(over="ignore"):  # float64 beyond float32 is infinite, and clipped
         values = xp.asarray(values).astype(np.float32)
     values = xp.where(xp.isnan(values), np.float32(0), values)
-    # The clip stands between a caller's product and the addition, which could be fused otherwise.
+    # Clipping stands between a caller's product and the addition, which could be fused otherwise.
     values = xp.minimum(xp.maximum(values, -limit), limit)
     steps = xp.round((values + limit) * scale)
     return xp.minimum(xp.maximum(steps, np.float32(0)), top).astype(np.uint32)
 
 
-def decode_mean(total: Any, count: Any, *, clip: Any, bits: int, exact_zero: bool = False) -> Any:
+def decode_mean(
+    total: Any, count: Any, *, max_abs: Any, bits: int, exact_zero: bool = False
+) -> Any:
     r"""The mean of what was encoded, from the ring's sum.
 
     .. math::  \bar v = \frac{2c}{2^r - 1}\,\frac{\sum_i w_i q_i}{\sum_i w_i} - c, \quad 0/0 := 0
@@ -73,7 +75,7 @@ def decode_mean(total: Any, count: Any, *, clip: Any, bits: int, exact_zero: boo
     Args:
       total: uint32 sum of the codes (times integer weights), any shape; numpy or jax.
       count: uint32 scalar: how many survived (or the sum of their weights).
-      clip: `c`.
+      max_abs: `c`.
       bits: `r`.
       exact_zero: as it was encoded.
 
@@ -81,11 +83,11 @@ def decode_mean(total: Any, count: Any, *, clip: Any, bits: int, exact_zero: boo
       float32 (float64 on the host and under x64) of the shape of `total`.
 
     Example:
-      >>> decode_mean(np.uint32([0 + 3, 3 + 3]), 2, clip=1.0, bits=2).tolist()
+      >>> decode_mean(np.uint32([0 + 3, 3 + 3]), 2, max_abs=1.0, bits=2).tolist()
       [0.0, 1.0]
     """
-    check_grid(clip, bits, exact_zero)
-    on_device = any(isinstance(x, jax.Array) for x in (total, count, clip))
+    check_grid(max_abs, bits, exact_zero)
+    on_device = any(isinstance(x, jax.Array) for x in (total, count, max_abs))
     xp: Any = jnp if on_device else np
     dtype: Any = jnp.result_type(float).type if on_device else np.float64
     check_whole(total, "total")
@@ -96,18 +98,18 @@ def decode_mean(total: Any, count: Any, *, clip: Any, bits: int, exact_zero: boo
     top = 2**bits - 1 - exact_zero
     centred = (2 * quotient.astype(np.int32) - np.int32(top)).astype(dtype)
     share = rest.astype(dtype) / whole.astype(dtype)
-    value = (centred + 2 * share) * (xp.asarray(clip, dtype) / dtype(top))
+    value = (centred + 2 * share) * (xp.asarray(max_abs, dtype) / dtype(top))
     return xp.where(count == 0, xp.zeros_like(value), value)
 
 
-def check_grid(clip: Any, bits: int, exact_zero: bool = False) -> None:
-    """Raises where `clip` or `bits` give no grid."""
-    if not isinstance(clip, jax.core.Tracer) and np.ndim(clip):
-        raise ValueError(f"clip must be one number, got shape {np.shape(clip)}; give 1.0")
+def check_grid(max_abs: Any, bits: int, exact_zero: bool = False) -> None:
+    """Raises where `max_abs` or `bits` give no grid."""
+    if not isinstance(max_abs, jax.core.Tracer) and np.ndim(max_abs):
+        raise ValueError(f"max_abs must be one number, got shape {np.shape(max_abs)}; give 1.0")
     check_bool(exact_zero, "exact_zero")
-    check_positive(clip, "clip")
-    if not isinstance(clip, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(clip))):
-        raise ValueError(f"clip must be finite, got {clip}: it is cut into steps")
+    check_positive(max_abs, "max_abs")
+    if not isinstance(max_abs, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(max_abs))):
+        raise ValueError(f"max_abs must be finite, got {max_abs}: it is cut into steps")
     check_count(bits, "bits", minimum=1)
     if bits > MAX_BITS:
         raise ValueError(

@@ -67,7 +67,7 @@ WORDS: dict[str, Segments] = {
     "majority_vote": ("the sign that the majority of clients sent, coordinate by coordinate",),
     "diagnosed": ("{inner}; how far clients drift apart is measured beside it",),
     "secure_mean": (
-        "the mean by secure aggregation, clipped to {clip}, rounded to {bits} bits",
+        "the mean by secure aggregation, clipped to {max_abs}, rounded to {bits} bits",
         ", of at least {threshold:many} clients",
     ),
     "gaussian_sum": (

@@ -17,6 +17,8 @@ BY_JIT = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
 # The key is what the program says, not who made it: a function that was compiled before may read
 # other globals now (a batch size in a loop), and would run the old program if its identity counted;
 # and two functions that say the same share one. Tracing anew is a tenth of compiling.
+# JAX's own cache on the disk finds programs by their text, too, but only where an application has
+# named a folder, and reads them back each time; the cache of `jax.jit` asks who made them.
 # A program holds neither functions nor arguments. It does hold arrays that its function closed over
 # (they are constants of it), which is why few are kept.
 _kept: OrderedDict[Hashable, Any] = OrderedDict()

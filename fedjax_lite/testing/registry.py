@@ -251,7 +251,7 @@ ALGORITHMS: dict[str, Make] = {
     "dp-sgd": _dp_sgd,
     "fedavg median": _made(fedavg, aggregator=median()),
     "fedavg secure": _made(
-        fedavg, weighting="uniform", aggregator=secure_mean(clip=4.0, bits=22, exact_zero=True)
+        fedavg, weighting="uniform", aggregator=secure_mean(max_abs=4.0, bits=22, exact_zero=True)
     ),
     "fedavg compressed both ways": _made(
         fedavg, uplink=chain(clip(0.5), error_feedback(top_k(2))), downlink=drive()
@@ -274,9 +274,9 @@ AGGREGATORS: dict[str, Aggregator] = {
     "redundancy": redundancy([0, 0, 1, 1, 2]),
     "majority vote": majority_vote(),
     "byzantine": byzantine(alie(), clients=[1, 3], inner=median()),
-    "secure mean": secure_mean(clip=20.0),
-    "secure mean weighted": secure_mean(clip=20.0, weighting="message", max_weight=60),
-    "secure mean masked": secure_mean(clip=20.0, bits=20, masks="pairwise"),
+    "secure mean": secure_mean(max_abs=20.0),
+    "secure mean weighted": secure_mean(max_abs=20.0, weighting="message", max_weight=60),
+    "secure mean masked": secure_mean(max_abs=20.0, bits=20, masks="pairwise"),
     # Without noise: with it the aggregate of nobody is noise, by design.
     "gaussian sum": gaussian_sum(clip=1.0, noise_multiplier=0.0, denominator=3.0),
     "adaptive sum": adaptive_sum(

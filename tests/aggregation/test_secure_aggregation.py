@@ -64,16 +64,16 @@ def patterns(num_clients, least=0):
             yield np.array(pattern)
 
 
-PLAIN = secure_mean(clip=CLIP, bits=BITS)
-MASKED = secure_mean(clip=CLIP, bits=BITS, masks="pairwise")
-WEIGHTED = {"clip": CLIP, "bits": BITS, "weighting": "message", "max_weight": 8}
+PLAIN = secure_mean(max_abs=CLIP, bits=BITS)
+MASKED = secure_mean(max_abs=CLIP, bits=BITS, masks="pairwise")
+WEIGHTED = {"max_abs": CLIP, "bits": BITS, "weighting": "message", "max_weight": 8}
 
 
 @pytest.mark.parametrize("num_clients", [4, 5])
 def test_protocol_and_jit_agree_bit_for_bit(num_clients):
     """Every drop-out pattern down to the threshold: the same sums, the same mean."""
     messages, threshold = stack(num_clients), num_clients // 2 + 1
-    codes = crypto.encode(rows(messages.value), clip=CLIP, bits=BITS)
+    codes = crypto.encode(rows(messages.value), max_abs=CLIP, bits=BITS)
     sent = np.concatenate([codes, np.ones((num_clients, 1), np.uint32)], axis=1)
     for mask in patterns(num_clients, threshold):
         drops = {i: "mask" for i in range(num_clients) if not mask[i]}
@@ -84,7 +84,7 @@ def test_protocol_and_jit_agree_bit_for_bit(num_clients):
         # The masks of the other form leave exactly the same behind.
         _, (_, unmasked) = fold(MASKED, messages, mask)
         assert flat(unmasked).tobytes() == flat(value).tobytes()
-        decoded = crypto.decode_mean(outcome.total[:-1], outcome.total[-1], clip=CLIP, bits=BITS)
+        decoded = crypto.decode_mean(outcome.total[:-1], outcome.total[-1], max_abs=CLIP, bits=BITS)
         np.testing.assert_allclose(flat(value), decoded, rtol=1e-6, atol=1e-9)
 
 
@@ -92,7 +92,7 @@ def test_protocol_and_jit_agree_bit_for_bit(num_clients):
 @pytest.mark.parametrize("masks", ["none", "pairwise"])
 def test_mean_is_within_half_a_step_of_the_float_mean(options, masks):
     messages = stack(5, scale=0.3)
-    aggregator = secure_mean(**{"clip": CLIP, "bits": BITS, **options}, masks=masks)
+    aggregator = secure_mean(**{"max_abs": CLIP, "bits": BITS, **options}, masks=masks)
     weights = np.asarray(messages.weight) if options else np.ones(5)
     for mask in ([True] * 5, [True, False, True, True, False]):
         _, (_, value) = fold(aggregator, messages, np.array(mask))
@@ -106,7 +106,7 @@ def test_error_falls_with_the_bits():
     expected = np.clip(rows(messages.value), -1, 1).mean(0)
     errors = []
     for bits in (8, 12, 16):
-        _, (_, value) = fold(secure_mean(clip=1.0, bits=bits), messages, everybody)
+        _, (_, value) = fold(secure_mean(max_abs=1.0, bits=bits), messages, everybody)
         errors.append(np.abs(flat(value) - expected).max())
         assert errors[-1] <= 0.51 * 2 / (2**bits - 1)
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
@@ -114,7 +114,7 @@ def test_error_falls_with_the_bits():
 
 def test_laws_of_weighted_sums_under_masks():
     """The others are in the registry."""
-    options = {**WEIGHTED, "max_weight": 60, "clip": 20.0}
+    options = {**WEIGHTED, "max_weight": 60, "max_abs": 20.0}
     testing.check_aggregator(secure_mean(**options, masks="pairwise"))
 
 
@@ -177,10 +177,10 @@ def test_zero_updates_stay_zero_where_zero_is_a_level(masks):
     messages = Message({"a": jnp.zeros((3, 4))}, jnp.ones(3))
     mask = np.array([True, False, True])
     _, (_, value) = fold(
-        secure_mean(clip=CLIP, bits=BITS, exact_zero=True, masks=masks), messages, mask
+        secure_mean(max_abs=CLIP, bits=BITS, exact_zero=True, masks=masks), messages, mask
     )
     assert not flat(value).any()
-    _, (_, drifts) = fold(secure_mean(clip=CLIP, bits=BITS, masks=masks), messages, mask)
+    _, (_, drifts) = fold(secure_mean(max_abs=CLIP, bits=BITS, masks=masks), messages, mask)
     np.testing.assert_allclose(flat(drifts), STEP / 2, rtol=1e-6)
 
 
@@ -197,7 +197,7 @@ def test_integer_weights_are_rounded_and_bounded():
 
 @pytest.mark.parametrize("masks", ["none", "pairwise"])
 def test_too_few_survivors_abort(masks):
-    aggregator = secure_mean(clip=CLIP, bits=BITS, masks=masks, threshold=3)
+    aggregator = secure_mean(max_abs=CLIP, bits=BITS, masks=masks, threshold=3)
     messages = stack(4)
     for mask in patterns(4):
         _, (state, value) = fold(aggregator, messages, mask)
@@ -207,11 +207,11 @@ def test_too_few_survivors_abort(masks):
 
 def test_a_ring_that_could_wrap_is_refused_before_training():
     with pytest.raises(ValueError, match=r"65538 clients .* would wrap around 2\*\*32; use bits"):
-        secure_mean(clip=1.0, bits=16, cohort_size=65_538)
-    secure_mean(clip=1.0, bits=16, cohort_size=65_537)
+        secure_mean(max_abs=1.0, bits=16, cohort_size=65_538)
+    secure_mean(max_abs=1.0, bits=16, cohort_size=65_537)
     with pytest.raises(ValueError, match="max_weight"):
-        secure_mean(clip=1.0, bits=20, weighting="message", max_weight=1000, cohort_size=5)
-    aggregator = secure_mean(clip=1.0, bits=24)
+        secure_mean(max_abs=1.0, bits=20, weighting="message", max_weight=1000, cohort_size=5)
+    aggregator = secure_mean(max_abs=1.0, bits=24)
     template = Message(jnp.zeros(2), jnp.float32(1))
     aggregator.init(template, 256)
     with pytest.raises(ValueError, match="257 clients"):
@@ -221,7 +221,7 @@ def test_a_ring_that_could_wrap_is_refused_before_training():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"clip": 0.0}, "clip"),
+        ({"max_abs": 0.0}, "max_abs"),
         ({"bits": 0}, "bits"),
         ({"bits": 25}, "bits"),
         ({"masks": "all"}, "masks"),
@@ -232,7 +232,7 @@ def test_a_ring_that_could_wrap_is_refused_before_training():
 )
 def test_bad_options_are_named(options, match):
     with pytest.raises(ValueError, match=match):
-        secure_mean(**{"clip": 1.0, **options})
+        secure_mean(**{"max_abs": 1.0, **options})
 
 
 def test_weights_that_are_no_numbers_are_refused():
@@ -263,11 +263,11 @@ def trained(algo, *, num_rounds=3):
 
 def test_a_federated_run_under_secure_sums():
     """FedAvg over masked sums: the same bytes under every strategy, near the plain mean."""
-    masked = secure_mean(clip=4.0, bits=20, masks="pairwise")
+    masked = secure_mean(max_abs=4.0, bits=20, masks="pairwise")
     runs = [
         trained(fedavg(aggregator, strategy=strategy))
         for aggregator, strategy in (
-            (secure_mean(clip=4.0, bits=20), fl.sequential()),
+            (secure_mean(max_abs=4.0, bits=20), fl.sequential()),
             (masked, fl.sequential()),
         )
     ]
@@ -285,7 +285,7 @@ def test_a_federated_run_under_secure_sums():
 
 
 def test_a_cohort_that_does_not_fit_stops_the_first_round():
-    algo = fedavg(secure_mean(clip=1.0, bits=24, weighting="message", max_weight=200))
+    algo = fedavg(secure_mean(max_abs=1.0, bits=24, weighting="message", max_weight=200))
     with pytest.raises(ValueError, match=r"7 clients .* weight 200"):
         trained(algo, num_rounds=1)
 

@@ -171,9 +171,9 @@ def test_mean_by_servers_is_the_fixed_point_mean(threshold):
     """Bit for bit the mean of the codes, and within half a step of the float mean."""
     rng = np.random.default_rng(4)
     values, weights = rng.uniform(-1, 1, (6, 20)), np.array([1, 2, 3, 0, 5, 6])
-    got = crypto.mpc_mean(values, weights=weights, clip=1.0, bits=16, threshold=threshold)
-    codes = crypto.encode(values, clip=1.0, bits=16).astype(np.int64)
-    plain = crypto.decode_mean((weights @ codes).astype(np.uint32), 17, clip=1.0, bits=16)
+    got = crypto.mpc_mean(values, weights=weights, max_abs=1.0, bits=16, threshold=threshold)
+    codes = crypto.encode(values, max_abs=1.0, bits=16).astype(np.int64)
+    plain = crypto.decode_mean((weights @ codes).astype(np.uint32), 17, max_abs=1.0, bits=16)
     np.testing.assert_array_equal(got, plain)
     step = 2 / (2**16 - 1)
     np.testing.assert_allclose(got, weights @ values / 17, atol=0.51 * step)
@@ -196,9 +196,9 @@ def test_mean_by_servers_is_the_fixed_point_mean(threshold):
         (lambda: crypto.share([1], num_shares=1), "num_shares"),
         (lambda: crypto.share([1], num_shares=2, modulus=2**33), "modulus"),
         (lambda: crypto.random_elements(3, modulus=1), "modulus"),
-        (lambda: crypto.mpc_mean(np.zeros(3), clip=1.0), "values"),
-        (lambda: crypto.mpc_mean(np.zeros((2, 3)), weights=[0.5, 1], clip=1.0), "weights"),
-        (lambda: crypto.mpc_mean(np.zeros((70_000, 1)), clip=1.0, bits=16), "wrap"),
+        (lambda: crypto.mpc_mean(np.zeros(3), max_abs=1.0), "values"),
+        (lambda: crypto.mpc_mean(np.zeros((2, 3)), weights=[0.5, 1], max_abs=1.0), "weights"),
+        (lambda: crypto.mpc_mean(np.zeros((70_000, 1)), max_abs=1.0, bits=16), "wrap"),
     ],
 )
 def test_bad_input_is_named(call, match):

@@ -216,7 +216,7 @@ def test_what_was_composed_is_cited_in_order():
         ({"server_optimizer": optax.sgd(1.0, momentum=0.9)}, ["hsu2019measuring"]),
         ({"server_optimizer": fl.server.yogi(0.1)}, ["reddi2021adaptive"]),
         ({"server_optimizer": optax.adam(0.1)}, ["reddi2021adaptive", "kingma2015adam"]),
-        ({"aggregator": fl.secure_mean(clip=1.0)}, [FEDAVG, "bonawitz2017practical"]),
+        ({"aggregator": fl.secure_mean(max_abs=1.0)}, [FEDAVG, "bonawitz2017practical"]),
         ({"uplink": fl.gaussian_noise(1.0)}, [FEDAVG, "dwork2014algorithmic"]),
         (
             {"downlink": fl.drive()},

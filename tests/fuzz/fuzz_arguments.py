@@ -125,6 +125,7 @@ BY_NAME: dict[str, Any] = {
     "losses": np.linspace(0.1, 1, 4),
     "make": make,
     "mask": jnp.arange(12) < 3,
+    "max_abs": 1.0,
     "max_distance": 1.0,
     "max_norm": 1.0,
     "members": EXAMPLES,

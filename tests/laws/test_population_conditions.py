@@ -112,13 +112,13 @@ def test_what_fits_is_let_through():
 
 
 def test_a_threshold_above_the_cohort_is_refused():
-    for rule in all_wraps(fl.secure_mean(clip=1.0, threshold=4)).values():
+    for rule in all_wraps(fl.secure_mean(max_abs=1.0, threshold=4)).values():
         algo = algorithm(aggregator=rule)
         with pytest.raises(ValueError, match=r"threshold must be .* cohort's size, got 4 of 3"):
             algo.round(KEY, start(algo), DATA)
     with pytest.raises(ValueError, match=r"threshold must be .* got 4 of 3"):
-        fl.secure_mean(clip=1.0, threshold=4, cohort_size=3)
-    exact = algorithm(aggregator=fl.secure_mean(clip=1.0, threshold=3))
+        fl.secure_mean(max_abs=1.0, threshold=4, cohort_size=3)
+    exact = algorithm(aggregator=fl.secure_mean(max_abs=1.0, threshold=3))
     _, metrics = exact.round(KEY, start(exact), DATA)
     assert float(metrics["secure_aborted"]) == 0
 
@@ -238,8 +238,11 @@ def test_min_sum_goes_as_far_as_one_honest_client(bound, choose):
     [
         (lambda: agg.geometric_median(weighted="no"), "weighted .* got 'no'"),
         (lambda: agg.inverse_variance([1.0], floor=0.1, per_example="yes"), "per_example .* 'yes'"),
-        (lambda: fl.secure_mean(clip=1.0, exact_zero="no"), "exact_zero .* got 'no'"),
-        (lambda: fl.crypto.encode(np.zeros(2), clip=1.0, bits=8, exact_zero=1), "exact_zero .* 1"),
+        (lambda: fl.secure_mean(max_abs=1.0, exact_zero="no"), "exact_zero .* got 'no'"),
+        (
+            lambda: fl.crypto.encode(np.zeros(2), max_abs=1.0, bits=8, exact_zero=1),
+            "exact_zero .* 1",
+        ),
         (lambda: fl.alie("1.0"), "z must be a number"),
         (lambda: fl.byzantine(ipm(), fraction=0.1, seed="a"), "seed must be an int"),
     ],

@@ -43,7 +43,7 @@ SLOTS = {
         )
     },
     "secure": lambda: {
-        "aggregator": fl.aggregation.secure_mean(clip=1.0, bits=20, masks="pairwise")
+        "aggregator": fl.aggregation.secure_mean(max_abs=1.0, bits=20, masks="pairwise")
     },
     "error feedback": lambda: {
         "uplink": fl.chain(fl.clip(1.0), fl.error_feedback(fl.transforms.top_k(2)))

@@ -61,7 +61,7 @@ def beaver() -> int:
 
 def in_jit(mask: Any, masks: str) -> np.ndarray:
     """The mean of `VALUES` over some clients by `secure_mean`."""
-    aggregator, present = secure_mean(clip=1.0, bits=16, masks=masks), jnp.asarray(mask)
+    aggregator, present = secure_mean(max_abs=1.0, bits=16, masks=masks), jnp.asarray(mask)
     messages = Message(jnp.asarray(VALUES), jnp.ones(4))
 
     @jax.jit
@@ -76,10 +76,10 @@ def in_jit(mask: Any, masks: str) -> np.ndarray:
 
 def by_protocol(mask: Any) -> np.ndarray:
     """The same by keys, shares and masks between four clients and a server."""
-    codes = crypto.encode(VALUES, clip=1.0, bits=16)
+    codes = crypto.encode(VALUES, max_abs=1.0, bits=16)
     drops = {i: "mask" for i in range(4) if not mask[i]}
     outcome = crypto.secure_sum(dict(enumerate(codes)), threshold=3, drops=drops)
-    return crypto.decode_mean(outcome.total, len(outcome.survivors), clip=1.0, bits=16)
+    return crypto.decode_mean(outcome.total, len(outcome.survivors), max_abs=1.0, bits=16)
 
 
 def plain(mask: Any) -> np.ndarray:
@@ -120,7 +120,7 @@ def checks() -> list[Check]:
         Check(
             "fixed point: -1, -.4, 1 in 2 bits",
             [0, 1, 3],
-            lambda: crypto.encode(np.array([-1, -0.4, 1]), clip=1.0, bits=2),
+            lambda: crypto.encode(np.array([-1, -0.4, 1]), max_abs=1.0, bits=2),
             0,
         ),
         Check(
