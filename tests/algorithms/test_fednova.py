@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -312,8 +313,8 @@ def test_ragged_population_with_equal_steps_is_fedavg_in_float32():
         states = [algo.init(KEY(0), params, data) for algo in algos]
         for _ in range(3):
             states = [a.round(KEY(0), s, data)[0] for a, s in zip(algos, states, strict=True)]
-        for a, b in zip(*(jax.tree.leaves(s.server.params) for s in states), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        params = [state.server.params for state in states]
+        chex.assert_trees_all_close(*params, rtol=1e-5, atol=1e-6)
 
 
 def test_directions_keep_half_precision():

@@ -140,7 +140,7 @@ def test_the_gradient_is_that_of_the_penalty_by_differences(q2):
             assert abs(got[name][index] - slope) < 1e-8
     # At the anchor itself the term is zero: no norm, no NaN.
     at_anchor, _ = tx.update(plain, tx.init(anchor), anchor, anchor=anchor)
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), at_anchor, plain)))
+    chex.assert_trees_all_equal(at_anchor, plain)
 
 
 def test_what_follows_in_the_chain_sees_the_whole_gradient():

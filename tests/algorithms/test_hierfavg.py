@@ -1,5 +1,6 @@
 """HierFAVG: closed forms on quadratics, reductions to FedAvg, who meets when, and the traffic."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,8 +146,7 @@ def test_who_meets_when_and_what_it_costs():
     first = (1 - q[0]) * B[0]
     second = q[1] * first + (1 - q[1]) * B[1]
     np.testing.assert_allclose(states[0].edges, [first, 0], rtol=1e-6)
-    for new, old in zip(jax.tree.leaves(states[1]), jax.tree.leaves(states[0]), strict=True):
-        np.testing.assert_array_equal(new, old)
+    chex.assert_trees_all_equal(states[1], states[0])
     # The second edge heard nobody: the cloud's mean is the first edge's model, for both.
     np.testing.assert_allclose([states[2].params, *states[2].edges], [second] * 3, rtol=1e-6)
     ends = q[2:] * second + (1 - q[2:]) * B[2:]

@@ -1,5 +1,6 @@
 """Mime and MimeLite against closed-form trajectories and their reductions."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,10 +77,7 @@ def compare(left, right, *, num_rounds=3, tolerance=1e-6):
     a, b = left.init(key, params, data), right.init(key, params, data)
     for _ in range(num_rounds):
         (a, _), (b, _) = left.round(key, a, data), right.round(key, b, data)
-    for x, y in zip(
-        jax.tree.leaves(a.server.params), jax.tree.leaves(b.server.params), strict=True
-    ):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_close(a.server.params, b.server.params, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.sample(1)
@@ -145,8 +143,7 @@ def test_clients_without_steps_stay_out_of_the_full_gradient():
     ids = jnp.array([0, 4, 5], jnp.int32)
     idle, _ = algo.round(key, state, data, fl.Cohort(ids, jnp.array([True, True, True])))
     without, _ = algo.round(key, state, data, fl.Cohort(ids, jnp.array([True, False, True])))
-    for a, b in zip(jax.tree.leaves(idle), jax.tree.leaves(without), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+    chex.assert_trees_all_close(idle, without, rtol=1e-6)
 
 
 def test_bad_arguments():

@@ -1,5 +1,8 @@
 """Fine-tune, then score: the models are local training's, wherever data and rows lie."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,9 +41,7 @@ def alone():
     return client_models(algo.round(KEY, algo.init(KEY, PARAMS, TRAIN), TRAIN)[0])
 
 
-def same(left, right, atol=1e-6):
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
+same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_lanes", [1, 2, 8])

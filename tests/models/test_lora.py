@@ -1,5 +1,6 @@
 """LoRA on models of this library, of flax linen and of nnx: what moves, and by how much."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,8 +84,7 @@ def test_every_dense_and_attention_kernel_of_flax_gets_an_adapter(kind):
         adapted.predict(params, EXAMPLES), model.predict(merged(params), EXAMPLES)
     )
     back = unmerged(merged(params), params)
-    for mine, theirs in zip(jax.tree.leaves(back.base), jax.tree.leaves(base), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(back.base, base, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_those_of_the_product():

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,10 +177,8 @@ def test_all_local_is_local_only():
     for _ in range(3):
         state, _ = ours.round(KEY, state, data)
         other, _ = base.round(KEY, other, data)
-    for a, b in zip(
-        jax.tree.leaves(personal_models(state)), jax.tree.leaves(client_models(other)), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    mine, theirs = personal_models(state), client_models(other)
+    chex.assert_trees_all_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_local_is_fedavg_in_every_bit():
