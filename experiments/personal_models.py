@@ -11,7 +11,8 @@ global one (FedAvg), that model after some epochs on its own data (FedAvg + loca
 trained alone, or what Ditto, APFL, pFedMe, FedRep or FedPer keep for it. All see the same cohorts,
 rounds and epochs; what these cost differs: Ditto and APFL compute two gradients a step, pFedMe
 five, FedRep has its head epochs before the body's. pFedMe has its paper's pull 15 and five inner
-steps, the other settings are round numbers; nothing is tuned on the held-out images.
+steps, and its models are those of each client's last batch; other settings are round numbers;
+nothing is tuned on the held-out images.
 
 A gain is a client's accuracy minus that of the model that it trained alone. Each run goes into
 results.json as it is done; a later run with the same settings keeps it and does what is missing.

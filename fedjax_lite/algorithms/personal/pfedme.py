@@ -88,7 +88,9 @@ def pfedme(
     It is gradient descent on the Moreau envelopes of the clients' losses. A step of the plan is one
     outer iteration: a new batch, `K` gradients on it, one step of `w_i`. `theta_i` starts at the
     broadcast in every round and from there on goes on from the last one, as in the authors'
-    program. A client that has not yet taken part has the initial model. Memory O(N x model).
+    program. A client's personal model is the point of its last batch, so it is as noisy as a batch
+    is small: an epoch whose last batch is short ends in the point of few examples. A client that
+    has not yet taken part has the initial model. Memory O(N x model).
 
     Args:
       loss: ``(params, examples, key) -> [B]``.
