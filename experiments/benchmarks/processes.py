@@ -1,10 +1,10 @@
-"""Two devices, one core each, against one device with both cores, on small models.
+"""A device a core against one device with all cores, on small models.
 
     python experiments/benchmarks/processes.py
 
-Three ways to use the same two cores, each a fresh command, in turns: one process with one
-device; one process with two forced devices; two processes of one core each (the launcher, gloo on
-loopback). Aim: the better of the last two at least 1.2 times the first. Writes processes.json.
+Three ways to use the same two cores, each a fresh command, in turns: one process with one device;
+one process with a device a core, as `use_cores` makes them; two processes of one core each (the
+launcher, gloo on loopback). Writes processes.json.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from fedjax_lite.hosts import distributed
 from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.run.rounds import rounds_of
 
-WAYS = ("one device", "two forced devices", "two processes")
-ROUNDS = {"logreg": 200, "lognormal": 10, "2nn": 100}
+WAYS = ("one device", "a device a core", "two processes")
+ROUNDS = {"logreg": 200, "lognormal": 10, "2nn": 20, "pfl-cnn": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonFlags:
     """The workloads to measure."""
 
-    workloads: tuple[str, ...] = ("logreg", "lognormal", "2nn")
-    """Workloads of workloads.py, small models: logreg, lognormal, 2nn."""
+    workloads: tuple[str, ...] = ("logreg", "lognormal", "2nn", "pfl-cnn")
+    """Workloads of workloads.py: logreg, lognormal, 2nn, pfl-cnn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,8 @@ class RunFlags:
     """A run of seconds on tiny sizes; its figures mean nothing."""
     child: str = ""
     """Internal: the workload that this process measures."""
+    cores: bool = False
+    """Internal: whether each core is a device of this process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +67,14 @@ class Flags(ComparisonFlags, RunFlags):
 
 def child(name: str, flags: Flags) -> None:
     """Times calls of many rounds and prints one JSON line."""
+    if flags.cores:
+        fl.use_cores()
     distributed.initialize()
     workload = WORKLOADS[name].smoke() if flags.smoke else WORKLOADS[name]
     num_rounds = 2 if flags.smoke else ROUNDS[name]
     data, key = workload.population(), jax.random.key(0)
     params = workload.model().init(key)
-    if jax.device_count() > 1:
+    if jax.process_count() > 1:
         mesh = fl.client_mesh()
         algo = workload.algorithm(fl.sharded(mesh))
         data = fl.replicate(data, mesh=mesh)
@@ -104,8 +108,7 @@ def command(way: str, name: str, flags: Flags) -> tuple[list[str], dict[str, str
     if way == "two processes":
         launcher = ["-m", "fedjax_lite.hosts.launch", "--num-processes", "2", "--cores", "1"]
         return [sys.executable, *launcher, *arguments], environment
-    if way == "two forced devices":
-        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    arguments += ["--cores"] * (way == "a device a core")
     return [sys.executable, *arguments], environment
 
 

@@ -14,6 +14,7 @@ import tyro
 
 from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.hosts import distributed
+from fedjax_lite.hosts.cores import use_cores
 from fedjax_lite.run.compilation import keep_compiled_programs
 from shared.flag_values import check_value, check_words
 
@@ -21,10 +22,14 @@ Flags = TypeVar("Flags")
 
 
 def script(main: Callable[[Flags], Any], flags: type[Flags], description: str | None) -> None:
-    """Runs an experiment from the command line; compiled programs are kept for the next start."""
+    """Runs an experiment from the command line; compiled programs are kept for the next start.
+
+    Each core of a CPU is a device, unless several processes share them.
+    """
     try:
         given = parse(flags, description)
         keep_compiled_programs()
+        use_cores()
         main(given)
     except (ValueError, TypeError, OSError) as error:
         notes = getattr(error, "__notes__", [])

@@ -16,6 +16,8 @@ import jax
 from fedjax_lite.checks.arguments import check_count
 
 _FORCED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+_TASKS = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+"""Where the number of a run's processes stands; they deal by a mesh of their own."""
 _asked = False
 """Whether `use_cores` was called: other devices of a CPU are the user's own affair."""
 _ONE: ContextVar[bool] = ContextVar("one", default=False)
@@ -57,7 +59,9 @@ def use_cores(num_cores: int | None = None) -> int:
     than it computes. With a device a core every core trains clients of its own, and results are
     those of one device up to the order of one sum. `run` lays the data so that all cores read the
     same memory; evaluation is dealt, too. Call it before anything of JAX is computed, in each
-    process once; on an accelerator it changes nothing.
+    process once. On an accelerator it changes nothing, and neither in one of several processes
+    (`fedjax_lite.hosts.launch`, Slurm, Open MPI), which share a mesh of their own, unless
+    `num_cores` is given.
 
     Args:
       num_cores: devices to make; default ``JAX_NUM_CPU_DEVICES`` of the environment, else the
@@ -79,6 +83,8 @@ def use_cores(num_cores: int | None = None) -> int:
     if num_cores is not None:
         check_count(num_cores, "num_cores", minimum=1)
     chosen = jax.config.jax_num_cpu_devices  # -1 where nobody chose
+    if num_cores is None and any(int(os.environ.get(name) or 1) > 1 for name in _TASKS):
+        return max(chosen, 1)
     wanted = num_cores or (chosen if chosen > 0 else usable_cores())
     forced = _FORCED.search(os.environ.get("XLA_FLAGS", ""))
     if _started():

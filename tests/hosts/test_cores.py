@@ -103,6 +103,11 @@ def test_many_cores_and_environments_that_chose_already():
     assert in_a_process("-c", code, JAX_NUM_CPU_DEVICES="5").stdout.split() == ["5", "5"]
 
 
+def test_one_of_several_processes_keeps_its_devices():
+    code = "import fedjax_lite as fl, jax; print(fl.use_cores(), jax.device_count())"
+    assert in_a_process("-c", code, JAX_NUM_PROCESSES="2").stdout.split() == ["1", "1"]
+
+
 def test_bad_numbers():
     with pytest.raises(ValueError, match="num_cores must be at least 1, got 0"):
         fl.use_cores(0)
