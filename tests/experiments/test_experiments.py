@@ -53,7 +53,8 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "out"
     # A schedule depends on the length of the run, so one that is to be prolonged has none.
     flags = ("--dataset", "digits", "--every", "2", "--num-clients", "10", "--cohort-size", "4")
-    flags += ("--client-schedule", "constant")
+    # One device: another process of these tests goes on, whose cores are no devices.
+    flags += ("--client-schedule", "constant", "--devices", "1")
     done = run_script("fedavg_cifar.py", *flags, "--num-rounds", "4", "--output-dir", str(folder))
     assert done.returncode == 0, done.stderr
     return folder, flags, done
