@@ -175,7 +175,7 @@ def schedule(kind: Schedule, rate: float, decay: float, num_rounds: int) -> opta
 
 
 def device_mesh(devices: str) -> Mesh | None:
-    """The mesh that --devices names, all or a number; None for a single device."""
+    """The mesh that --devices names, all or a number; None where there is one device only."""
     count = jax.device_count()
     wanted = count if devices == "all" else int(devices) if devices.isdigit() else 0
     if not 1 <= wanted <= count or (jax.process_count() > 1 and wanted < count):
@@ -183,7 +183,7 @@ def device_mesh(devices: str) -> Mesh | None:
             f"--devices must be all or a number from 1 to {count}, the devices at hand (several "
             f"processes: all), got {devices!r}"
         )
-    return fl.client_mesh(jax.devices()[:wanted]) if wanted > 1 else None
+    return fl.client_mesh(jax.devices()[:wanted]) if count > 1 else None
 
 
 def strategy(name: str, mesh: Mesh | None = None) -> fl.engine.Strategy:
