@@ -46,7 +46,8 @@ class FineTuned:
     ) -> None:
         self._train, self._key, self._data, self._num_lanes = train, key, data, num_lanes
         self._state = start if isinstance(start, RoundState) and kept(start).personal else None
-        self._shared = None if self._state is not None else one_model(start)
+        whole = self._state is None
+        self._shared = jax.tree.map(jnp.asarray, one_model(start)) if whole else None
         self._round = start.round if isinstance(start, RoundState) else jnp.int32(0)
         self._sizes = np.asarray(data.sizes)
 
