@@ -41,6 +41,7 @@ SECTIONS = {
     "costs": ("round_algorithms", "round_slots", "round"),
     "peers": ("peers",),
     "processes": ("processes",),
+    "steps": ("step",),
 }  # fmt: skip
 """Sections of the page in order, and the files each is about; without any it is left out."""
 

@@ -18,7 +18,7 @@ def auto() -> Strategy:
     """Chooses devices and lanes by platform, model and size distribution, when it is traced.
 
     The rules were measured on 2 CPU cores (experiments/benchmarks/round.py): one lane for
-    convolutional or large models and for uneven sizes, five for even small dense ones. On an
+    convolutional models, for more than 256 KiB of weights and for uneven sizes, else five. On an
     accelerator the whole cohort in lanes where sizes are even, sorted chunks where they are not
     (nothing measured there yet). After `use_cores` each core of a CPU is given an equal share of
     the work, as by `sharded`. All that it looks at is static: shapes, and the largest client's

@@ -17,8 +17,8 @@ from fedjax_lite.hosts.cores import cores
 from fedjax_lite.types import PyTree
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
-LARGE_MODEL_BYTES = 4 * 2**20
-"""Above this a CPU's caches hold one client's weights, not several."""
+SMALL_MODEL_BYTES = 2**18
+"""Up to this a step on a CPU is mostly overhead, which lanes share; above it they share nothing."""
 
 
 class Choice(NamedTuple):
@@ -76,8 +76,8 @@ def choose(
     if platform == "cpu":
         if convolutional:
             lanes, reason = 1, "convolutions on a CPU run fastest one client at a time"
-        elif num_bytes > LARGE_MODEL_BYTES:
-            lanes, reason = 1, f"{num_bytes / 2**20:.1f} MiB of weights fill the caches alone"
+        elif num_bytes > SMALL_MODEL_BYTES:
+            lanes, reason = 1, f"{num_bytes / 2**20:.1f} MiB of weights keep a core busy alone"
         elif uneven:
             lanes, reason = 1, f"the largest client is {unevenness:.1f} times the mean"
         else:

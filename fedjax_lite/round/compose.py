@@ -95,6 +95,7 @@ def federated_algorithm(
 
     Example:
       >>> import optax, fedjax_lite as fl
+      >>> from jax import numpy as jnp
       >>> data = fl.data.from_arrays({"b": jnp.array([-1.0, 2.0])}, [0, 1])
       >>> algo = federated_algorithm(
       ...     fl.local_sgd(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0)),

@@ -33,7 +33,7 @@ def everything():
     data = fl.data.from_arrays(examples(), OWNERS)
     algo = make()
     state = algo.init(key, MODEL.init(key), data)
-    score = fl.evaluator(MODEL, examples(), batch_size=10)
+    score = fl.evaluator(MODEL, examples(), name="train_set", batch_size=10)
     state, history = fl.run(
         algo, key, state, data, num_rounds=3, every=2, evaluate=score, progress=False
     )
