@@ -33,11 +33,12 @@ def everything():
     data = fl.data.from_arrays(examples(), OWNERS)
     algo = make()
     state = algo.init(key, MODEL.init(key), data)
-    score = fl.evaluator(MODEL, examples(), name="train_set", batch_size=10)
+    asked = {"f1": fl.metrics.f1(3)}  # sums, which batches that only fill devices up must not enter
+    score = fl.evaluator(MODEL, examples(), name="train_set", batch_size=10, metrics=asked)
     state, history = fl.run(
         algo, key, state, data, num_rounds=3, every=2, evaluate=score, progress=False
     )
-    clients = fl.evaluate_clients(MODEL, state, data, batch_size=10)
+    clients = fl.evaluate_clients(MODEL, state, data, batch_size=10, metrics=asked)
     one, metrics = algo.round(key, state, data)
     swept = fl.sweep(
         make,
@@ -53,9 +54,12 @@ def everything():
     return {
         "params": jax.tree.map(lambda x: np.asarray(x).tolist(), jax.tree.leaves(one.server)),
         "rows": rows,
-        "clients": {name: np.asarray(clients[name]).tolist() for name in ("loss", "accuracy")},
+        "clients": {
+            name: np.asarray(clients[name]).tolist() for name in ("loss", "accuracy", "f1")
+        },
         "members": members,
         "explained": fl.explain(MODEL.init(key), data, plan=fl.Plan(batch_size=3), cohort_size=6),
+        "dealt": "shard_map" in str(jax.make_jaxpr(algo.round)(key, state, data)),
         "devices": len(jax.tree.leaves(state)[0].sharding.device_set),
         "loss": float(metrics["train_loss"]),
     }

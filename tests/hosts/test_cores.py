@@ -45,6 +45,7 @@ def test_a_run_dealt_to_cores_is_the_run_of_one(results):
     one, four = results
     assert (one["cores"], four["cores"]) == (1, 4)
     assert (one["devices"], four["devices"]) == (1, 4)
+    assert (one["dealt"], four["dealt"]) == (False, True)
     np.testing.assert_allclose(one["loss"], four["loss"], rtol=1e-5)
     np.testing.assert_allclose(one["members"], four["members"], rtol=1e-5)
     for part, other in zip(one["params"], four["params"], strict=True):
