@@ -212,14 +212,14 @@ def live_names() -> dict[str, list[str]]:
 
     found: dict[str, list[str]] = {}
     first = (fedjax_lite, fedjax_lite.report, fedjax_lite.testing)
-    todo = [(module.__name__, module) for module in first]
-    while todo:
-        path, module = todo.pop()
+    unvisited = [(module.__name__, module) for module in first]
+    while unvisited:
+        path, module = unvisited.pop()
         if path in found or not hasattr(module, "__all__"):
             continue
         found[path] = list(module.__all__)
         values = [(f"{path}.{name}", getattr(module, name)) for name in module.__all__]
-        todo += [(name, value) for name, value in values if isinstance(value, type(sys))]
+        unvisited += [(name, value) for name, value in values if isinstance(value, type(sys))]
     return found
 
 

@@ -179,8 +179,8 @@ def descendants(pid: int) -> list[int]:
             # The name of a process may hold spaces and brackets: what follows the last one counts.
             parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(path.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        found += (new := children.get(todo.pop(), []))
-        todo += new
+    found, unvisited = [], [pid]
+    while unvisited:
+        found += (new := children.get(unvisited.pop(), []))
+        unvisited += new
     return found
