@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
+from fedjax_lite.engine.mesh.collective import AXIS, add_devices
 from fedjax_lite.evaluate.metric_shapes import add_by_unit, metric_shapes, no_sums
 from fedjax_lite.evaluate.programs import Scores, measure
 from fedjax_lite.evaluate.what_counts import Kind
@@ -29,7 +31,7 @@ class Own(NamedTuple):
     """Scores and quantities of host metrics, leaves `[P, ...]`, client after client."""
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9, 10, 11))
+@functools.partial(jax.jit, static_argnums=(7, 8, 9, 10, 11, 12, 13))
 def score_own(
     models: Params,
     examples: PyTree,
@@ -37,17 +39,19 @@ def score_own(
     starts: Array,
     sizes: Array,
     groups: Array | None,
+    first: Array | int,
     model: Model,
     kind: Kind,
     batch_size: int,
     metrics: Named = (),
     num_groups: int = 0,
     keep: bool = False,
+    mesh: Mesh | None = None,
 ) -> Own:
     """Clients' own models on their own examples, in own batches.
 
-    Client `i` owns the examples ``order[starts[i]:starts[i] + sizes[i]]``; the first of them
-    follow each other.
+    Client `i` owns the examples ``order[starts[i]:starts[i] + sizes[i]]``; those of the clients
+    that have any follow each other, from `first` on.
 
     Args:
       models: leaves `[n, ...]`.
@@ -56,18 +60,23 @@ def score_own(
       starts: int32 `[n]`.
       sizes: int32 `[n]`.
       groups: int32 `[E]`, the group of each example; None: there are none.
+      first: the least of the starts.
       model: what is scored.
       kind: how hits are found.
       batch_size: examples at a time.
       metrics: names and metrics.
       num_groups: `G`.
       keep: return what was found of each example, too.
+      mesh: devices that the clients are dealt to, as they lie; None: one.
     """
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), models)
     shapes = metric_shapes(model.predict, one, examples, batch_size, metrics)
     num_places = (jax.tree.leaves(examples)[0] if order is None else order).shape[0]
 
-    def one_batch(params: Params, low: Array, size: Array, i: Array, total: Own) -> Own:
+    def one_batch(
+        params: Params, low: Array, size: Array, shared: Any, i: Array, total: Own
+    ) -> Own:
+        examples, order, groups, first = shared
         position = i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         inside = position < size
         rows = low + position % jnp.maximum(size, 1)
@@ -81,7 +90,7 @@ def score_own(
             where = jnp.where(inside, groups[rows], -1)
             group_sums = add_by_unit(group_sums, new.sums, where)
         if keep:
-            place = jnp.where(inside, low - starts[0] + position, num_places)
+            place = jnp.where(inside, low - first + position, num_places)
             kept = jax.tree.map(
                 lambda table, value: table.at[place].set(value, mode="drop"),
                 kept,
@@ -89,14 +98,14 @@ def score_own(
             )
         return Own(Scores(*scores), sums, group_sums, kept)
 
-    def one_client(carry: Any, client: tuple[Params, Array, Array]) -> Any:
+    def one_client(shared: Any, carry: Any, client: tuple[Params, Array, Array]) -> Any:
         params, low, size = client
         none = Scores(jnp.zeros(()), *(jnp.int32(0),) * 4)
         no_sum = jax.tree.map(lambda leaf: leaf[0], no_sums(shapes, 1))
         found = jax.lax.fori_loop(
             0,
             (size + batch_size - 1) // batch_size,
-            functools.partial(one_batch, params, low, size),
+            functools.partial(one_batch, params, low, size, shared),
             Own(none, no_sum, *carry),
         )
         return (found.group_sums, found.examples), (found.scores, found.sums)
@@ -115,5 +124,16 @@ def score_own(
             (found.scores, found.kept),
         )
     carry = (no_sums(shapes if groups is not None else {}, num_groups), places)
-    (group_sums, places), (scores, sums) = jax.lax.scan(one_client, carry, (models, starts, sizes))
+
+    def some(shared: Any, clients: tuple[Params, Array, Array]) -> Any:
+        whole, each = jax.lax.scan(functools.partial(one_client, shared), carry, clients)
+        return (whole if mesh is None else add_devices(whole)), each
+
+    shared, clients = (examples, order, groups, first), (models, starts, sizes)
+    if mesh is not None:  # every client is one device's, and so is every place: sums are exact
+        whole, part = PartitionSpec(), PartitionSpec(AXIS)
+        some = jax.shard_map(
+            some, mesh=mesh, in_specs=(whole, part), out_specs=(whole, part), check_vma=False
+        )
+    (group_sums, places), (scores, sums) = some(shared, clients)
     return Own(scores, sums, group_sums, places)

@@ -13,7 +13,13 @@ from fedjax_lite.evaluate.blocks import Population, blocks_of, pooled_blocks
 from fedjax_lite.evaluate.fine_tuned import FineTuned, model_bytes
 from fedjax_lite.evaluate.groups import Groups
 from fedjax_lite.evaluate.metric_shapes import unit_bytes
-from fedjax_lite.evaluate.over_cores import on_cores, over_cores
+from fedjax_lite.evaluate.over_cores import (
+    deal_clients,
+    in_order,
+    on_cores,
+    on_their_cores,
+    over_cores,
+)
 from fedjax_lite.evaluate.own_program import score_own
 from fedjax_lite.evaluate.programs import score_examples
 from fedjax_lite.evaluate.totals import Examples, Part, as_table, first_of
@@ -153,22 +159,34 @@ def own_parts(
             of_examples, num_groups = _groups(asked, block.examples, rows, len(rows))
             assert asked.groups is not None
             of_rows = asked.groups.of_rows(block.examples).astype(np.int32)
+        examples, starts, mesh, dealt = block.examples, np.asarray(block.starts), None, None
+        if block.device is None and len(ids) > 1:
+            examples, mesh = over_cores(examples, int(sizes.sum()), batch_size)
+        clients = mine, starts, sizes
+        if mesh is not None:
+            dealt = deal_clients(-(-sizes // batch_size), mesh.size)
+            clients = on_their_cores(*clients, dealt, mesh)
         with loss_looking(model, mine, block.examples):
             found = jax.device_get(
                 score_own(
-                    mine,
-                    block.examples,
+                    clients[0],
+                    examples,
                     block.order,
-                    block.starts,
-                    block.sizes,
+                    *clients[1:],
                     of_rows,
+                    starts[0],
                     model,
                     scoring.kind,
                     batch_size,
                     asked.metrics,
                     num_groups,
                     keep,
+                    mesh,
                 )
+            )
+        if dealt is not None:
+            found = found._replace(
+                scores=in_order(found.scores, dealt), sums=in_order(found.sums, dealt)
             )
         real = ids[: block.count]
         examples = None

@@ -1,5 +1,6 @@
 """What a process with one device a core is asked by test_cores.py: the same run, dealt and not."""
 
+import dataclasses
 import json
 import sys
 
@@ -27,6 +28,27 @@ def make(learning_rate=0.1):
     return fl.scaffold(MODEL.loss, learning_rate, plan=fl.Plan(batch_size=3), sampler=fl.uniform(6))
 
 
+def own_models(data):
+    """Scores of a model for each client: sums, exact figures of all examples, groups of them."""
+    two = mlp((5,), num_classes=2, input_shape=(4,))
+    rng = np.random.default_rng(1)
+    models = jax.tree.map(
+        lambda leaf: leaf + rng.normal(size=(data.num_clients, *leaf.shape)),
+        two.init(jax.random.key(2)),
+    )
+    part = data.examples | {"y": data.examples["y"] % 2, "third": data.examples["y"]}
+    asked = {"f1": fl.metrics.f1(2), "auc": fl.metrics.auc(None)}
+    found = fl.evaluate_personal(
+        two,
+        models,
+        dataclasses.replace(data, examples=part),
+        batch_size=4,
+        metrics=asked,
+        groups="third",
+    )
+    return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(found)]
+
+
 def everything():
     """A run with evaluations, scores of clients, a sweep: numbers alone."""
     key = jax.random.key(0)
@@ -39,6 +61,7 @@ def everything():
         algo, key, state, data, num_rounds=3, every=2, evaluate=score, progress=False
     )
     clients = fl.evaluate_clients(MODEL, state, data, batch_size=10, metrics=asked)
+    own = own_models(data)
     one, metrics = algo.round(key, state, data)
     swept = fl.sweep(
         make,
@@ -57,6 +80,7 @@ def everything():
         "clients": {
             name: np.asarray(clients[name]).tolist() for name in ("loss", "accuracy", "f1")
         },
+        "own": own,
         "members": members,
         "explained": fl.explain(MODEL.init(key), data, plan=fl.Plan(batch_size=3), cohort_size=6),
         "dealt": "shard_map" in str(jax.make_jaxpr(algo.round)(key, state, data)),

@@ -52,6 +52,8 @@ def test_a_run_dealt_to_cores_is_the_run_of_one(results):
         np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-6)
     for name, scores in one["clients"].items():
         np.testing.assert_allclose(scores, four["clients"][name], rtol=1e-5)
+    for scores, other in zip(one["own"], four["own"], strict=True):
+        np.testing.assert_allclose(scores, other, rtol=1e-5)
     assert len(one["rows"]) == 4
     for row, other in zip(one["rows"], four["rows"], strict=True):
         assert row.keys() == other.keys()
