@@ -34,6 +34,7 @@ DATASETS = {
     "fashion_mnist": ("xiao2017fashion",),
     "shakespeare": ("mcmahan2017communication",),
     "heart_disease": ("janosi1988heart", "terrail2022flamby"),
+    "uci_har": ("anguita2013public",),
     "digits": ("alpaydin1998cascading",),
     "synthetic": ("li2020federated",),
 }

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_lite.data.sources import cifar, digits, heart, idx, shakespeare
+from fedjax_lite.data.sources import cifar, digits, har, heart, idx, shakespeare
 from fedjax_lite.data.sources import tfds as tfds_source
 from fedjax_lite.data.sources.cache import Splits, cached, default_cache_dir
 from fedjax_lite.data.sources.locate import locate, provenance
@@ -20,7 +20,7 @@ SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
         *(*cifar.SOURCES, *idx.SOURCES, *shakespeare.SOURCES),
-        *(*heart.SOURCES, *digits.SOURCES, *SYNTHETIC),
+        *(*heart.SOURCES, *har.SOURCES, *digits.SOURCES, *SYNTHETIC),
     )
 }
 """Every data set but those of TFDS, by name."""
@@ -65,6 +65,7 @@ def load(
     fashion_mnist uint8 `[E, 28, 28, 1]`, int32 `[E]`
     shakespeare   int32 `[E, T]` both, y = -1 on padding  ``role`` strings; ``sequence_length=80``
     heart_disease float32 `[E, 13]`, int32 `[E]`          ``hospital`` int32, 0..3
+    uci_har       float32 `[E, 128, 9]`, int32 `[E]`      ``subject`` int32, 0..29
     digits        float32 `[E, 8, 8, 1]` in [0, 1], int32
     synthetic     float32 `[E, 60]`, int32 `[E]`          ``client`` int32; options of `synthetic`
     tfds:NAME     features ``image`` and ``label``        all other features by their names

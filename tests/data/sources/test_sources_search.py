@@ -262,7 +262,7 @@ def test_names_and_options_are_checked(opened, call, kind, message):
 def test_every_source_says_what_it_is(opened):
     assert list(names()) == [
         *("cifar10", "cifar100", "mnist", "fashion_mnist", "shakespeare"),
-        *("heart_disease", "digits", "synthetic"),
+        *("heart_disease", "uci_har", "digits", "synthetic"),
     ]
     for name, source in sources.SOURCES.items():
         assert source.name == name
