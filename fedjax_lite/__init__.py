@@ -24,6 +24,7 @@ from fedjax_lite.version import __version__ as __version__  # isort: split
 from fedjax_lite import (
     aggregation,
     algorithms,
+    arrivals,
     attacks,
     crypto,
     data,
@@ -209,6 +210,7 @@ __all__ = [
     "algorithms",
     "alie",
     "apfl",
+    "arrivals",
     "attacks",
     "auto",
     "bucketing",

@@ -235,6 +235,9 @@ class Sampler(NamedTuple):
     """``(num_clients) -> state``; raises ValueError where the population is too small."""
     sample: Callable[[Key, PyTree, Array], tuple[PyTree, Cohort]]
     """``(key, state, sizes [N]) -> (state, cohort)``."""
+    at: Callable[[Any], Sampler] | None = None
+    """``(errand) ->`` this round's sampler, for those that decide by what clients are asked to do
+    (a clock); see `fedjax_lite.round.errand.Errand`."""
     made: Any = None
     """Which factory made it; None: your own."""
 

@@ -22,7 +22,7 @@ FLOORS = (
     {"aggregation", "engine", "models"},
     {"round"},
     {"evaluate", "privacy"},
-    {"algorithms", "attacks", "run"},
+    {"algorithms", "arrivals", "attacks", "run"},
     {"describe", "report", "stream", "testing"},
     {"verify"},
     {"__init__"},
@@ -116,6 +116,7 @@ def test_files_of_tests_are_small():
 FOLDERS = (
     "aggregation",
     "algorithms",
+    "arrivals",
     "attacks",
     "crypto",
     "data",

@@ -148,6 +148,23 @@ WORDS: dict[str, Segments] = {
         "of standard deviation {stddev} by each client",
     ),
     "of_direction": ("{uplink}",),
+    # time
+    "latency": (
+        "simulated seconds",
+        "; a local step takes {compute}",
+        "; {overhead} beside the work",
+        "; downloads at {download} bits a second",
+        "; uploads at {upload} bits a second",
+    ),
+    "failing": ("{inner}; a message is lost with probability {rate}",),
+    "constant": ("{value}",),
+    "exponential": ("exponential with mean {mean}",),
+    "half_normal": ("half-normal with scale {scale}",),
+    "log_normal": ("log-normal with median {median} and sigma {sigma}",),
+    "pareto": ("Pareto from {minimum} on with shape {shape}",),
+    "of_device": ("{inner}, drawn once for each client",),
+    "per_client": ("a number for each client",),
+    "day_and_night": ("each client is there for {awake} of a day, in {zones} time zones",),
     # weightings
     "inverse_variance": ("the inverse of a client's variance, floor {floor}",),
 }

@@ -85,16 +85,9 @@ def work_list(phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientD
     slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
     found = data.find(ids, slots)
 
-    def steps_in(phase: Phase) -> Array:
-        def of_client(client: Array, size: Array) -> Array:
-            own = None
-            if phase.plan.is_random:  # apart from the client's keys 0..3, which its training uses
-                own = jax.random.fold_in(jax.random.fold_in(key, client), 4 + (phase.stream or 0))
-            return phase.plan.num_steps(own, client, size)
-
-        return jnp.where(cohort.mask, jax.vmap(of_client)(ids, found.sizes), 0)
-
-    steps = tuple(map(steps_in, phases))
+    steps = tuple(
+        jnp.where(cohort.mask, steps_in(phase, key, ids, found.sizes), 0) for phase in phases
+    )
     return Work(
         ids=ids,
         members=found.members,
@@ -105,3 +98,22 @@ def work_list(phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientD
         mask=cohort.mask,
         phase_steps=steps if len(steps) > 1 else (),
     )
+
+
+def steps_in(phase: Phase, key: Key, ids: Array, sizes: Array) -> Array:
+    """The steps that clients `ids` with `sizes` examples, both `[C]`, do in a phase: int32 `[C]`.
+
+    Args:
+      phase: with its plan.
+      key: the clients', of the pass.
+      ids: whose amounts are asked for.
+      sizes: their examples.
+    """
+
+    def of_client(client: Array, size: Array) -> Array:
+        own = None
+        if phase.plan.is_random:  # apart from the client's keys 0..3, which its training uses
+            own = jax.random.fold_in(jax.random.fold_in(key, client), 4 + (phase.stream or 0))
+        return phase.plan.num_steps(own, client, size)
+
+    return jax.vmap(of_client)(ids, sizes)

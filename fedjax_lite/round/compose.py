@@ -23,6 +23,7 @@ from fedjax_lite.engine.prologue import Prologue
 from fedjax_lite.engine.round_keys import round_keys
 from fedjax_lite.round.cohort_checks import check_cohort
 from fedjax_lite.round.downlink import Downlink
+from fedjax_lite.round.errand import told
 from fedjax_lite.round.fresh_state import fresh_state
 from fedjax_lite.round.next_state import next_state
 from fedjax_lite.round.own_models import models_of
@@ -134,7 +135,7 @@ def federated_algorithm(
 
     @jax.jit
     def sample(key: Key, round: Array, state: Any, sizes: Array) -> tuple[Any, Cohort]:
-        return wires.sampler.sample(round_keys(key, round)[0], state, sizes)
+        return told(wires, key, round).sample(round_keys(key, round)[0], state, sizes)
 
     def with_strategy(other: Strategy) -> FederatedAlgorithm:
         return federated_algorithm(**{**wires.slots._asdict(), "strategy": other})

@@ -15,6 +15,7 @@ from fedjax_lite.engine.counted import population_of
 from fedjax_lite.engine.program import message_shape
 from fedjax_lite.engine.prologue import Prefaced, preface_shape
 from fedjax_lite.engine.table_memory import check_table
+from fedjax_lite.round.errand import told, traffic_of
 from fedjax_lite.round.ledger import empty
 from fedjax_lite.round.optimizer_rounds import local_steps
 from fedjax_lite.round.server import start_server
@@ -46,6 +47,7 @@ def fresh_state(
     state = start_server(server, params, population_of(population, program.client.counts))
     broadcast = server.broadcast(state)
     found: Any = ()
+    preface: Any = ()
     with local_steps(program.plan, population):
         row = program.client.init(params)
     if prologue is not None:
@@ -60,6 +62,11 @@ def fresh_state(
         message, _ = message_shape(program, broadcast, row, found=found)
         kept = program.aggregator.init_state(trees.zeros(message.value))
     uplink_row = program.uplink.init(trees.zeros(message.value))
+    sampler = wires.sampler
+    if sampler.at is not None:
+        sent = broadcast.value if isinstance(broadcast, Prefaced) else broadcast
+        traffic = traffic_of(wires, state, sent, message.value, preface)
+        sampler = told(wires, key, jnp.int32(0), *traffic)
     check_table((row, uplink_row), population.num_rows)
     fresh = RoundState(
         round=jnp.int32(0),
@@ -67,7 +74,7 @@ def fresh_state(
         clients=make_table("clients", row, population),
         uplink=make_table("uplink", uplink_row, population),
         aggregator=kept,
-        sampler=wires.sampler.init(population.num_clients),
+        sampler=sampler.init(population.num_clients),
         privacy=() if wires.privacy is None else empty(),
     )
     return trees.unaliased(fresh)

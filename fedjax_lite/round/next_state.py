@@ -18,11 +18,12 @@ from fedjax_lite.engine.prologue import (
 )
 from fedjax_lite.engine.round_keys import round_keys
 from fedjax_lite.round.downlink import downlink_cost
+from fedjax_lite.round.errand import told
 from fedjax_lite.round.metrics import COSTS, round_metrics
 from fedjax_lite.round.private_runs import recorded
 from fedjax_lite.round.private_slots import without_repeats
 from fedjax_lite.round.wiring import Wired
-from fedjax_lite.types import Array, Cohort, Key, RoundState
+from fedjax_lite.types import Array, Cohort, Key, RoundState, Sampler
 
 
 def next_state(
@@ -39,7 +40,8 @@ def next_state(
     """
     key_sample, key_clients, key_server, key_prologue = round_keys(key, state.round)
     ledger = recorded(wires.privacy, state, data, cohort)
-    sampler_state, asked = _drawn(wires, key_sample, state, data, cohort)
+    sampler = told(wires, key, state.round)
+    sampler_state, asked = _drawn(wires, sampler, key_sample, state, data, cohort)
     sent = wires.server.broadcast(state.server)
     first = _first_pass(wires, key_prologue, state, sent, asked, data)
     done = one_pass(
@@ -79,12 +81,12 @@ def next_state(
 
 
 def _drawn(
-    wires: Wired, key: Key, state: RoundState, data: Any, cohort: Cohort | None
+    wires: Wired, sampler: Sampler, key: Key, state: RoundState, data: Any, cohort: Cohort | None
 ) -> tuple[Any, Cohort]:
     """The sampler's next state, and the cohort without ids that nobody has."""
     sampler_state = state.sampler
     if cohort is None:
-        sampler_state, cohort = wires.sampler.sample(key, state.sampler, data.sizes)
+        sampler_state, cohort = sampler.sample(key, state.sampler, data.sizes)
     elif wires.privacy is not None:
         cohort = without_repeats(cohort)  # one client, one bounded contribution
     known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)

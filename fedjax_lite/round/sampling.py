@@ -195,7 +195,9 @@ def dropout(sampler: Sampler, rate: float | Array) -> Sampler:
         draws = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key_drop, i)))(cohort.ids)
         return state, cohort._replace(mask=cohort.mask & (draws >= rate))
 
-    return Sampler(sampler.init, sample)
+    told = sampler.at
+    at = None if told is None else lambda errand: dropout(told(errand), rate)
+    return Sampler(sampler.init, sample, at)
 
 
 def _check_population(cohort_size: int, name: str = "cohort_size"):

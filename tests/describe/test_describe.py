@@ -155,7 +155,7 @@ def test_the_tables_name_factories_that_exist():
              for n in (read(part).name for part in g.values())}  # fmt: skip
     # Without these nothing of the kind is in the registries.
     rest = {"modular_mean", "noisy_codes", "of_direction", "inverse_variance", "once_an_epoch"}
-    rest |= {"edge_averages", "mean_of_products"}
+    rest |= {"edge_averages", "mean_of_products", *fl.arrivals.__all__}
     assert set(WORDS) <= names | rest
 
 

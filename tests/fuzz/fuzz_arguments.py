@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from fuzz_arrivals import ARRIVALS
 from fuzz_world import (
     BATCH,
     BN,
@@ -243,6 +244,7 @@ def _mechanism(epsilon: float) -> fl.Mechanism:
 
 
 OWN: dict[str, dict[str, Any]] = {
+    **ARRIVALS,
     "bucketing": {"inner": fl.mean()},
     "models.bottleneck": {
         "params": fl.models.init_bottleneck(jax.random.key(0), 3, 2),

@@ -18,6 +18,7 @@ PACKAGES = (
     "",
     "aggregation",
     "algorithms",
+    "arrivals",
     "attacks",
     "attacks.leakage",
     "attacks.membership",

@@ -1,0 +1,40 @@
+"""Simulated time: how long clients are away, who is there, and what a server does about it."""
+
+from fedjax_lite.arrivals.availability import Availability, day_and_night
+from fedjax_lite.arrivals.latency import Latency, Seconds, failing, latency
+from fedjax_lite.arrivals.quantities import (
+    Quantity,
+    constant,
+    exponential,
+    half_normal,
+    log_normal,
+    of_device,
+    pareto,
+    per_client,
+    product,
+    tiers,
+)
+from fedjax_lite.checks.calls import check_calls
+from fedjax_lite.round.errand import Traffic
+
+__all__ = [
+    "Availability",
+    "Latency",
+    "Quantity",
+    "Seconds",
+    "Traffic",
+    "constant",
+    "day_and_night",
+    "exponential",
+    "failing",
+    "half_normal",
+    "latency",
+    "log_normal",
+    "of_device",
+    "pareto",
+    "per_client",
+    "product",
+    "tiers",
+]
+
+check_calls(globals())
