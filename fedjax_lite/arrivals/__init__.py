@@ -1,6 +1,7 @@
 """Simulated time: how long clients are away, who is there, and what a server does about it."""
 
 from fedjax_lite.arrivals.availability import Availability, day_and_night
+from fedjax_lite.arrivals.clock import Clock, clocked
 from fedjax_lite.arrivals.latency import Latency, Seconds, failing, latency
 from fedjax_lite.arrivals.quantities import (
     Quantity,
@@ -19,10 +20,12 @@ from fedjax_lite.round.errand import Traffic
 
 __all__ = [
     "Availability",
+    "Clock",
     "Latency",
     "Quantity",
     "Seconds",
     "Traffic",
+    "clocked",
     "constant",
     "day_and_night",
     "exponential",

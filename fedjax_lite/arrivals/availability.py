@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from fedjax_lite.arrivals.quantities import as_float
 from fedjax_lite.checks.arguments import check_count, check_fraction, check_positive
 from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array
@@ -50,8 +50,9 @@ def day_and_night(
       ValueError: if a number is out of its range.
 
     Example:
+      >>> from jax import numpy as jnp
       >>> half = day_and_night(awake=0.5, zones=1)
-      >>> [bool(half.awake(jnp.arange(1), jnp.float32(t))[0]) for t in (0, 50_000, 86_400)]
+      >>> [bool(half.awake(jnp.arange(1), t)[0]) for t in (0, 50_000, 86_400)]
       [True, False, True]
 
     Reference: Lai et al., "FedScale: Benchmarking Model and System Performance of Federated
@@ -66,7 +67,7 @@ def day_and_night(
         return jax.random.randint(jax.random.fold_in(jax.random.key(seed), client), (), 0, zones)
 
     def is_awake(ids: Array, seconds: Array) -> Array:
-        hour = seconds / jnp.float32(day) + jax.vmap(zone)(ids) / zones
+        hour = seconds / as_float(day) + jax.vmap(zone)(ids) / zones
         return hour % 1.0 < awake
 
     return Availability(is_awake)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.arrivals.quantities import Quantity
+from fedjax_lite.arrivals.quantities import Quantity, as_float
 from fedjax_lite.checks.arguments import check_fraction, check_slot, shown
 from fedjax_lite.checks.made import made
 from fedjax_lite.round.errand import Traffic
@@ -16,7 +16,7 @@ from fedjax_lite.types import Array, ClientInfo, Key
 
 
 class Seconds(NamedTuple):
-    """The parts of a client's time, float32 scalars; they follow one another."""
+    """The parts of a client's time, float scalars; they follow one another."""
 
     download: Array
     compute: Array
@@ -100,11 +100,11 @@ def latency(
 
         def on_the_wire(name: str, bits: Array) -> Array:
             bandwidth = drawn(name)
-            return jnp.float32(0) if bandwidth is None else jnp.float32(bits) / bandwidth
+            return as_float(0) if bandwidth is None else as_float(bits) / bandwidth
 
         per_step, extra = drawn("compute"), drawn("overhead")
-        steps = info.num_steps.astype(jnp.float32)
-        compute = jnp.float32(0) if per_step is None else steps * per_step
+        steps = info.num_steps.astype(float)
+        compute = as_float(0) if per_step is None else steps * per_step
         return Seconds(
             on_the_wire("download", traffic.down),
             compute if extra is None else compute + extra,
@@ -169,9 +169,9 @@ def as_latency(value: Any) -> Latency:
             "latency must be a Latency, or a function (key, info, traffic) -> seconds, got "
             f"{shown(value)}; for example fl.arrivals.latency(compute=fl.arrivals.exponential(0.1))"
         )
-    zero = jnp.float32(0)
+    zero = as_float(0)
 
     def parts(key: Key, info: ClientInfo, traffic: Traffic) -> Seconds:
-        return Seconds(zero, jnp.asarray(value(key, info, traffic), jnp.float32), zero)
+        return Seconds(zero, as_float(value(key, info, traffic)), zero)
 
     return Latency(parts, getattr(value, "made", None))

@@ -24,7 +24,7 @@ class Quantity(NamedTuple):
     """A positive number of a client, drawn anew each time that it is asked for."""
 
     draw: Callable[[Key, ClientInfo], Array]
-    """``(key, info) ->`` float32 scalar; the key is this client's, of this round."""
+    """``(key, info) ->`` a float scalar; the key is this client's, of this round."""
     made: Any = None
     """Which factory made it; None: your own."""
 
@@ -44,7 +44,7 @@ def constant(value: float | Array) -> Quantity:
       2.0
     """
     check_positive(value, "value")
-    return Quantity(lambda key, info: jnp.float32(value))
+    return Quantity(lambda key, info: as_float(value))
 
 
 @made
@@ -62,7 +62,7 @@ def exponential(mean: float | Array) -> Quantity:
       True
     """
     check_positive(mean, "mean")
-    return Quantity(lambda key, info: jax.random.exponential(key) * jnp.float32(mean))
+    return Quantity(lambda key, info: jax.random.exponential(key) * as_float(mean))
 
 
 @made
@@ -83,7 +83,7 @@ def half_normal(scale: float | Array) -> Quantity:
     arXiv:2106.06639, which found it in a production system.
     """
     check_positive(scale, "scale")
-    return Quantity(lambda key, info: jnp.abs(jax.random.normal(key)) * jnp.float32(scale))
+    return Quantity(lambda key, info: jnp.abs(jax.random.normal(key)) * as_float(scale))
 
 
 @made
@@ -105,7 +105,7 @@ def log_normal(median: float | Array, sigma: float | Array) -> Quantity:
     check_positive(median, "median")
     check_non_negative(sigma, "sigma")
     return Quantity(
-        lambda key, info: jnp.exp(jax.random.normal(key) * jnp.float32(sigma)) * jnp.float32(median)
+        lambda key, info: jnp.exp(jax.random.normal(key) * as_float(sigma)) * as_float(median)
     )
 
 
@@ -128,7 +128,7 @@ def pareto(minimum: float | Array, shape: float | Array) -> Quantity:
     check_positive(shape, "shape")
 
     def draw(key: Key, info: ClientInfo) -> Array:
-        return jnp.exp(jax.random.exponential(key) / jnp.float32(shape)) * jnp.float32(minimum)
+        return jnp.exp(jax.random.exponential(key) / as_float(shape)) * as_float(minimum)
 
     return Quantity(draw)
 
@@ -160,11 +160,11 @@ def tiers(values: Any, shares: Any, *, seed: int = 0) -> Quantity:
         )
 
     def draw(key: Key, info: ClientInfo) -> Array:
-        weights = jnp.asarray(shares, jnp.float32)
+        weights = as_float(shares)
         mine = jax.random.fold_in(jax.random.key(seed), info.id)
         edges = jnp.cumsum(weights / weights.sum())[:-1]
         kind = (jax.random.uniform(mine) >= edges).sum()
-        return jnp.asarray(values, jnp.float32)[kind]
+        return as_float(values)[kind]
 
     return Quantity(draw)
 
@@ -190,7 +190,7 @@ def per_client(values: Any) -> Quantity:
             f"values must be [N], one for each client, got {list(np.shape(values))}; for one "
             "number use constant"
         )
-    return Quantity(lambda key, info: jnp.asarray(values, jnp.float32)[info.id])
+    return Quantity(lambda key, info: as_float(values)[info.id])
 
 
 @made
@@ -253,12 +253,22 @@ def product(*factors: Quantity) -> Quantity:
     return Quantity(draw)
 
 
+def as_float(value: Any) -> Array:
+    """An array of JAX's own floats, 64 bits wide where those are enabled.
+
+    Example:
+      >>> as_float(2).dtype
+      dtype('float32')
+    """
+    return jnp.asarray(value, float)
+
+
 def _numbers(values: Any, name: str) -> Any:
     """Positive numbers as an array; traced ones as they are."""
     if isinstance(values, jax.core.Tracer):
         return values
     kind = np.asarray(values).dtype.kind if isinstance(values, list | tuple | np.ndarray) else ""
-    values = np.asarray(values, np.float32) if kind in ("i", "u", "f") else values
+    values = np.asarray(values, float) if kind in ("i", "u", "f") else values
     check_finite(values, name)
     check_positive(values, name)
     return values

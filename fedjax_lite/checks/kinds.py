@@ -22,6 +22,7 @@ INFINITE = {
     "max_distance": "no bound",
     "epsilon": "no bound on what is learnt",
     "max_seconds": "no limit",
+    "deadline": "everybody is waited for",
     "initial_clip": "no clipping",
     "mu": "no privacy at all",
     "accounted_epsilon": "no bound",

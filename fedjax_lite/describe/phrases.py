@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import textwrap
 from typing import Any
@@ -149,6 +150,13 @@ WORDS: dict[str, Segments] = {
     ),
     "of_direction": ("{uplink}",),
     # time
+    "clocked": (
+        "{sampler}",
+        "; the first {keep} to arrive",
+        ", those who are there after {deadline:finite} seconds",
+        " (when {available})",
+        " ({latency})",
+    ),
     "latency": (
         "simulated seconds",
         "; a local step takes {compute}",
@@ -292,11 +300,13 @@ def weighting_words(weighting: Any) -> str:
 
 
 def _silent(value: Any, form: str) -> bool:
+    if form == "finite" and isinstance(value, float) and math.isinf(value):
+        return True
     return value is None or value is False or (form == "many" and value == 1)
 
 
 def _formed(value: Any, form: str) -> str:
-    if form == "many":
+    if form in ("many", "finite"):
         return figure(value)
     if form == "kept":
         return f"{100 * value:g}%" if isinstance(value, float) else figure(value)

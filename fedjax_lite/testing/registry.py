@@ -57,6 +57,7 @@ from fedjax_lite.algorithms import (
     reptile,
     scaffold,
 )
+from fedjax_lite.arrivals import clocked, exponential, latency
 from fedjax_lite.attacks import alie, byzantine
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
@@ -317,5 +318,6 @@ SAMPLERS: dict[str, Sampler] = {
     "poisson": poisson(0.4),
     "dropout": dropout(uniform(5), 0.3),
     "once an epoch": once_an_epoch(7, 3),
+    "clocked": clocked(uniform(5), latency(overhead=exponential(1.0)), keep=3, deadline=2.0),
     "poisson cohorts": poisson_cohorts(7, 0.4).sampler,
 }

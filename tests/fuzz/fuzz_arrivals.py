@@ -8,6 +8,7 @@ import fedjax_lite as fl
 
 LATENCY = fl.arrivals.latency(compute=fl.arrivals.constant(1.0))
 ARRIVALS: dict[str, dict[str, Any]] = {
+    "arrivals.clocked": {"latency": LATENCY},
     "arrivals.constant": {"value": 2.0},
     "arrivals.exponential": {"mean": 2.0},
     "arrivals.failing": {"inner": LATENCY},

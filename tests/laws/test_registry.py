@@ -29,7 +29,7 @@ NO_FACTORIES = {
     "standing_still": "federated_algorithm puts it around every server",
 }
 PLACES = (
-    *("algorithms", "aggregation", "transforms", "privacy", "attacks", "engine"),
+    *("algorithms", "aggregation", "arrivals", "transforms", "privacy", "attacks", "engine"),
     *("round.sampling", "round.server", "round.local"),
 )
 
