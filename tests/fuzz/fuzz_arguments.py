@@ -335,6 +335,10 @@ OWN: dict[str, dict[str, Any]] = {
     "privacy.audit.judge": {"scores": np.linspace(-1, 1, 20), "present": np.arange(20) % 2 == 0},
     "privacy.audit.guess": {"scores": np.linspace(-1, 1, 6), "present": np.arange(6) % 2 == 0},
     "privacy.audit.plant": {"present": jnp.ones(2, bool)},
+    "report.plot_side_by_side": {
+        "scores": {k: {"scores": np.ones(3), "mean": 1.0, "worst": 1.0} for k in ("a", "b")},
+        "metric": "accuracy",
+    },
     "report.Group": {"runs": (run_of(),), "settings": {}},
     "report.compare": {"runs": [run_of(), run_of("b")]},
     "report.curve": {"runs": [run_of(), run_of("b")]},

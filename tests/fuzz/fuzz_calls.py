@@ -53,6 +53,7 @@ LEFT_OUT = {
     "crypto.num_bytes": "takes anything",
     "use_cores": "changes the whole process; tests/hosts/test_cores.py",
     "keep_compiled_programs": "changes the whole process; tests/run/test_compilation.py",
+    "report.baselines": "trains three models; tests/report/test_report_baselines.py",
     "fastest": "times programs; tests/run/test_fastest.py",
     "models.conv_general_dilated": "JAX's own function, of JAX's signature",
     "models.check_per_example": "is itself a check",
