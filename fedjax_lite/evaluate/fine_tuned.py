@@ -14,12 +14,19 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks.arguments import check_count, check_key, check_slot, shown
 from fedjax_lite.data.population.dataset import ClientData, FederatedDataset
+from fedjax_lite.data.population.sharded import ShardedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.one_pass import work_list
 from fedjax_lite.engine.program import Job, Program, Table, train_lanes
 from fedjax_lite.engine.round_keys import clients_key
 from fedjax_lite.evaluate.blocks import Streamed, is_streamed
+from fedjax_lite.evaluate.device_blocks import (
+    DeviceBlock,
+    at_hand,
+    device_blocks,
+    on_its_device,
+)
 from fedjax_lite.round.local import ClientOptimizer, LossFn, local_sgd
 from fedjax_lite.round.own_models import (
     check_state,
@@ -80,23 +87,47 @@ class FineTuned:
                 f"ids must lie in the population, [0, {self.num_clients}), got "
                 f"{ids.min()}..{ids.max()}; of new clients give their data to fine_tuned"
             )
+        if isinstance(self._data, ShardedDataset) and ids.size:
+            return self._where_they_lie(ids)
+        return self._trained(ids)
+
+    def _trained(self, ids: np.ndarray, device: DeviceBlock | None = None) -> Params:
         # The longest first, so that lanes wait for their like; the last lanes are empty.
         order = np.argsort(-self._sizes[ids], kind="stable")
         lanes = min(self._num_lanes, max(len(ids), 1))
         padded = -len(ids) % lanes
         asked = np.pad(ids[order], (0, padded), mode="edge" if len(ids) else "constant")
         real = np.arange(len(asked)) < len(ids)
-        data = self._data.cohort(asked, real) if is_streamed(self._data) else self._data
         start = self._shared if self._state is None else models_of(self._state, asked)
         own = self._state is not None
-        found = self._train(self._key, start, asked, real, self._round, data, lanes, own)
+        data = self._data.cohort(asked, real) if is_streamed(self._data) else self._data
+        given = self._key, start, asked, real, self._round
+        if device is not None:
+            data = on_its_device(self._data, device)
+            given = jax.device_put(given, device.device)
+        found = self._train(*given, data, lanes, own)
         return jax.tree.map(lambda leaf: leaf[np.argsort(order)], found)
+
+    def _where_they_lie(self, ids: np.ndarray) -> Params:
+        """Each client on the device that has its examples; on the host, where several have."""
+        parts, places = [], []
+        for block in device_blocks(self._data):
+            mine = np.flatnonzero((ids >= block.ids[0]) & (ids <= block.ids[-1]))
+            if len(mine):
+                parts.append(self._trained(ids[mine], block))
+                places.append(mine)
+        if len(parts) == 1:
+            return parts[0]
+        back = np.argsort(np.concatenate(places))
+        return jax.tree.map(
+            lambda *leaves: np.concatenate(leaves)[back], *map(jax.device_get, parts)
+        )
 
 
 def fine_tuned(
     loss: LossFn,
     client_optimizer: ClientOptimizer,
-    data: FederatedDataset | Streamed,
+    data: FederatedDataset | ShardedDataset | Streamed,
     *,
     plan: Plan,
     key: Key | None = None,
@@ -117,8 +148,9 @@ def fine_tuned(
     Args:
       loss: ``(params, examples, key) -> [B]``.
       client_optimizer: an optax optimizer, or ``(round) -> optimizer``.
-      data: what clients fine-tune on, `N` clients: a `FederatedDataset` or a `StreamedDataset`, as
-        a rule the train part of `fedjax_lite.data.split_clients`; the other part is for scoring.
+      data: what clients fine-tune on, `N` clients, as a rule the train part of
+        `fedjax_lite.data.split_clients`; the other part is for scoring. A `StreamedDataset` is read
+        a few clients at a time; of a `ShardedDataset` each device trains the clients it has.
       plan: the steps of fine-tuning.
       key: of batches and dropout; default ``jax.random.key(0)``.
       num_lanes: clients that train at the same time.
@@ -146,10 +178,12 @@ def fine_tuned(
     check_count(num_lanes, "num_lanes", minimum=1)
     if key is not None:
         check_key(key)
-    if not isinstance(data, FederatedDataset) and not is_streamed(data):
+    known = isinstance(data, FederatedDataset | ShardedDataset) or is_streamed(data)
+    if not known or (isinstance(data, ShardedDataset) and not at_hand(data)):
         raise TypeError(
-            f"data must be a FederatedDataset or a StreamedDataset, got {shown(data)}; of a "
-            "population that is split over devices give the data set that it was made of"
+            "data must be a FederatedDataset, a StreamedDataset or a ShardedDataset on devices of "
+            f"this process, got {shown(data)}; of a population that is split over several "
+            "processes give the data set that it was made of"
         )
     plan.check_population(len(np.asarray(data.sizes)))
     training = local_sgd(loss, client_optimizer)
@@ -167,7 +201,8 @@ def fine_tuned(
         check_state(state)
         chosen = jax.random.key(0) if key is None else key
         models = FineTuned(train, chosen, state, data, num_lanes)
-        if models._state is not None and num_clients_of(models._state) != models.num_clients:
+        rows = {models.num_clients, getattr(data, "num_rows", models.num_clients)}
+        if models._state is not None and num_clients_of(models._state) not in rows:
             raise ValueError(
                 f"state must have models of the {models.num_clients} clients of data, got rows of "
                 f"{num_clients_of(models._state)}; new clients start from a model that all share: "

@@ -70,6 +70,24 @@ def test_streamed_populations_in_small_blocks(monkeypatch):
     assert set(whole) >= {"groups", "all", "size"}
 
 
+def test_populations_on_devices():
+    """Of one device here, of four in the process that test_sharded.py starts."""
+    mesh = fl.client_mesh()
+    split, held_out = (fl.shard_population(data, mesh=mesh) for data in (TRAIN, TEST))
+    models, ids = tuned(split, num_lanes=2)(PARAMS), np.array([3, 0, 3, 4])
+    same(models.models(ids), jax.tree.map(lambda leaf: leaf[ids], alone()))
+    expected = fl.evaluate_personal(MODEL, alone(), TEST)
+    for test in (held_out, TEST):
+        found = fl.evaluate_personal(MODEL, models, test)
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    algo = fl.local_only(MODEL.loss, optax.sgd(0.5), plan=PLAN, strategy=fl.sharded(mesh))
+    state = fl.init_state(algo, KEY, PARAMS, split, mesh=mesh)  # rows of nobody at the end
+    state, _ = algo.round(KEY, state, split)
+    first = fl.local_only(MODEL.loss, optax.sgd(0.5), plan=PLAN)
+    whole, _ = first.round(KEY, first.init(KEY, PARAMS, TRAIN), TRAIN)
+    same(tuned(split)(state).models(ids), tuned()(whole).models(ids))
+
+
 def test_models_of_their_own_are_the_start():
     algo = fl.local_only(MODEL.loss, optax.sgd(0.5), plan=PLAN)
     state, _ = algo.round(KEY, algo.init(KEY, PARAMS, TRAIN), TRAIN)
@@ -126,7 +144,7 @@ def test_a_second_state_compiles_nothing():
 
 
 def test_wrong_input():
-    with pytest.raises(TypeError, match="data must be a FederatedDataset or a StreamedDataset"):
+    with pytest.raises(TypeError, match="data must be a FederatedDataset, a StreamedDataset or"):
         tuned({"x": X})
     with pytest.raises(ValueError, match="num_lanes"):
         tuned(num_lanes=0)
