@@ -53,6 +53,7 @@ from fedjax_lite.algorithms import (
     centralised,
     ditto,
     evaluate_personal,
+    ewc,
     fedadagrad,
     fedadam,
     fedavg,
@@ -81,7 +82,9 @@ from fedjax_lite.algorithms import (
     pooled,
     reptile,
     scaffold,
+    three_way,
     with_frozen,
+    with_old_tasks,
 )
 from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
 from fedjax_lite.checks.calls import check_calls as _check_calls
@@ -111,11 +114,14 @@ from fedjax_lite.evaluate import (
     evaluate_clients,
     evaluator,
     fine_tuned,
+    fisher_information,
     side_by_side,
     summarize_clients,
 )
 from fedjax_lite.hosts import distributed
 from fedjax_lite.hosts.cores import use_cores
+from fedjax_lite.objectives.ewc import OldTasks, ewc_penalty, no_old_tasks, remember
+from fedjax_lite.objectives.fisher import empirical_fisher, exact_fisher
 from fedjax_lite.objectives.proximal import proximal
 from fedjax_lite.round import server
 from fedjax_lite.round.compose import federated_algorithm
@@ -193,6 +199,7 @@ __all__ = [
     "Mean",
     "Mechanism",
     "Message",
+    "OldTasks",
     "Phase",
     "Plan",
     "Population",
@@ -236,12 +243,16 @@ __all__ = [
     "drive",
     "dropout",
     "ef21",
+    "empirical_fisher",
     "engine",
     "error_feedback",
     "evaluate_clients",
     "evaluate_personal",
     "evaluator",
     "everyone",
+    "ewc",
+    "ewc_penalty",
+    "exact_fisher",
     "explain",
     "fedadagrad",
     "fedadam",
@@ -259,6 +270,7 @@ __all__ = [
     "fedsgd",
     "fedyogi",
     "fine_tuned",
+    "fisher_information",
     "fomaml",
     "forecast",
     "frozen_leaves",
@@ -286,6 +298,7 @@ __all__ = [
     "mimelite",
     "models",
     "multi_krum",
+    "no_old_tasks",
     "norm_bound",
     "open_streamed",
     "optimizer_server",
@@ -300,6 +313,7 @@ __all__ = [
     "proximal",
     "qsgd",
     "random_k",
+    "remember",
     "replicate",
     "report",
     "reptile",
@@ -320,6 +334,7 @@ __all__ = [
     "sweep",
     "ternary",
     "testing",
+    "three_way",
     "top_k",
     "transforms",
     "trimmed_mean",
@@ -330,6 +345,7 @@ __all__ = [
     "vmapped",
     "weighted",
     "with_frozen",
+    "with_old_tasks",
     "worker_momentum",
 ]
 

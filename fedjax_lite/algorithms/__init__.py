@@ -7,6 +7,7 @@ from fedjax_lite.algorithms.baselines import (
     local_only,
     pooled,
 )
+from fedjax_lite.algorithms.ewc import ewc, with_old_tasks
 from fedjax_lite.algorithms.factor_products import mean_of_products
 from fedjax_lite.algorithms.fedavg import fedavg
 from fedjax_lite.algorithms.feddyn import feddyn
@@ -34,6 +35,7 @@ from fedjax_lite.algorithms.personal.per_fedavg import per_fedavg
 from fedjax_lite.algorithms.personal.pfedme import pfedme
 from fedjax_lite.algorithms.personal.reptile import reptile
 from fedjax_lite.algorithms.scaffold import scaffold
+from fedjax_lite.algorithms.three_way import three_way
 from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "client_models",
     "ditto",
     "evaluate_personal",
+    "ewc",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -72,7 +75,9 @@ __all__ = [
     "pooled",
     "reptile",
     "scaffold",
+    "three_way",
     "with_frozen",
+    "with_old_tasks",
 ]
 
 check_calls(globals())

@@ -15,7 +15,8 @@ from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import step_of
-from fedjax_lite.objectives.proximal import penalised, proximal
+from fedjax_lite.objectives.penalised import penalised
+from fedjax_lite.objectives.proximal import half_squares, proximal
 from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import (
     ClientOptimizer,
@@ -116,7 +117,7 @@ def fedprox(
 def pulled(client_optimizer: ClientOptimizer, mu: float | Array) -> ClientOptimizer:
     """The proximal term before a client optimizer."""
     resolve = resolve_optimizer(client_optimizer)
-    return lambda round: optax.chain(proximal(mu), penalised(resolve(round), mu))
+    return lambda round: optax.chain(proximal(mu), penalised(resolve(round), half_squares(mu)))
 
 
 # -- adaptive mu ----------------------------------------------------------------------------

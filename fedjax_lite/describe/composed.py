@@ -55,6 +55,8 @@ METHODS = {
     "fedrep": "FedRep",
     "fedbabu": "FedBABU",
     "pfedme": "pFedMe",
+    "ewc": "FedAvg with EWC",
+    "three_way": "The three-way objective",
     "centralised": "Centralised training",
     "local_only": "Local training only",
 }

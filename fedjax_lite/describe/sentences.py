@@ -103,6 +103,15 @@ def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str
     return [*shown, ("Execution", strategy_words(slots.strategy))]
 
 
+LIFELONG = ("lam", "mu")
+PULLED = {
+    "ewc": ", pulled to what old tasks taught (EWC, lam {lam})",
+    "three_way": ", pulled to what old tasks taught (EWC, lam {lam}) and to the server's model "
+    "(mu {mu})",
+}
+"""What is added to local steps, by method."""
+
+
 def uplinks(whole: Composed) -> list[Any]:
     """What is done to a message on its way: the algorithm's own, then the privacy mechanism's."""
     privacy = whole.slots.privacy
@@ -142,6 +151,8 @@ def training_words(whole: Composed) -> str:
         return f"{words}, pulled towards the server's model (mu from {mu}, adapted by the server)"
     if whole.method in ("per_fedavg", "fomaml"):
         return f"{words} along gradients after {adaptation_words(known)}"
+    if whole.method in PULLED:
+        return words + PULLED[whole.method].format(**{k: figure(known.get(k)) for k in LIFELONG})
     if whole.method == "feddyn":
         return f"{words} on the dynamically regularised loss (alpha {figure(known['alpha'])})"
     return words

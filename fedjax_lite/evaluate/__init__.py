@@ -4,6 +4,7 @@ from fedjax_lite.evaluate.client_evaluator import client_evaluator
 from fedjax_lite.evaluate.clients import evaluate_clients, evaluate_personal
 from fedjax_lite.evaluate.fairness import summarize_clients
 from fedjax_lite.evaluate.fine_tuned import FineTuned, fine_tuned
+from fedjax_lite.evaluate.fisher import fisher_information
 from fedjax_lite.evaluate.known import results_of, scored_by
 from fedjax_lite.evaluate.scores import evaluator
 from fedjax_lite.evaluate.side_by_side import side_by_side
@@ -16,6 +17,7 @@ __all__ = [
     "evaluate_personal",
     "evaluator",
     "fine_tuned",
+    "fisher_information",
     "models_of",
     "results_of",
     "scored_by",

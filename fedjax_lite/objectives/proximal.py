@@ -10,7 +10,7 @@ import optax
 
 from fedjax_lite.checks.arguments import check_finite, check_non_negative
 from fedjax_lite.checks.made import made
-from fedjax_lite.checks.optimizer_arguments import loss_arguments, step_optimizer, takes_anything
+from fedjax_lite.objectives.penalised import Penalty
 from fedjax_lite.types import Array, Params, PyTree
 
 
@@ -79,53 +79,22 @@ def proximal(mu: float | Array) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def penalised(
-    optimizer: optax.GradientTransformationExtraArgs, mu: float | Array
-) -> optax.GradientTransformationExtraArgs:
-    """What follows `proximal`: an optimizer that asks for the loss gets that of the objective.
+def half_squares(mu: float | Array) -> Penalty:
+    r"""The penalty of `proximal` itself, :math:`\tfrac{\mu}{2} \lVert y - x \rVert^2`.
 
     Args:
-      optimizer: of the client; returned as it is where it goes by the gradient alone.
-      mu: the penalty.
+      mu: as of `proximal`.
 
     Returns:
-      An optimizer, to which ``value``, ``value_fn`` and ``grad_fn`` are given with the penalty.
+      ``(params, anchor) -> scalar``.
 
     Example:
-      >>> tx = optax.chain(proximal(2.0), penalised(optax.polyak_sgd(), 2.0))
-      >>> y, x = jnp.float32(3.0), jnp.float32(1.0)
-      >>> value_fn = lambda w: 0.5 * w**2
-      >>> extra = loss_arguments(value_fn, value_fn(y), y)
-      >>> round(float(tx.update(y, tx.init(y), y, anchor=x, **extra)[0]), 4)  # -(4.5 + 4) / 7^2 * 7
-      -1.2143
+      >>> float(half_squares(2.0)(jnp.array([3.0, 1.0]), jnp.array([1.0, 0.0])))
+      5.0
     """
-    if takes_anything(optimizer):
-        return optimizer
 
-    def update(
-        updates: PyTree,
-        state: PyTree,
-        params: Params | None = None,
-        *,
-        anchor: Params | None = None,
-        **extra: Any,
-    ) -> tuple[PyTree, PyTree]:
-        def penalty(at: Params) -> Array:
-            squares = jax.tree.map(lambda y, x: ((y - x) ** 2).sum(), at, anchor)
-            return jnp.asarray(mu) / 2 * sum(jax.tree.leaves(squares))
+    def penalty(params: Params, anchor: Params) -> Array:
+        squares = jax.tree.map(lambda y, x: ((y - x) ** 2).sum(), params, anchor)
+        return jnp.asarray(mu) / 2 * sum(jax.tree.leaves(squares))
 
-        if "value_fn" in extra:
-            plain = extra["value_fn"]
-            whole = loss_arguments(
-                lambda at: plain(at) + penalty(at).astype(extra["value"].dtype),
-                extra["value"] + penalty(params).astype(extra["value"].dtype),
-                updates,
-            )
-            extra = {**extra, **whole}
-        return step_optimizer(
-            *(optimizer, updates, state, params, {"anchor": anchor, **extra}),
-            name="client_optimizer",
-            remedy="take one that goes by gradient and loss",
-        )
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    return penalty

@@ -30,6 +30,7 @@ from fedjax_lite.aggregation import (
 from fedjax_lite.algorithms import (
     apfl,
     ditto,
+    ewc,
     fedadagrad,
     fedadam,
     fedavg,
@@ -56,12 +57,15 @@ from fedjax_lite.algorithms import (
     pfedme,
     reptile,
     scaffold,
+    three_way,
+    with_old_tasks,
 )
 from fedjax_lite.arrivals import clocked, exponential, latency
 from fedjax_lite.attacks import alie, byzantine
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
 from fedjax_lite.models import Adapted, LowRank, merged
+from fedjax_lite.objectives.ewc import remember
 from fedjax_lite.privacy import (
     adaptive_sum,
     dp_sgd,
@@ -176,6 +180,22 @@ def _lora(averaging) -> Make:
     return make
 
 
+def _remembering(factory, **options) -> Make:
+    """A method that has learnt a task before, whose optimum is 1."""
+
+    def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+        algo = _made(factory, **options)(learning_rate, sampler, strategy)
+
+        def init(key, params, data):
+            state = algo.init(key, params, data)
+            fisher = jax.tree.map(jnp.ones_like, params)
+            return with_old_tasks(state, remember(state.server.old, fisher, fisher))
+
+        return signed(algo._replace(init=init), algo.made)
+
+    return make
+
+
 def _dp_sgd(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     return federated_algorithm(
         # Without noise: with it a client without data would still move its model.
@@ -241,6 +261,8 @@ ALGORITHMS: dict[str, Make] = {
     "per-fedavg first order": _made(per_fedavg, alpha=0.1, first_order=True),
     "fomaml": _made(fomaml, alpha=0.1, inner_steps=2, plan=THIRDS),
     "reptile": _made(reptile, epsilon=0.5),
+    "ewc": _remembering(ewc, lam=0.5),
+    "three-way": _remembering(three_way, lam=0.5, mu=0.3),
     "frozen leaves": _made(frozen_leaves, is_frozen=lambda params: {"w": False, "b": True}),
     "fedlora": _lora("factors"),
     "fedlora frozen a": _lora("frozen_a"),
