@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 from fuzz_arrivals import ARRIVALS
-from fuzz_lifelong import LIFELONG, LIFELONG_BY_NAME, LIFELONG_MADE
+from fuzz_lifelong import LIFELONG
 from fuzz_world import (
     BATCH,
     BN,
@@ -217,7 +217,6 @@ BY_NAME: dict[str, Any] = {
     "y": jnp.zeros(4, int),
     "store": fl.data.ArrayStore({"x": EXAMPLES["x"]}, SIZES),
     "tree": PARAMS,
-    **LIFELONG_BY_NAME,
 }
 """Valid by the name of the argument; functions are called for what is made when it is needed."""
 MADE = (
@@ -230,7 +229,6 @@ MADE = (
     streamed,
     new_folder,
     run_of,
-    *LIFELONG_MADE,
 )
 
 
