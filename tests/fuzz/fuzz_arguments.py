@@ -233,15 +233,8 @@ MADE = (
 
 
 def _mechanism(epsilon: float) -> fl.Mechanism:
-    return fl.privacy.central_gaussian(
-        epsilon=epsilon,
-        clip=1.0,
-        num_clients=6,
-        delta=1e-5,
-        sampling_rate=0.5,
-        num_rounds=2,
-        method="rdp",
-    )
+    rest: dict[str, Any] = {"num_clients": 6, "delta": 1e-5, "num_rounds": 2, "method": "rdp"}
+    return fl.privacy.central_gaussian(epsilon=epsilon, clip=1.0, sampling_rate=0.5, **rest)
 
 
 OWN: dict[str, dict[str, Any]] = {
