@@ -11,6 +11,7 @@ from fedjax_lite.aggregation.inverse_variance import inverse_variance, inverse_v
 from fedjax_lite.aggregation.krum import krum, multi_krum
 from fedjax_lite.aggregation.majority_vote import majority_vote
 from fedjax_lite.aggregation.mean import mean, weight_by
+from fedjax_lite.aggregation.min_norm import min_norm
 from fedjax_lite.aggregation.norm_bound import norm_bound
 from fedjax_lite.aggregation.redundancy import redundancy
 from fedjax_lite.aggregation.secure import secure_mean
@@ -32,6 +33,7 @@ __all__ = [
     "majority_vote",
     "mean",
     "median",
+    "min_norm",
     "multi_krum",
     "norm_bound",
     "redundancy",

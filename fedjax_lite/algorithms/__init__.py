@@ -9,6 +9,11 @@ from fedjax_lite.algorithms.baselines import (
 )
 from fedjax_lite.algorithms.ewc import ewc, with_old_tasks
 from fedjax_lite.algorithms.factor_products import mean_of_products
+from fedjax_lite.algorithms.fair.afl import afl
+from fedjax_lite.algorithms.fair.fedmgda import fedmgda
+from fedjax_lite.algorithms.fair.q_fedavg import q_fedavg
+from fedjax_lite.algorithms.fair.q_fedsgd import q_fedsgd
+from fedjax_lite.algorithms.fair.term import term
 from fedjax_lite.algorithms.fedavg import fedavg
 from fedjax_lite.algorithms.feddyn import feddyn
 from fedjax_lite.algorithms.fedlora import fedlora
@@ -39,6 +44,7 @@ from fedjax_lite.algorithms.three_way import three_way
 from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
+    "afl",
     "apfl",
     "centralised",
     "client_models",
@@ -53,6 +59,7 @@ __all__ = [
     "fedbn",
     "feddyn",
     "fedlora",
+    "fedmgda",
     "fednova",
     "fedper",
     "fedprox",
@@ -73,8 +80,11 @@ __all__ = [
     "personal_models",
     "pfedme",
     "pooled",
+    "q_fedavg",
+    "q_fedsgd",
     "reptile",
     "scaffold",
+    "term",
     "three_way",
     "with_frozen",
     "with_old_tasks",

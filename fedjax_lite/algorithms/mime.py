@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, mean, weight_by
+from fedjax_lite.algorithms.one_epoch import one_epoch
 from fedjax_lite.algorithms.scaffold import rate_of_round
 from fedjax_lite.checks.arguments import check_fraction, check_non_negative
 from fedjax_lite.checks.made import made
@@ -163,7 +163,7 @@ def _assemble(
     weighting: Weighting,
     slots: SlotOptions,
 ) -> FederatedAlgorithm:
-    first = Prologue(full_gradient(loss, weighting=weighting), _one_epoch(plan), mean())
+    first = Prologue(full_gradient(loss, weighting=weighting), one_epoch(plan), mean())
     return federated_algorithm(
         client,
         plan=plan,
@@ -172,20 +172,6 @@ def _assemble(
         prologue=first,
         **slots,
     )
-
-
-def _one_epoch(plan: Plan) -> Plan:
-    """Every example once, in the plan's batches; nothing for clients that are to do nothing."""
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, got {plan!r}")
-    amount = plan.epochs if plan.steps is None else plan.steps
-    if amount is None or callable(amount):
-        epochs = 1
-    elif isinstance(amount, jax.core.Tracer):
-        epochs = jnp.minimum(amount, 1)
-    else:  # in numpy, so that under jit it stays a constant
-        epochs = np.minimum(amount, 1)
-    return Plan(batch_size=plan.batch_size, epochs=epochs)
 
 
 class Steered(NamedTuple):

@@ -59,6 +59,11 @@ WORDS: dict[str, Segments] = {
         ")",
     ),
     "norm_bound": ("messages scaled down to L2 norm {max_norm}, then {inner}",),
+    "min_norm": (
+        "the shortest mixture of the messages",
+        " ({normalise:each of length 1})",
+        ", weights at most {deviation} from the mean's",
+    ),
     "bucketing": ("means of {bucket_size} random clients each, then {inner}",),
     "hierarchical": ("{count} edge servers that average their own clients, then {inner}",),
     "edge_averages": (

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_lite.describe.by_loss import BY_LOSS, by_loss
 from fedjax_lite.describe.composed import Composed, client_optimizer, server_optimizer
 from fedjax_lite.describe.models import loss_words
 from fedjax_lite.describe.notes import Piece, is_part, read
@@ -45,6 +46,8 @@ SPECIAL = {
     "dp_sgd": "DP-SGD with learning rate {learning_rate}: each example's gradient clipped to L2 "
     "norm {clip}, Gaussian noise of {noise_multiplier} times the clip on the sum",
     "fedsgd": "none: the gradient itself is sent",
+    "q_fedavg": "SGD with learning rate {learning_rate}",
+    "q_fedsgd": "none: the gradient itself is sent (learning rate {learning_rate})",
     "local_gradient": "none: the gradient itself is sent",
 }
 """Local steps by the method's factory, or the client's."""
@@ -195,6 +198,9 @@ def aggregation_words(whole: Composed) -> str:
         return words  # secure_mean, geometric_median: weights can count, but here they do not
     if whole.client.own and not whole.method:
         return f"{words}; a message weighs what your own client says"
+    if whole.method in BY_LOSS:
+        shown = {k: figure(v) for k, v in whole.known.items() if not is_part(v)}
+        return f"{words}; a message weighs {by_loss(whole.method, weight, shown)}"
     if weight is None:
         return words
     if innermost.own:  # it may count the weights, or not
@@ -236,6 +242,9 @@ def server_words(whole: Composed) -> str:
     if optimizer is None:
         return part_words(server)
     words = f"{optimizer.words} on the aggregate"
+    if method == "afl":
+        rate = figure(known["mixture_rate"])
+        return f"{words}; the mixture rises by {rate} times the losses, back onto the simplex"
     if method == "fednova":
         return f"{words}, scaled by the mean number of effective steps"
     if method == "fedlora":

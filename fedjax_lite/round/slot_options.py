@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Required, TypedDict
+from collections.abc import Mapping
+from typing import Any, Required, TypedDict
 
 from fedjax_lite.aggregation.mean import Weighting
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.round.downlink import Downlink
@@ -32,3 +34,21 @@ class FedAvgOptions(SlotOptions, total=False):
     plan: Required[Plan]
     sampler: Sampler | None
     weighting: Weighting
+
+
+def refuse_privacy(slots: Mapping[str, Any], method: str, why: str) -> None:
+    """Raises ValueError where a mechanism is joined with a method that no bound covers.
+
+    Args:
+      slots: what goes on to `federated_algorithm`.
+      method: its name.
+      why: what of it the mechanism does not bound.
+
+    Example:
+      >>> refuse_privacy({"privacy": None}, "afl", "weights follow the losses")
+    """
+    if slots.get("privacy") is not None:
+        raise ValueError(
+            f"privacy does not cover {method}, got {shown(slots['privacy'])}: {why}; use fedavg, "
+            "or a method of personal models, whose clients are bounded alike"
+        )

@@ -21,6 +21,7 @@ from fedjax_lite.aggregation import (
     majority_vote,
     mean,
     median,
+    min_norm,
     multi_krum,
     norm_bound,
     redundancy,
@@ -28,6 +29,7 @@ from fedjax_lite.aggregation import (
     trimmed_mean,
 )
 from fedjax_lite.algorithms import (
+    afl,
     apfl,
     ditto,
     ewc,
@@ -39,6 +41,7 @@ from fedjax_lite.algorithms import (
     fedbn,
     feddyn,
     fedlora,
+    fedmgda,
     fednova,
     fedper,
     fedprox,
@@ -55,8 +58,11 @@ from fedjax_lite.algorithms import (
     mimelite,
     per_fedavg,
     pfedme,
+    q_fedavg,
+    q_fedsgd,
     reptile,
     scaffold,
+    term,
     three_way,
     with_old_tasks,
 )
@@ -124,6 +130,10 @@ def _rate(learning_rate):
 
 def _fedsgd(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     return fedsgd(loss, optax.sgd(learning_rate), sampler=sampler, strategy=strategy)
+
+
+def _q_fedsgd(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+    return q_fedsgd(loss, learning_rate, q=0.5, sampler=sampler, strategy=strategy, batch_size=2)
 
 
 def _scheduled(learning_rate, sampler, strategy) -> FederatedAlgorithm:
@@ -268,6 +278,12 @@ ALGORITHMS: dict[str, Make] = {
     "fedlora frozen a": _lora("frozen_a"),
     "fedlora residual": _lora("residual"),
     "fedlora stacked": _lora("stacked"),
+    "q-fedavg": _made(q_fedavg, client=_rate, q=0.5),
+    "q-fedsgd": _q_fedsgd,
+    "afl": _made(afl, mixture_rate=0.1),
+    "afl groups": _made(afl, mixture_rate=0.1, groups=[0, 1, 0, 2, 1, 0, 1]),
+    "term": _made(term, tilt=0.5),
+    "fedmgda": _made(fedmgda, deviation=0.3),
     "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
     "local only": _made(local_only),
     "fedbn": _made(fedbn),
@@ -291,6 +307,7 @@ AGGREGATORS: dict[str, Aggregator] = {
     "bulyan": bulyan(0),
     "geometric median": geometric_median(),
     "centered clipping": centered_clipping(1.0),
+    "min norm": min_norm(deviation=0.4, normalise=False),
     "norm bound": norm_bound(1.0),
     "bucketing": bucketing(2, inner=median()),
     "hierarchical": hierarchical([0, 1, 0, 1, 0]),

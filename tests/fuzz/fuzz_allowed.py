@@ -34,7 +34,7 @@ ALLOWANCES = (
               rf".*\(({'|'.join(sorted(INFINITE))})\)"),
     Allowance("what is measured, moved or chosen may lie below zero",
               "minus one, negative, numpy int", r"\bfloat\b",
-              r".*\.to_target\(target\)|.*patch_trigger\(value\)|alie\(z\)"),
+              r".*\.to_target\(target\)|.*patch_trigger\(value\)|alie\(z\)|term\(tilt\)"),
     Allowance("a count from zero on, a class, a client, a seed", "zero", r"\bint\b",
               r".*\((seed|rotation_seed|target|client|min_size|num_byzantine|iterations|crop|size|"
               r"successes|correct|true_positives|false_positives|num_rounds|steps|round|length|"

@@ -126,7 +126,7 @@ def valid_arguments(full: str, value: Callable[..., Any]) -> dict[str, Any]:
     kinds = {p.name: p.kind for p in inspect.signature(value).parameters.values()}
     if kinds.get("slots") is inspect.Parameter.VAR_KEYWORD:
         given = {"plan": PLAN, "sampler": BY_NAME["sampler"], **given}
-        if full == "fedsgd":
+        if full in ("fedsgd", "q_fedsgd"):
             del given["plan"]
     return given
 
