@@ -28,6 +28,8 @@ SECTIONS = {
     "cifar": ("fedavg_cifar", "heterogeneity_cifar_niid_bench", "heterogeneity_cifar_48",
               "heterogeneity_cifar"),
     "fashion": ("fashion_dirichlet",),
+    "personal_fashion": ("personal_fashion",),
+    "personal_har": ("personal_har",),
     "shakespeare": ("shakespeare",),
     "heart": ("heart_disease",),
     "fedprox": ("fedprox_synthetic",),

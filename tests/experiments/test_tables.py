@@ -286,6 +286,7 @@ def test_the_published_settings_are_the_presets(published):
     for script, group in (
         ("fashion_dirichlet", "fashion"),
         ("shakespeare_settings", "shakespeare"),
+        ("personal_fashion", "personal_fashion"),
     ):
         wanted = dict(published[group]["setting"])
         setting = importlib.import_module(script).PRESETS[wanted.pop("preset")]._asdict()
