@@ -32,6 +32,7 @@ from fedjax_lite import (
     metrics,
     models,
     privacy,
+    selection,
     transforms,
 )
 from fedjax_lite.aggregation import (
@@ -332,6 +333,7 @@ __all__ = [
     "scaffold",
     "scaled_sign",
     "secure_mean",
+    "selection",
     "sequential",
     "server",
     "shard_population",

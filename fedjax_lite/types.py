@@ -238,6 +238,12 @@ class Sampler(NamedTuple):
     at: Callable[[Any], Sampler] | None = None
     """``(errand) ->`` this round's sampler, for those that decide by what clients are asked to do
     (a clock); see `fedjax_lite.round.errand.Errand`."""
+    learn: Callable[[PyTree, Cohort, dict[str, Any]], PyTree] | None = None
+    """``(state, cohort, metrics [C]) -> state`` after a round that it drew; None: as is."""
+    inclusion: Callable[[Array], Array] | None = None
+    """``(sizes [N]) ->`` how often each is expected in a cohort, `[N]`; None: nobody knows."""
+    repeats: bool = False
+    """Whether one client may be in two slots."""
     made: Any = None
     """Which factory made it; None: your own."""
 

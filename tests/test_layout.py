@@ -21,7 +21,7 @@ FLOORS = (
     {"crypto", "data", "hosts", "metrics", "transforms"},
     {"aggregation", "engine", "models", "objectives"},
     {"round"},
-    {"evaluate", "privacy"},
+    {"evaluate", "privacy", "selection"},
     {"algorithms", "arrivals", "attacks", "run"},
     {"describe", "report", "stream", "testing"},
     {"verify"},
@@ -125,6 +125,7 @@ FOLDERS = (
     "models",
     "privacy",
     "report",
+    "selection",
     "server",
     "transforms",
 )

@@ -16,6 +16,7 @@ from fedjax_lite.aggregation.norm_bound import norm_bound
 from fedjax_lite.aggregation.redundancy import redundancy
 from fedjax_lite.aggregation.secure import secure_mean
 from fedjax_lite.aggregation.stacked import Stack, aggregate_stack, stacked
+from fedjax_lite.aggregation.total import total
 from fedjax_lite.checks.calls import check_calls
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "redundancy",
     "secure_mean",
     "stacked",
+    "total",
     "trimmed_mean",
     "weight_by",
 ]

@@ -160,7 +160,12 @@ def _told(
     def at(errand: Errand) -> Sampler:
         return _told(sampler, latency, keep, deadline, available, idle, errand)
 
-    return Sampler(init, sample, at)
+    def learn(state: Clock, cohort: Cohort, metrics: dict[str, Any]) -> Clock:
+        assert inner.learn is not None
+        return state._replace(inner=inner.learn(state.inner, cohort, metrics))
+
+    learns = None if inner.learn is None else learn
+    return Sampler(init, sample, at, learns, repeats=inner.repeats)
 
 
 def unknown_infos(ids: Array, sizes: Array) -> ClientInfo:

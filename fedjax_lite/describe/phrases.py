@@ -29,7 +29,29 @@ WORDS: dict[str, Segments] = {
     "once_an_epoch": (
         "{cohort_size} clients in turns, each of the {num_clients} once before anybody comes again",
     ),
+    "cyclic": ("{cohort_size} clients in turns", ", each epoch in {reshuffle:another order}"),
+    "multinomial": ("{cohort_size} independent draws, in proportion to given probabilities",),
+    "importance": (
+        "{cohort_size} clients without replacement, with exact inclusion probabilities",
+    ),
+    "stratified": ("{clients_per_group} clients of each group, uniformly without replacement",),
+    "available": ("{cohort_size} of the clients that are available (by {by})",),
+    "at_least_once": (
+        "{cohort_size} clients at random, everybody at least once in {every} rounds",
+    ),
+    "active": (
+        "{cohort_size} clients, those with a high last {metric} more often (active federated "
+        "learning, sharpness {sharpness})",
+    ),
+    "oort": ("{cohort_size} clients by Oort, of high utility by their last {metric} or new",),
+    "counted": ("{sampler} (participation counted)",),
+    "lost_midway": (
+        "{sampler}; each of them is lost midway with probability {rate}, with its work",
+    ),
     # aggregators
+    "total": ("the weighted sum of the messages over {denominator}",),
+    "silent": ("nobody hears of it, clients are chosen by it",),
+    "norm_shares": ("probabilities by the norms, {cohort_size} clients expected to send",),
     "mean": ("the weighted mean",),
     "uniform_mean": ("the mean with weight 1 for every client",),
     "mean_of_products": (

@@ -45,4 +45,7 @@ def plan_words(plan: Plan) -> str:
         words = figure(amount)
         work = f"{words} {unit}" + ("" if words == "1" else "s")
     size = plan.batch_size
-    return f"{work} in " + ("one batch of all its data" if size is None else f"batches of {size}")
+    words = f"{work} in " + ("one batch of all its data" if size is None else f"batches of {size}")
+    if plan.limit is None:
+        return words
+    return f"{words}, as far as {function_words(plan.limit)} allows"

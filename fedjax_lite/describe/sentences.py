@@ -18,10 +18,16 @@ from fedjax_lite.describe.plans import plan_words, work_words
 from fedjax_lite.describe.schedules import rate_words
 from fedjax_lite.types import Accountant
 
+FIRST_PASSES = {
+    "full_gradient": "the gradient at the server's model",
+    "loss_at": "its mean loss at the server's model",
+    "rehearsed": "the norm of its update",
+}
+"""What clients send in a first pass, by the factory of the client."""
 UNWEIGHTED = frozenset(
     ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "centered_clipping")
     + ("redundancy", "majority_vote", "uniform_mean", "gaussian_sum", "adaptive_sum")
-    + ("tree_sum", "matrix_sum", "modular_mean", "bucketing")
+    + ("tree_sum", "matrix_sum", "modular_mean", "bucketing", "total")
 )
 """Rules to which a message's weight says no more than whether it counts."""
 LOCAL_KEEPS = {
@@ -78,8 +84,7 @@ def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str
         shown = [("Data", "the union of all clients, as one client")]
     if slots.prologue is not None:
         passes = read(slots.prologue.client)
-        gradient = passes.name == "full_gradient"
-        what = "the gradient at the server's model" if gradient else part_words(passes)
+        what = FIRST_PASSES.get(passes.name) or part_words(passes)
         rule = phrase(slots.prologue.aggregator)
         words = f"each client sends {what} ({plan_words(slots.prologue.plan)}), aggregated: {rule}"
         shown.append(("First pass", words))

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks.arguments import check_count
+from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.shuffle import permute
-from fedjax_lite.types import Array, Batch, Key
+from fedjax_lite.types import Array, Batch, ClientInfo, Key
 
 Amount = int | Any | Callable[[Key, Array], Array]
 
@@ -32,6 +32,10 @@ class Plan:
         a function ``(key, client id) -> int32`` for random amounts (stragglers). Default 1.
       steps: local steps instead of epochs, in the same three forms.
       max_epochs: a bound on either: no more than so many passes over the client's data.
+      limit: what a client manages of all that, a function ``(key, info) -> int32`` of a
+        `ClientInfo` whose ``num_steps`` is the plan's own amount: as much as a deadline allows, or
+        a client that stops midway (`fedjax_lite.selection.interrupted`). The first so many steps
+        are done as if no more had been planned.
 
     Raises:
       ValueError: if an amount is negative or 0 for all clients, so that nobody would train, or both
@@ -39,7 +43,7 @@ class Plan:
 
     Example:
       >>> Plan(batch_size=20, epochs=5)
-      Plan(batch_size=20, epochs=5, steps=None, max_epochs=None)
+      Plan(batch_size=20, epochs=5, steps=None, max_epochs=None, limit=None)
       >>> stragglers = lambda key, client: jax.random.randint(key, (), 1, 20)
       >>> Plan(batch_size=10, epochs=stragglers).epochs is stragglers
       True
@@ -49,6 +53,7 @@ class Plan:
     epochs: Amount | None = None
     steps: Amount | None = None
     max_epochs: int | None = None
+    limit: Callable[[Key, ClientInfo], Array] | None = None
 
     def __post_init__(self) -> None:
         """Checks the amounts eagerly."""
@@ -64,6 +69,11 @@ class Plan:
         _check_amount(self.steps, "steps")
         if self.max_epochs is not None:
             check_count(self.max_epochs, "max_epochs", minimum=1)
+        if self.limit is not None and (not callable(self.limit) or isinstance(self.limit, type)):
+            raise TypeError(
+                f"limit must be a function (key, info) -> int32 steps, got {shown(self.limit)}; "
+                "lambda key, info: info.num_steps // 2"
+            )
 
     def check_population(self, num_clients: int) -> None:
         """Raises ValueError where a per-client amount has another length than the population."""
@@ -80,9 +90,11 @@ class Plan:
     @property
     def is_random(self) -> bool:
         """Whether an amount is drawn, so that `num_steps` needs a key."""
-        return callable(self.epochs) or callable(self.steps)
+        return callable(self.epochs) or callable(self.steps) or self.limit is not None
 
-    def num_steps(self, key: Key | None, client: Array, size: Array) -> Array:
+    def num_steps(
+        self, key: Key | None, client: Array, size: Array, round: Array | int = 0
+    ) -> Array:
         """int32 scalar: the steps of one client; 0 where it has no data."""
         if self.steps is not None:
             steps = _amount(self.steps, key, client)
@@ -90,7 +102,13 @@ class Plan:
             steps = _amount(self.epochs, key, client) * self.steps_per_epoch(size)
         if self.max_epochs is not None:
             steps = jnp.minimum(steps, self.max_epochs * self.steps_per_epoch(size))
-        return jnp.maximum(jnp.where(size > 0, steps, 0), 0).astype(jnp.int32)
+        steps = jnp.maximum(jnp.where(size > 0, steps, 0), 0).astype(jnp.int32)
+        if self.limit is None:
+            return steps
+        assert key is not None
+        info = ClientInfo(client, size, steps, jnp.asarray(round, jnp.int32), size)
+        allowed = jnp.asarray(self.limit(jax.random.fold_in(key, 1), info)).astype(jnp.int32)
+        return jnp.clip(allowed, 0, steps)
 
     def steps_per_epoch(self, size: Array) -> Array:
         """int32: batches in one pass over `size` examples."""

@@ -96,7 +96,7 @@ def train_clients(
     ids = jnp.asarray(ids, jnp.int32)
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     key = clients_key(key, round)
-    work = work_list(program.phases, key, Cohort(ids, mask), data)
+    work = work_list(program.phases, key, Cohort(ids, mask), data, round)
     work = count_work(program.client.counts, data, work)._replace(rows=jnp.arange(len(ids)))
     job = Job(program, key, broadcasts, round, data, work)
     done = train_lanes(job, rows, own_broadcast=True)

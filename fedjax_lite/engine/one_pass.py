@@ -56,7 +56,7 @@ def one_pass(
     a pass before this one.
     """
     key_clients, key_aggregate = split_pass_key(key)
-    work = work_list(program.phases, key_clients, cohort, data)
+    work = work_list(program.phases, key_clients, cohort, data, round)
     work = count_work(program.client.counts, data, work)._replace(found=found)
     if program.aggregator.at is not None:
         program = program._replace(aggregator=program.aggregator.at(aggregator_state))
@@ -79,14 +79,16 @@ def measured_by(state: Any) -> dict[str, Array]:
     return dict(state.metrics) if isinstance(state, HasMetrics) else {}
 
 
-def work_list(phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientData) -> Work:
+def work_list(
+    phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientData, round: Array
+) -> Work:
     """The cohort as a work list: a masked client has no steps, an empty one neither."""
     ids = jnp.clip(cohort.ids, 0, data.num_clients - 1)
     slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
     found = data.find(ids, slots)
 
     steps = tuple(
-        jnp.where(cohort.mask, steps_in(phase, key, ids, found.sizes), 0) for phase in phases
+        jnp.where(cohort.mask, steps_in(phase, key, ids, found.sizes, round), 0) for phase in phases
     )
     return Work(
         ids=ids,
@@ -100,7 +102,7 @@ def work_list(phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientD
     )
 
 
-def steps_in(phase: Phase, key: Key, ids: Array, sizes: Array) -> Array:
+def steps_in(phase: Phase, key: Key, ids: Array, sizes: Array, round: Array) -> Array:
     """The steps that clients `ids` with `sizes` examples, both `[C]`, do in a phase: int32 `[C]`.
 
     Args:
@@ -108,12 +110,13 @@ def steps_in(phase: Phase, key: Key, ids: Array, sizes: Array) -> Array:
       key: the clients', of the pass.
       ids: whose amounts are asked for.
       sizes: their examples.
+      round: int32 scalar, the round's number.
     """
 
     def of_client(client: Array, size: Array) -> Array:
         own = None
         if phase.plan.is_random:  # apart from the client's keys 0..3, which its training uses
             own = jax.random.fold_in(jax.random.fold_in(key, client), 4 + (phase.stream or 0))
-        return phase.plan.num_steps(own, client, size)
+        return phase.plan.num_steps(own, client, size, round)
 
     return jax.vmap(of_client)(ids, sizes)

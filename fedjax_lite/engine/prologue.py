@@ -25,6 +25,9 @@ class Prologue(NamedTuple):
     choose: Callable[[Key, Cohort, dict[str, Any]], Cohort] | None = None
     """``(key, cohort, measured [C]) -> cohort`` with a narrower mask: who goes on to train, by what
     all measured (power-of-choice, loss-aware selection). None: all."""
+    rehearsal: bool = False
+    """Whether its clients draw what they will draw when they train: a first pass that trains as the
+    second does ends where that will end (to choose by what training gives)."""
 
 
 class Prefaced(NamedTuple):

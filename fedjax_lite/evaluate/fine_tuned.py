@@ -227,7 +227,7 @@ def _train(
 ) -> Params:
     """Models `[n, ...]`, lanes after lanes; `start` is one model or, where `own`, one a client."""
     key = clients_key(key, round)
-    work = work_list(program.phases, key, Cohort(ids, mask), data)
+    work = work_list(program.phases, key, Cohort(ids, mask), data, round)
     work = count_work(program.client.counts, data, work)
 
     def by_lanes(tree: PyTree) -> PyTree:

@@ -54,12 +54,13 @@ def told(wires: Wired, key: Key, round: Array, *traffic: Traffic) -> Sampler:
 
     def infos(ids: Array, sizes: Array) -> ClientInfo:
         key_of_clients = split_pass_key(key_clients)[0]
-        own = tuple(steps_in(phase, key_of_clients, ids, sizes) for phase in wires.phases)
+        own = tuple(steps_in(phase, key_of_clients, ids, sizes, round) for phase in wires.phases)
         steps = sum(own[1:], start=own[0])
         if wires.prologue is not None:
-            key_first = split_pass_key(key_prologue)[0]
+            again = wires.prologue.rehearsal
+            key_first = split_pass_key(key_clients if again else key_prologue)[0]
             for phase in prologue_program(wires.prologue).phases:
-                steps = steps + steps_in(phase, key_first, ids, sizes)
+                steps = steps + steps_in(phase, key_first, ids, sizes, round)
         rounds = jnp.broadcast_to(jnp.asarray(round, jnp.int32), ids.shape)
         several = own if len(own) > 1 else ()
         return ClientInfo(ids, sizes, steps, rounds, None, several)

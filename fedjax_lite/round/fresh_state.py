@@ -62,6 +62,12 @@ def fresh_state(
         message, _ = message_shape(program, broadcast, row, found=found)
         kept = program.aggregator.init_state(trees.zeros(message.value))
     uplink_row = program.uplink.init(trees.zeros(message.value))
+    if wires.sampler.repeats and jax.tree.leaves((row, uplink_row)):
+        raise ValueError(
+            "sampler must not draw a client twice where clients keep something between rounds, got "
+            f"{wires.sampler.made}, which draws with replacement: its row would be written twice; "
+            "take one without, such as fl.weighted or fl.selection.importance"
+        )
     sampler = wires.sampler
     if sampler.at is not None:
         sent = broadcast.value if isinstance(broadcast, Prefaced) else broadcast

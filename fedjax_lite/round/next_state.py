@@ -43,7 +43,9 @@ def next_state(
     sampler = told(wires, key, state.round)
     sampler_state, asked = _drawn(wires, sampler, key_sample, state, data, cohort)
     sent = wires.server.broadcast(state.server)
-    first = _first_pass(wires, key_prologue, state, sent, asked, data)
+    rehearsal = wires.prologue is not None and wires.prologue.rehearsal
+    key_first = jax.random.clone(key_clients) if rehearsal else key_prologue
+    first = _first_pass(wires, key_first, key_prologue, state, sent, asked, data)
     done = one_pass(
         wires.program,
         *(wires.strategy, key_clients, Table(state.clients, state.uplink), state.aggregator),
@@ -54,6 +56,8 @@ def next_state(
         value = Prefaced(value, first.done.value)
         metrics |= {name: metrics[name] + first.done.metrics[name] for name in COSTS}
     server = wires.server.update(key_server, state.server, value, done.cohort, metrics)
+    if wires.sampler.learn is not None and cohort is None:
+        sampler_state = wires.sampler.learn(sampler_state, done.cohort, metrics)
     new = RoundState(
         round=state.round + 1,
         server=server,
@@ -105,7 +109,13 @@ class FirstPass(NamedTuple):
 
 
 def _first_pass(
-    wires: Wired, key: Key, state: RoundState, broadcast: Any, cohort: Cohort, data: Any
+    wires: Wired,
+    key: Key,
+    key_choice: Key,
+    state: RoundState,
+    broadcast: Any,
+    cohort: Cohort,
+    data: Any,
 ) -> FirstPass:
     prologue: Prologue | None = wires.prologue
     if prologue is None:
@@ -116,5 +126,5 @@ def _first_pass(
         *(broadcast, cohort, state.round, data),
     )
     found = measured_in(done.metrics)
-    cohort = narrowed(prologue, jax.random.fold_in(key, 1), cohort, found)
+    cohort = narrowed(prologue, jax.random.fold_in(key_choice, 1), cohort, found)
     return FirstPass(done, Prefaced(broadcast, done.value), cohort, found)

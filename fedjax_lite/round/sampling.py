@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ def everyone() -> Sampler:
         ids = jnp.arange(sizes.shape[0], dtype=jnp.int32)
         return state, Cohort(ids, jnp.ones(ids.shape, bool))
 
-    return Sampler(lambda num_clients: (), sample)
+    return Sampler(lambda num_clients: (), sample, inclusion=lambda sizes: jnp.ones(sizes.shape))
 
 
 @made
@@ -53,7 +54,10 @@ def uniform(cohort_size: int) -> Sampler:
         places = jnp.arange(cohort_size, dtype=jnp.int32)
         return state, Cohort(shuffle_index(key, places, sizes.shape[0]), places >= 0)
 
-    return Sampler(_check_population(cohort_size), sample)
+    def inclusion(sizes: Array) -> Array:
+        return jnp.full(sizes.shape, cohort_size / sizes.shape[0])
+
+    return Sampler(check_population(cohort_size), sample, inclusion=inclusion)
 
 
 @made
@@ -83,7 +87,7 @@ def weighted(cohort_size: int) -> Sampler:
         best, ids = jax.lax.top_k(scores, cohort_size)
         return state, Cohort(ids.astype(jnp.int32), best > -jnp.inf)
 
-    return Sampler(_check_population(cohort_size), sample)
+    return Sampler(check_population(cohort_size), sample)
 
 
 class PoissonState(NamedTuple):
@@ -125,7 +129,7 @@ def poisson(rate: float | Array, *, capacity: int | None = None) -> Sampler:
 
     def init(num_clients: int) -> PoissonState:
         if capacity is not None:
-            _check_population(capacity, "capacity")(num_clients)
+            check_population(capacity, "capacity")(num_clients)
         return PoissonState(jnp.int32(0))
 
     def sample(key: Key, state: PoissonState, sizes: Array) -> tuple[PoissonState, Cohort]:
@@ -137,7 +141,8 @@ def poisson(rate: float | Array, *, capacity: int | None = None) -> Sampler:
         overflow = jnp.maximum((draws < rate).sum(dtype=jnp.int32) - slots, 0)
         return PoissonState(state.overflow + overflow), Cohort(ids.astype(jnp.int32), -best < rate)
 
-    return Sampler(init, sample)
+    # Whoever finds no place in a cohort is not counted in.
+    return Sampler(init, sample, inclusion=lambda sizes: jnp.full(sizes.shape, rate, jnp.float32))
 
 
 def poisson_capacity(num_clients: int, rate: float, *, tail: float = 1e-9) -> int:
@@ -195,12 +200,24 @@ def dropout(sampler: Sampler, rate: float | Array) -> Sampler:
         draws = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key_drop, i)))(cohort.ids)
         return state, cohort._replace(mask=cohort.mask & (draws >= rate))
 
-    told = sampler.at
+    told, asked = sampler.at, sampler.inclusion
     at = None if told is None else lambda errand: dropout(told(errand), rate)
-    return Sampler(sampler.init, sample, at)
+    inclusion = None if asked is None else lambda sizes: asked(sizes) * (1 - rate)
+    return sampler._replace(sample=sample, at=at, inclusion=inclusion, made=None)
 
 
-def _check_population(cohort_size: int, name: str = "cohort_size"):
+def check_population(cohort_size: int, name: str = "cohort_size") -> Callable[[int], tuple[()]]:
+    """The `init` of a sampler without a state: refuses a population that is too small.
+
+    Args:
+      cohort_size: clients that it needs.
+      name: of that argument.
+
+    Example:
+      >>> check_population(3)(5)
+      ()
+    """
+
     def init(num_clients: int) -> tuple[()]:
         if cohort_size > num_clients:
             raise ValueError(

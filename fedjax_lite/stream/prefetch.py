@@ -117,6 +117,13 @@ class StreamedRounds:
                 "know whom the next rounds draw before they are run. Methods made by "
                 "federated_algorithm have it; for others keep the data in memory (from_arrays)"
             )
+        if algo.slots is not None and algo.slots.sampler.learn is not None:
+            raise ValueError(
+                "sampler of a streamed run must not learn from the rounds, got "
+                f"{algo.slots.sampler.made}: the host draws cohorts before the rounds before them "
+                "are done; take one that draws blind (fl.uniform ...), or keep the data in memory "
+                "(from_arrays)"
+            )
         self._algo, self._key, self._stream, self._capacity = algo, key, stream, capacity
         self._sample = algo.sample
         self._sizes = jnp.asarray(stream.sizes)

@@ -26,6 +26,7 @@ from fedjax_lite.aggregation import (
     norm_bound,
     redundancy,
     secure_mean,
+    total,
     trimmed_mean,
 )
 from fedjax_lite.algorithms import (
@@ -86,6 +87,21 @@ from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import local_sgd
 from fedjax_lite.round.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.round.server import optimizer_server
+from fedjax_lite.selection import (
+    active,
+    at_least_once,
+    available,
+    counted,
+    cyclic,
+    importance,
+    lost_midway,
+    multinomial,
+    oort,
+    optimal,
+    power_of_choice,
+    stratified,
+    unbiased,
+)
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
 from fedjax_lite.transforms import (
@@ -217,6 +233,16 @@ def _dp_sgd(learning_rate, sampler, strategy) -> FederatedAlgorithm:
     )
 
 
+def _chosen(choice, **options) -> Make:
+    """FedAvg, put into a way to choose its clients."""
+
+    def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+        plain = _made(fedavg)(learning_rate, sampler, strategy)
+        return choice(plain, **options)
+
+    return make
+
+
 ALGORITHMS: dict[str, Make] = {
     "fedsgd": _fedsgd,
     "fedavg": _made(fedavg),
@@ -285,6 +311,9 @@ ALGORITHMS: dict[str, Make] = {
     "term": _made(term, tilt=0.5),
     "fedmgda": _made(fedmgda, deviation=0.3),
     "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
+    "power of choice": _chosen(power_of_choice, loss=loss, cohort_size=2),
+    "optimal": _chosen(optimal, cohort_size=2),
+    "unbiased": _chosen(unbiased),
     "local only": _made(local_only),
     "fedbn": _made(fedbn),
     "dp-sgd": _dp_sgd,
@@ -327,6 +356,7 @@ AGGREGATORS: dict[str, Aggregator] = {
         clip=1.0, noise_multiplier=0.0, denominator=3.0, num_rounds=8, coefficients=[1.0, 0.5]
     ),
     "uniform mean": uniform_mean(),
+    "total": total(3.0),
 }
 
 TRANSFORMS: dict[str, Transform] = {
@@ -359,4 +389,16 @@ SAMPLERS: dict[str, Sampler] = {
     "once an epoch": once_an_epoch(7, 3),
     "clocked": clocked(uniform(5), latency(overhead=exponential(1.0)), keep=3, deadline=2.0),
     "poisson cohorts": poisson_cohorts(7, 0.4).sampler,
+    "cyclic": cyclic(3),
+    "cyclic reshuffled": cyclic(3, reshuffle=True),
+    "multinomial": multinomial(4),
+    "importance": importance(3, [1.0, 2.0, 3.0, 1.0, 9.0, 1.0, 2.0]),
+    "importance by data": importance(3),
+    "stratified": stratified([0, 1, 0, 1, 0, 1, 1], 2),
+    "available": available(3, np.full(7, 0.6)),
+    "at least once": at_least_once(3, every=3),
+    "active": active(3),
+    "oort": oort(3, seconds=np.arange(1.0, 8.0), patience=3.0),
+    "counted": counted(multinomial(3)),
+    "lost midway": lost_midway(uniform(5), 0.3),
 }

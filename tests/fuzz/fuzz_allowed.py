@@ -50,7 +50,11 @@ ALLOWANCES = (
               r"Callable|LossFn|Rate|Rule|Simulation|Weighting|ClientOptimizer|Counts|Amount|Any",
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"
-              r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness)\)"),
+              r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness|"
+              r"schedule)\)|.*power_of_choice\(model\)"),
+    Allowance("seconds are numbers, however many, and may be traced",
+              "zero, fraction, huge int, huge float, traced", r"Any",
+              r".*in_time\((step_seconds|other_seconds)\)"),
     Allowance("amounts of work may be traced", "traced", r"Amount"),
     Allowance("any words name things", "string, list of strings, array of strings", r"\bstr\b"),
     Allowance("texts and labels may be empty", "empty string", r"^str( \| None)?( = None)?$",

@@ -32,6 +32,7 @@ PACKAGES = (
     "privacy",
     "privacy.audit",
     "report",
+    "selection",
     "server",
     "stream",
     "testing",

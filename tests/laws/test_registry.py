@@ -30,6 +30,7 @@ NO_FACTORIES = {
 }
 PLACES = (
     *("algorithms", "aggregation", "arrivals", "transforms", "privacy", "attacks", "engine"),
+    "selection",
     *("round.sampling", "round.server", "round.local"),
 )
 
