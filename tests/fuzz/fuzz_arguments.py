@@ -9,6 +9,7 @@ from flax import linen, nnx
 from fuzz_arrivals import ARRIVALS
 from fuzz_lifelong import LIFELONG
 from fuzz_methods import OF_METHODS
+from fuzz_selection import CHOOSING
 from fuzz_world import (
     BATCH,
     BN,
@@ -227,6 +228,7 @@ def _mechanism(epsilon: float) -> fl.Mechanism:
 
 OWN: dict[str, dict[str, Any]] = {
     **ARRIVALS,
+    **CHOOSING,
     **LIFELONG,
     "bucketing": {"inner": fl.mean()},
     "models.bottleneck": {
