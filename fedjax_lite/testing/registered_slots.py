@@ -1,10 +1,12 @@
-"""Attacks, privacy mechanisms, strategies and servers that must pass the laws; tiny arguments."""
+"""Samplers, attacks, privacy mechanisms, strategies, servers that must pass the laws; tiny."""
 
 from __future__ import annotations
 
+import numpy as np
 import optax
 
 from fedjax_lite.aggregation.mean import mean
+from fedjax_lite.arrivals import clocked, exponential, latency
 from fedjax_lite.attacks import (
     alie,
     byzantine,
@@ -32,10 +34,25 @@ from fedjax_lite.privacy import (
     distributed_discrete_gaussian,
     local_gaussian,
     matrix_noise,
+    once_an_epoch,
+    poisson_cohorts,
     tree_noise,
 )
+from fedjax_lite.round.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.round.server import adagrad, adam, optimizer_server, yogi
-from fedjax_lite.types import Aggregator, Mechanism, ServerUpdate
+from fedjax_lite.selection import (
+    active,
+    at_least_once,
+    available,
+    counted,
+    cyclic,
+    importance,
+    lost_midway,
+    multinomial,
+    oort,
+    stratified,
+)
+from fedjax_lite.types import Aggregator, Mechanism, Sampler, ServerUpdate
 
 HOSTILE = (1, 3)
 
@@ -93,4 +110,30 @@ def servers() -> dict[str, ServerUpdate]:
         "adagrad": optimizer_server(adagrad(0.1)),
         "adam": optimizer_server(adam(0.1)),
         "yogi": optimizer_server(yogi(0.1)),
+    }
+
+
+def samplers() -> dict[str, Sampler]:
+    """On the laws' seven clients."""
+    return {
+        "everyone": everyone(),
+        "uniform": uniform(3),
+        "weighted": weighted(4),
+        "poisson": poisson(0.4),
+        "dropout": dropout(uniform(5), 0.3),
+        "once an epoch": once_an_epoch(7, 3),
+        "clocked": clocked(uniform(5), latency(overhead=exponential(1.0)), keep=3, deadline=2.0),
+        "poisson cohorts": poisson_cohorts(7, 0.4).sampler,
+        "cyclic": cyclic(3),
+        "cyclic reshuffled": cyclic(3, reshuffle=True),
+        "multinomial": multinomial(4),
+        "importance": importance(3, [1.0, 2.0, 3.0, 1.0, 9.0, 1.0, 2.0]),
+        "importance by data": importance(3),
+        "stratified": stratified([0, 1, 0, 1, 0, 1, 1], 2),
+        "available": available(3, np.full(7, 0.6)),
+        "at least once": at_least_once(3, every=3),
+        "active": active(3),
+        "oort": oort(3, seconds=np.arange(1.0, 8.0), patience=3.0),
+        "counted": counted(multinomial(3)),
+        "lost midway": lost_midway(uniform(5), 0.3),
     }

@@ -67,7 +67,6 @@ from fedjax_lite.algorithms import (
     three_way,
     with_old_tasks,
 )
-from fedjax_lite.arrivals import clocked, exponential, latency
 from fedjax_lite.attacks import alie, byzantine
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
@@ -78,32 +77,16 @@ from fedjax_lite.privacy import (
     dp_sgd,
     gaussian_sum,
     matrix_sum,
-    once_an_epoch,
-    poisson_cohorts,
     tree_sum,
     uniform_mean,
 )
 from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import local_sgd
-from fedjax_lite.round.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.round.server import optimizer_server
-from fedjax_lite.selection import (
-    active,
-    at_least_once,
-    available,
-    counted,
-    cyclic,
-    importance,
-    lost_midway,
-    multinomial,
-    oort,
-    optimal,
-    power_of_choice,
-    stratified,
-    unbiased,
-)
+from fedjax_lite.selection import optimal, power_of_choice, unbiased
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
+from fedjax_lite.testing.registered_slots import samplers
 from fedjax_lite.transforms import (
     chain,
     clip,
@@ -380,25 +363,4 @@ TRANSFORMS: dict[str, Transform] = {
     "ef21": ef21(scaled_sign()),
 }
 
-SAMPLERS: dict[str, Sampler] = {
-    "everyone": everyone(),
-    "uniform": uniform(3),
-    "weighted": weighted(4),
-    "poisson": poisson(0.4),
-    "dropout": dropout(uniform(5), 0.3),
-    "once an epoch": once_an_epoch(7, 3),
-    "clocked": clocked(uniform(5), latency(overhead=exponential(1.0)), keep=3, deadline=2.0),
-    "poisson cohorts": poisson_cohorts(7, 0.4).sampler,
-    "cyclic": cyclic(3),
-    "cyclic reshuffled": cyclic(3, reshuffle=True),
-    "multinomial": multinomial(4),
-    "importance": importance(3, [1.0, 2.0, 3.0, 1.0, 9.0, 1.0, 2.0]),
-    "importance by data": importance(3),
-    "stratified": stratified([0, 1, 0, 1, 0, 1, 1], 2),
-    "available": available(3, np.full(7, 0.6)),
-    "at least once": at_least_once(3, every=3),
-    "active": active(3),
-    "oort": oort(3, seconds=np.arange(1.0, 8.0), patience=3.0),
-    "counted": counted(multinomial(3)),
-    "lost midway": lost_midway(uniform(5), 0.3),
-}
+SAMPLERS: dict[str, Sampler] = samplers()
