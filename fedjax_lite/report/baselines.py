@@ -109,7 +109,7 @@ def baselines(
     params = model.init(key) if params is None else params
     loss, num_clients = model.loss, train.num_clients
     slots: dict[str, Any] = {"plan": plan, "sampler": sampler}
-    whole = centralised(loss, client_optimizer, plan=_of_union(plan, num_clients))
+    whole = centralised(loss, client_optimizer, plan=of_union(plan, num_clients))
     share = _cohort_size(sampler, num_clients) / num_clients
     algorithms: dict[str, tuple[FederatedAlgorithm, int]] = {
         "global": (fedavg(loss, client_optimizer, **slots), num_rounds),
@@ -158,11 +158,21 @@ def _check(train: Any, test: Any, methods: Any) -> None:
             )
 
 
-def _of_union(plan: Plan, num_clients: int) -> Plan:
+def of_union(plan: Plan, num_clients: int) -> Plan:
     """The plan that passes as many examples on the union as everybody together.
 
+    Args:
+      plan: of one client.
+      num_clients: `N`.
+
+    Returns:
+      Minibatch steps times `N`; epochs, and steps of whole data sets, as they are.
+
+    Raises:
+      ValueError: if amounts of work differ by client.
+
     Example:
-      >>> _of_union(Plan(batch_size=5, steps=2), 10).steps
+      >>> of_union(Plan(batch_size=5, steps=2), 10).steps
       20
     """
     for name, amount in (("epochs", plan.epochs), ("steps", plan.steps)):

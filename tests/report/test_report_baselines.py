@@ -8,6 +8,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite.report import baselines, plot_side_by_side
+from fedjax_lite.report.baselines import of_union
 
 A, B, N, ETA = np.array([1.0, 4.0]), np.array([-1.0, 2.0]), np.array([30, 10]), 0.05
 P = N / N.sum()
@@ -73,22 +74,24 @@ def test_closed_forms(found):
     assert found.num_rounds == {**dict.fromkeys(expected, ROUNDS), "tuned": 0}
 
 
-@pytest.mark.parametrize(
-    ("plan", "sampler", "rounds", "steps"),
-    [
-        (fl.Plan(batch_size=5, steps=3), fl.everyone(), 3, 3 * 4),
-        (fl.Plan(batch_size=5, epochs=2), fl.uniform(2), 2, 2 * 8),  # half of the clients a round
-    ],
-)
-def test_the_union_gets_as_many_examples_as_the_cohorts(plan, sampler, rounds, steps):
-    """Counted by a loss of slope one: the model is the number of its steps."""
+def test_the_union_gets_as_many_examples_as_the_cohorts():
+    """Half of the clients a round. Counted by a loss of slope one: the model is its steps."""
     counting = MODEL._replace(loss=lambda w, e, key: w + 0 * e["y"])
     ones = fl.data.from_arrays({"y": np.zeros(40)}, np.repeat(np.arange(4), 10))
-    slots = {"plan": plan, "sampler": sampler, "num_rounds": 3, "metric": "loss"}
-    got = baselines(counting, optax.sgd(1.0), ones, ones, **slots)
-    assert got.num_rounds["centralised"] == rounds
-    params = got.models["centralised"].server.params
-    np.testing.assert_allclose(params, -steps * rounds, rtol=1e-12)
+    slots = {"plan": fl.Plan(batch_size=5, epochs=2), "sampler": fl.uniform(2), "num_rounds": 4}
+    got = baselines(counting, optax.sgd(1.0), ones, ones, metric="loss", **slots)
+    assert got.num_rounds["centralised"] == 2
+    steps = 2 * 2 * 40 // 5
+    np.testing.assert_allclose(got.models["centralised"].server.params, -steps, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("plan", "steps"), [(fl.Plan(5, steps=3), 12), (WHOLE, K), (fl.Plan(5, epochs=2), None)]
+)
+def test_work_on_the_union(plan, steps):
+    """Minibatch steps of four clients one after the other; steps of whole data sets as they are."""
+    union = of_union(plan, 4)
+    assert (union.steps, union.epochs, union.batch_size) == (steps, plan.epochs, plan.batch_size)
 
 
 def test_the_picture(found, tmp_path):
