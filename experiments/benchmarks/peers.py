@@ -4,25 +4,28 @@
     python experiments/benchmarks/peers.py --workloads logreg --systems ours pfl --repeats 9
     python experiments/benchmarks/peers.py --smoke --output outputs/benchmarks/peers_smoke.json
 
-Systems: ours (`fl.fedavg` and `fl.run`), pfl (pfl-research on PyTorch), flwr (Flower's simulation
-on ray, clients in PyTorch), loop (a Python loop over clients with jitted steps, as FedJAX works)
-and, where sizes are uneven, padded (our own `vmapped()`: every client as long as the longest).
-pfl and flwr get environments of their own, made with pip below --env-dir; one that cannot be made
-is a line in the table that says why.
+Systems: ours (`fl.fedavg` and `fl.run`), loop (a Python loop over clients with jitted steps),
+fedjax (FedJAX's own such loop), pfl (pfl-research on PyTorch), flwr (Flower's simulation on ray,
+clients in PyTorch), blazefl (BlazeFL on PyTorch) and, where sizes are uneven, padded (our own
+`vmapped()`: every client as long as the longest). All but ours, loop and padded get environments of
+their own, made with pip below --env-dir; one that cannot be made is a line in the table that says
+why. What a peer does differently is at the head of its program in peers_programs/.
 
 Every system is a process that lives through the workload and does k rounds on command, the same
 clients in the same rounds: pfl by `FederatedAlgorithm.run` with the total raised by k, Flower by
 `FedAvg.start` with k rounds inside one running simulation, so that neither pays its start again.
 All may use the same cores. A first round (cold: from the start of the process) and a turn that is
-not counted come first; where a system has variants (cores a client in Flower, form of convolutions
-in the loop) the faster one is kept. Then the systems take turns while the others are stopped.
-Figures are medians with quartiles; ratios are taken turn by turn. Afterwards all systems train
-the same clients with full batches and no dropout, and must reach our model.
+not counted come first; where a system has variants (a device a core or one with all of them,
+threads, processes, form of convolutions) the fastest one is kept. Then the systems take turns while
+the others are stopped. Figures are medians with quartiles; ratios are taken turn by turn.
+Afterwards all systems train the same clients with full batches and no dropout, and must reach our
+model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import signal
 import sys
 import tempfile
@@ -38,11 +41,12 @@ from fedjax_lite.run.files import save_json_atomic
 
 Row = dict[str, Any]
 TARGETS = (
-    ("pfl-cnn", "pfl", 1.5),
-    ("pfl-cnn", "flwr", 2.0),
-    ("pfl-cnn", "loop", 2.5),
-    ("logreg", "pfl", 6.0),
-    ("logreg", "flwr", 60.0),
+    ("pfl-cnn", "pfl", 1.3),
+    ("pfl-cnn", "flwr", 2.3),
+    ("logreg", "pfl", 20.0),
+    ("logreg", "flwr", 120.0),
+    ("lognormal", "pfl", 6.0),
+    ("lognormal", "loop", 2.0),
     ("lognormal", "padded", 8.0),
 )
 """Workload, system, and how many times longer its round must take than ours."""
@@ -59,12 +63,14 @@ class ComparisonFlags:
         "lognormal",
     )
     """Federated settings; lenet takes as long as the three others."""
-    systems: tuple[Literal["ours", "padded", "loop", "pfl", "flwr"], ...] = (
+    systems: tuple[Literal["ours", "padded", "loop", "fedjax", "pfl", "flwr", "blazefl"], ...] = (
         "ours",
         "padded",
         "loop",
+        "fedjax",
         "pfl",
         "flwr",
+        "blazefl",
     )
     """Systems that take part; see below."""
     rounds_per_turn: int | None = None
@@ -83,8 +89,10 @@ class RunFlags:
     """Turns of each system (of lenet at most 3)."""
     num_threads: int = 2
     """Cores that every system may use."""
-    output: Path = Path("experiments/results/peers.json")
-    """File for the report, JSON."""
+    output: Path = dataclasses.field(
+        default_factory=lambda: Path(f"experiments/results/peers_{datetime.date.today()}.json")
+    )
+    """File for the report, JSON; by default named by the day, and the tables show every run."""
     overwrite: bool = False
     """Replace an earlier report there."""
     smoke: bool = False
@@ -131,7 +139,7 @@ def targets(results: dict[str, Any], *, judge: bool = True) -> list[Row]:
 def print_table(results: dict[str, Any]) -> None:
     """All rows in one table."""
     print(
-        f"\n{'workload':10s} {'system':7s} {'variant':8s} {'ms a round (quartiles)':>31s} "
+        f"\n{'workload':10s} {'system':7s} {'variant':14s} {'ms a round (quartiles)':>31s} "
         f"{'to ours (quartiles)':>24s} {'cold':>8s} {'agreement':>10s}  versions"
     )
     for name, result in results.items():
@@ -145,7 +153,7 @@ def print_table(results: dict[str, Any]) -> None:
             agreement = f"{row['agreement']:.1e}" if "agreement" in row else ""
             versions = ", ".join(f"{key} {value}" for key, value in row["versions"].items())
             print(
-                f"{head}{row['variant']:8s} {shown:>31s} {versus:>24s} "
+                f"{head}{row['variant']:14s} {shown:>31s} {versus:>24s} "
                 f"{row['cold_seconds']:6.1f} s {agreement:>10s}  {versions}"
             )
 

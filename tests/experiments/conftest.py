@@ -23,4 +23,8 @@ def peers():
 def parts(peers):
     """The modules that the script is made of, by name."""
     names = ("compare", "environments", "exports", "jax_models", "workers")
-    return {name: importlib.import_module(f"peers_programs.{name}") for name in names}
+    found = {name: importlib.import_module(f"peers_programs.{name}") for name in names}
+    # Programs in environments of their own find these two beside them.
+    return found | {
+        name: importlib.import_module(name) for name in ("plain_network", "worker_protocol")
+    }

@@ -1,5 +1,6 @@
 """The comparison with other simulators: what is exported, what is installed, what is judged."""
 
+import dataclasses
 import json
 
 import jax
@@ -161,6 +162,65 @@ def test_pips_reason_is_handed_on(pip):
         environments.prepare("some", folder)
 
 
+def test_an_environment_may_need_another_python(pip, monkeypatch):
+    environments, _, _, folder = pip
+    names = ("python-of-tomorrow", "python-of-today")
+    monkeypatch.setitem(environments.PYTHONS, "some", names)
+    started = []
+
+    def run(command, **options):
+        started.append(command)
+        if "of-tomorrow" in str(command[0]):
+            raise FileNotFoundError(command[0])
+        return type("Done", (), {"returncode": 0, "stderr": "", "stdout": "{}"})
+
+    monkeypatch.setattr(environments.subprocess, "run", run)
+    environments.prepare("some", folder)
+    assert ["python-of-today", "-m", "venv", str(folder / "some")] in started
+    monkeypatch.setitem(environments.PYTHONS, "some", names[:1])
+    with pytest.raises(environments.CannotInstall, match="some needs one of python-of-tomorrow"):
+        environments.prepare("some", folder / "again")
+
+
+# -- parts of the programs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["matmul", "xla"])
+@pytest.mark.parametrize("name", ["pfl-cnn", "logreg", "lenet", "lognormal"])
+def test_the_plain_network_is_ours(parts, name, form):
+    """Written anew for a peer whose JAX is too old for ours: loss and gradient without dropout."""
+    net = dataclasses.asdict(parts["exports"].SETTINGS[name].net)
+    net |= {"conv_dropout": 0.0, "dense_dropout": 0.0}
+    model, key = parts["jax_models"].build(net), jax.random.key(0)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 256, (2, *net["input_shape"]), dtype=np.uint8))
+    batch = {"x": x, "y": jnp.asarray([3, 7])}
+    params = model.init(key)
+    ours = jax.value_and_grad(lambda p: model.loss(p, batch, key).mean())(params)
+    plain = parts["plain_network"].loss
+    theirs = jax.value_and_grad(lambda p: plain(net, p, batch, key, form=form))(params)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_plain_networks_dropout_keeps_the_mean(parts):
+    x = jnp.ones((100, 100))
+    kept = np.asarray(parts["plain_network"].dropped(jax.random.key(0), x, 0.25))
+    assert set(np.unique(kept)) == {np.float32(0), np.float32(1 / 0.75)}
+    # 10,000 draws: the mean is 1 with deviation sqrt(0.25 / 0.75) / 100.
+    assert abs(kept.mean() - 1) < 5 * 0.0058
+
+
+def test_work_is_dealt_to_the_least_loaded(parts):
+    deal = parts["worker_protocol"].deal
+    loads = np.random.default_rng(0).integers(1, 50, 40).tolist()
+    hands = deal(loads, 3)
+    assert sorted(place for hand in hands for place in hand) == list(range(40))
+    totals = [sum(loads[place] for place in hand) for hand in hands]
+    assert max(totals) - min(totals) <= max(loads)
+    assert deal(loads, 1)[0] == sorted(range(40), key=lambda place: -loads[place])
+
+
 # -- targets and flags ------------------------------------------------------------------------
 
 
@@ -169,8 +229,9 @@ def row(system, ratio, **more):
 
 
 def test_targets_are_judged_at_their_bounds(peers, capsys):
-    bounds = {("pfl-cnn", "pfl"): 1.5, ("pfl-cnn", "flwr"): 2, ("pfl-cnn", "loop"): 2.5}
-    bounds |= {("logreg", "pfl"): 6, ("logreg", "flwr"): 60, ("lognormal", "padded"): 8}
+    bounds = {("pfl-cnn", "pfl"): 1.3, ("pfl-cnn", "flwr"): 2.3}
+    bounds |= {("logreg", "pfl"): 20, ("logreg", "flwr"): 120}
+    bounds |= {("lognormal", "pfl"): 6, ("lognormal", "loop"): 2, ("lognormal", "padded"): 8}
 
     def results(factor):
         found = {}
@@ -180,10 +241,10 @@ def test_targets_are_judged_at_their_bounds(peers, capsys):
         return found
 
     met, missed = (peers.targets(results(factor)) for factor in (1.0, 0.99))
-    assert [target["passed"] for target in met] == [True] * 6
-    assert [target["passed"] for target in missed] == [False] * 6
+    assert [target["passed"] for target in met] == [True] * 7
+    assert [target["passed"] for target in missed] == [False] * 7
     unjudged = peers.targets(results(1.0), judge=False)
-    assert [target["passed"] for target in unjudged] == [None] * 6
+    assert [target["passed"] for target in unjudged] == [None] * 7
     assert all(target["measured"] is None for target in peers.targets({}))
     peers.print_targets([*met[:2], missed[0]], smoke=False)
     lines = capsys.readouterr().out.splitlines()
@@ -196,7 +257,7 @@ def test_disagreement_and_a_failed_check_are_failures(peers):
         row("flwr", 2.0, agreement=1e-3, largest_change=1e-2, agrees=False),
         row("loop", 2.0, agreement_error="the worker ended"),
     ]
-    found = peers.targets({"lenet": {"rows": rows}}, judge=False)[6:]
+    found = peers.targets({"lenet": {"rows": rows}}, judge=False)[7:]
     assert [target["passed"] for target in found] == [True, False, False]
     assert [target["measured"] for target in found] == [pytest.approx(1e-7), 0.1, None]
 
@@ -251,6 +312,7 @@ def test_smoke_with_our_own_programs(peers, tmp_path):
     assert [path.name for path in flags.output.parent.iterdir()] == ["peers.json"]
     rows = {row["system"]: row for row in report["workloads"]["lognormal"]["rows"]}
     assert list(rows) == ["ours", "padded", "loop"]
+    assert rows["ours"]["variants_ms"].keys() == {"auto", "auto-cores"}
     for row in rows.values():
         assert row["cold_seconds"] > row["ms_per_round"]["median"] / 1e3 > 0
         assert len(row["ms_per_round"]["all"]) == 2
@@ -261,8 +323,19 @@ def test_smoke_with_our_own_programs(peers, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pfl", "flwr"])
-def test_a_peer_reaches_our_model(peers, parts, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("pfl", "1"),
+        ("pfl", "2x1"),
+        ("flwr", "1"),
+        ("blazefl", "threads-2x1"),
+        ("blazefl", "processes-2x1"),
+        ("fedjax", "jit"),
+        ("fedjax", "pmap"),
+    ],
+)
+def test_a_peer_reaches_our_model(peers, parts, tmp_path, name, variant):
     environments = parts["environments"]
     folder = environments.default_folder()
     python = folder / name / "bin" / "python"
@@ -270,7 +343,7 @@ def test_a_peer_reaches_our_model(peers, parts, tmp_path, name):
         environments.installed(python), environments.REQUIREMENTS[name]
     ):
         pytest.skip(f"peers.py has not made the environment {python}")
-    rows = [{"system": name, "variant": "1"}]
+    rows = [{"system": name, "variant": variant}]
     bench = parts["compare"].Bench(tmp_path, folder, repeats=1, num_threads=2)
     bench.agree("logreg", parts["exports"].SETTINGS["logreg"].smoke(), rows)
     assert rows[0]["agrees"] is True

@@ -41,15 +41,32 @@ class System:
 
 
 SYSTEMS = {
-    "ours": System("ours_worker.py", ("auto",)),
-    "padded": System("ours_worker.py", ("vmapped",), only=("lognormal",)),
-    "loop": System("loop_worker.py", ("auto",), conv_variants=("xla", "matmul")),
-    "pfl": System("pfl_worker.py", ("2", "1"), environment="pfl"),
+    "ours": System("ours_worker.py", ("auto-cores", "auto")),
+    "padded": System("ours_worker.py", ("vmapped-cores", "vmapped"), only=("lognormal",)),
+    "loop": System(
+        "loop_worker.py",
+        ("auto-cores", "auto-threads", "auto"),
+        conv_variants=("matmul-cores", "matmul-threads", "matmul", "xla"),
+    ),
+    "fedjax": System(
+        "fedjax_worker.py",
+        ("jit", "pmap"),
+        environment="fedjax",
+        conv_variants=("jit-matmul", "jit-xla", "pmap-matmul"),
+    ),
+    "pfl": System("pfl_worker.py", ("2", "1", "2x1"), environment="pfl"),
     "flwr": System("flower_worker.py", ("1", "2"), environment="flwr"),
+    "blazefl": System(
+        "blazefl_worker.py",
+        ("threads-2x1", "processes-2x1", "serial-1x1", "serial-1x2"),
+        environment="blazefl",
+    ),
 }
-"""padded is our own `vmapped()`, every client as long as the cohort's longest; loop is FedJAX's
-way, a Python loop over jitted steps. Variants: strategies of ours, forms of the loop's
-convolutions, PyTorch threads of pfl, cores a client in Flower (as many PyTorch threads)."""
+"""padded is our own `vmapped()`, every client as long as the cohort's longest; loop is a Python
+loop over jitted steps. Variants: strategies of ours and whether a core is a device, forms of
+convolutions and how the loop uses the cores, backends of FedJAX, PyTorch threads of pfl or
+processes by threads, cores a client in Flower (as many PyTorch threads), modes of BlazeFL with
+workers by threads; see the programs."""
 
 
 @dataclasses.dataclass
@@ -153,6 +170,7 @@ class Bench:
                 tried[variant] = 1e3 * worker.rounds(number) / number
             except (environments.CannotInstall, WorkerFailed) as error:
                 row["error"] = f"{type(error).__name__}: {error}"
+                print(f"  {name} ({variant}): {row['error']}", flush=True)
                 if worker is not None:
                     worker.close()
                 continue
@@ -169,7 +187,6 @@ class Bench:
             best = variant, worker
             worker.freeze()
         if best is None:
-            print(f"  {name}: {row['error']}", flush=True)
             return row, None
         row.pop("error", None)
         variant, worker = best
@@ -210,7 +227,8 @@ class Bench:
             purpose="agree",
         )
         start = load(folder / "weights.npz")
-        ours = self._trained("ours", "auto", folder)
+        mine = next((row["variant"] for row in rows if row["system"] == "ours"), "auto-cores")
+        ours = self._trained("ours", mine, folder)
         change = largest_difference(ours, start)
         for row in rows:
             if "variant" in row and row["system"] != "ours":

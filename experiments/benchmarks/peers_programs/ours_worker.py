@@ -1,4 +1,9 @@
-"""Our rounds: `fl.fedavg` and `fl.run` as a user calls them; the variant is the strategy."""
+"""Our rounds: `fl.fedavg` and `fl.run` as a user calls them.
+
+The variant is the strategy and the devices: "auto-cores" has a device a core (`fl.use_cores`, as
+our scripts do), "auto" one device whose operations XLA splits over the cores. "vmapped" is the
+padded round, with "-cores" dealt to the cores as well.
+"""
 
 import jax
 import jax_models
@@ -9,6 +14,9 @@ from worker_protocol import begin, serve
 import fedjax_lite as fl
 
 task, answers = begin()
+way, _, cores = task.variant.partition("-")
+if cores:
+    fl.use_cores()
 jax_models.set_precision(task.dtype)
 sizes = np.diff(task.array("offsets"))
 schedule = task.array("cohorts")
@@ -25,16 +33,25 @@ def sample(key, state, sizes):
     return cohort.ids, cohort
 
 
+# `auto` deals to the cores by itself, `vmapped` is told to.
+mesh = fl.client_mesh() if way == "vmapped" and cores else None
+strategy = {"auto": fl.auto, "vmapped": fl.vmapped}[way]()
+if mesh is not None:
+    strategy = fl.sharded(mesh, strategy)
+    data = fl.replicate(data, mesh=mesh)
 algo = fl.fedavg(
     model.loss,
     optax.sgd(task.learning_rate),
     plan=fl.Plan(batch_size=task.batch_size, epochs=task.epochs),
     sampler=fl.Sampler(lambda num_clients: jax.numpy.zeros(schedule.shape[1], "int32"), sample),
     weighting=task.weighting,
-    strategy={"auto": fl.auto, "vmapped": fl.vmapped}[task.variant](),
+    strategy=strategy,
 )
-key = jax.random.key(task.seed)
-state = algo.init(key, jax_models.unflatten(task.weights()), data)
+key, params = jax.random.key(task.seed), jax_models.unflatten(task.weights())
+if mesh is None:
+    state = algo.init(key, params, data)
+else:
+    state = fl.init_state(algo, key, params, data, mesh=mesh)
 num_done = 0
 
 

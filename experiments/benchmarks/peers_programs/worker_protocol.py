@@ -76,6 +76,33 @@ def commands() -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
+def deal(loads: list[int], num_workers: int) -> list[list[int]]:
+    """Places dealt to workers, the largest first, each to the one with the least load so far.
+
+    Example:
+      >>> deal([1, 5, 3, 2], 2)
+      [[1], [2, 3, 0]]
+    """
+    hands: list[list[int]] = [[] for _ in range(num_workers)]
+    totals = [0] * num_workers
+    for place in sorted(range(len(loads)), key=lambda place: -loads[place]):
+        worker = totals.index(min(totals))
+        hands[worker].append(place)
+        totals[worker] += loads[place]
+    return hands
+
+
+def workers_and_threads(variant: str) -> tuple[int, int]:
+    """Processes or threads that train side by side, and PyTorch's threads in each.
+
+    Example:
+      >>> workers_and_threads("2x1"), workers_and_threads("threads-2x1"), workers_and_threads("2")
+      ((2, 1), (2, 1), (1, 2))
+    """
+    workers, _, threads = variant.rpartition("-")[2].rpartition("x")
+    return int(workers or 1), int(threads)
+
+
 def serve(
     answers: Answers,
     run_rounds: Callable[[int], None],

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -159,13 +160,15 @@ def environment(folder: Path, variant: str, *, own: bool, num_threads: int) -> d
     }
     if own:
         found["PYTHONPATH"] = str(Path(fl.__file__).resolve().parents[1])
-    threads = variant if variant.isdigit() else str(num_threads)
+    named = re.search(r"\d+$", variant)  # "2", or "threads-2x1": two workers with a thread each
+    threads = named.group() if named else str(num_threads)
     return found | {
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": threads,
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "TQDM_DISABLE": "1",
         "PEERS_TASK": str(folder),
         "PEERS_CLIENT_THREADS": threads,
     }
