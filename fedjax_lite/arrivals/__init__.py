@@ -1,22 +1,26 @@
 """Simulated time: how long clients are away, who is there, and what a server does about it."""
 
-from fedjax_lite.arrivals.availability import Availability, day_and_night
-from fedjax_lite.arrivals.clock import Clock, clocked
-from fedjax_lite.arrivals.latency import Latency, Seconds, failing, latency
-from fedjax_lite.arrivals.quantities import (
-    Quantity,
-    constant,
-    exponential,
-    half_normal,
-    log_normal,
-    of_device,
-    pareto,
-    per_client,
-    product,
-    tiers,
-)
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.round.errand import Traffic
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.arrivals.availability import Availability, day_and_night
+    from fedjax_lite.arrivals.clock import Clock, clocked
+    from fedjax_lite.arrivals.latency import Latency, Seconds, failing, latency
+    from fedjax_lite.arrivals.quantities import (
+        Quantity,
+        constant,
+        exponential,
+        half_normal,
+        log_normal,
+        of_device,
+        pareto,
+        per_client,
+        product,
+        tiers,
+    )
+    from fedjax_lite.round.errand import Traffic
 
 __all__ = [
     "Availability",
@@ -40,4 +44,4 @@ __all__ = [
     "tiers",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

@@ -3,15 +3,19 @@
 Attacks on privacy: the modules `leakage` (gradient inversion) and `membership`.
 """
 
-from fedjax_lite.attacks import leakage, membership
-from fedjax_lite.attacks.backdoor import backdoor, backdoor_success_rate, patch_trigger, poison
-from fedjax_lite.attacks.byzantine import Attack, Scene, byzantine, byzantine_clients
-from fedjax_lite.attacks.labels import flip_labels, label_flip
-from fedjax_lite.attacks.mimic import mimic
-from fedjax_lite.attacks.min_max import min_max, min_sum
-from fedjax_lite.attacks.replacement import model_replacement, replacement_update
-from fedjax_lite.attacks.updates import alie, gaussian, ipm, sign_flip
-from fedjax_lite.checks.calls import check_calls
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.attacks import leakage, membership
+    from fedjax_lite.attacks.backdoor import backdoor, backdoor_success_rate, patch_trigger, poison
+    from fedjax_lite.attacks.byzantine import Attack, Scene, byzantine, byzantine_clients
+    from fedjax_lite.attacks.labels import flip_labels, label_flip
+    from fedjax_lite.attacks.mimic import mimic
+    from fedjax_lite.attacks.min_max import min_max, min_sum
+    from fedjax_lite.attacks.replacement import model_replacement, replacement_update
+    from fedjax_lite.attacks.updates import alie, gaussian, ipm, sign_flip
 
 __all__ = [
     "Attack",
@@ -37,4 +41,4 @@ __all__ = [
     "sign_flip",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

@@ -1,8 +1,8 @@
 """Every exported function looks at the kinds of its arguments before it does anything.
 
-A package ends with ``check_calls(globals())``: the functions in its ``__all__`` then compare what
-they are given with their own annotations, so that a string where a bool is asked, a float where a
-count is asked, NaN or a traced value where none can be is refused by name, value and remedy.
+The functions that a package offers (`fedjax_lite.checks.later`) compare what they are given with
+their own annotations, so that a string where a bool is asked, a float where a count is asked, NaN
+or a traced value where none can be is refused by name, value and remedy.
 Ranges are the functions' own affair (`fedjax_lite.checks.arguments`). Traced numbers pass: sweeps
 trace hyper-parameters.
 """
@@ -51,29 +51,46 @@ BELOW = (
 """What may come from below when an argument is of another kind than was thought of."""
 
 
-def check_calls(namespace: dict[str, Any]) -> None:
-    """Wraps the functions that a package exports, so that calls of them are checked.
+def check_export(value: Any) -> Any:
+    """What a package offers, as its users get it: a function whose calls are checked.
 
-    Args:
-      namespace: the package's ``globals()``, with ``__all__``; without it those of its functions
-        that are public and its own.
+    A class with an ``__init__`` of its own is told to check that; anything else stays what it is.
 
     Example:
       >>> def repeat(word: str, times: int = 2) -> str:
       ...     return word * times
-      >>> package = {"__all__": ["repeat"], "repeat": repeat}
-      >>> check_calls(package)
-      >>> package["repeat"]("ho", times=2.5)
+      >>> check_export(repeat)("ho", times=2.5)
       Traceback (most recent call last):
       ...
       TypeError: times must be an int, got 2.5; round it
     """
-    for name in namespace.get("__all__") or _own(namespace):
-        value = namespace.get(name)
-        if inspect.isfunction(value) and not hasattr(value, UNCHECKED):
-            namespace[name] = checked(value)
-        elif _makes_itself(value) and not hasattr(value.__init__, UNCHECKED):
-            value.__init__ = checked(value.__init__)
+    if inspect.isfunction(value) and not hasattr(value, UNCHECKED):
+        return checked(value)
+    if _makes_itself(value) and not hasattr(value.__init__, UNCHECKED):
+        value.__init__ = checked(value.__init__)
+    return value
+
+
+def check_calls(namespace: dict[str, Any]) -> None:
+    """Has a module that is public itself check calls of its functions; ``check_calls(globals())``.
+
+    Args:
+      namespace: the module's; what it imported stays as it is.
+
+    Example:
+      >>> def halve(flag: bool) -> bool:
+      ...     return not flag
+      >>> module = {"__name__": __name__, "halve": halve}
+      >>> check_calls(module)
+      >>> module["halve"](1)
+      Traceback (most recent call last):
+      ...
+      TypeError: flag must be True or False, got 1; give True
+    """
+    mine = namespace["__name__"]
+    for name, value in list(namespace.items()):
+        if name[0] != "_" and getattr(value, "__module__", "") == mine:
+            namespace[name] = check_export(value)
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,17 +273,13 @@ def _short(value: Any) -> str:
     return f"{value!r:.60}" if isinstance(value, list | tuple | dict | complex) else shown(value)
 
 
-def _own(namespace: dict[str, Any]) -> list[str]:
-    mine = namespace["__name__"]
-    return [n for n, v in namespace.items() if n[0] != "_" and getattr(v, "__module__", "") == mine]
-
-
 def _makes_itself(value: Any) -> bool:
     """Classes with an ``__init__`` of their own; records and trees hold whatever JAX puts there."""
     return (
         inspect.isclass(value)
         and not issubclass(value, BaseException)
         and not dataclasses.is_dataclass(value)
+        and not getattr(value, "_is_protocol", False)
         and inspect.isfunction(value.__dict__.get("__init__"))
     )
 

@@ -1,24 +1,28 @@
 """Execution strategies: how the clients of a round are laid on the hardware."""
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.engine.auto import auto
-from fedjax_lite.engine.batches import Plan
-from fedjax_lite.engine.choose import choose, explain
-from fedjax_lite.engine.differentiable import differentiable
-from fedjax_lite.engine.lanes import chunked, sequential, vmapped
-from fedjax_lite.engine.mesh.owners import imbalance
-from fedjax_lite.engine.mesh.placement import (
-    client_mesh,
-    init_state,
-    place_state,
-    replicate,
-    shard_population,
-)
-from fedjax_lite.engine.mesh.sharded import sharded
-from fedjax_lite.engine.one_client import Trained, train_clients
-from fedjax_lite.engine.peak_memory import Forecast, forecast
-from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work
-from fedjax_lite.engine.shuffle import shuffle_index
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.engine.auto import auto
+    from fedjax_lite.engine.batches import Plan
+    from fedjax_lite.engine.choose import choose, explain
+    from fedjax_lite.engine.differentiable import differentiable
+    from fedjax_lite.engine.lanes import chunked, sequential, vmapped
+    from fedjax_lite.engine.mesh.owners import imbalance
+    from fedjax_lite.engine.mesh.placement import (
+        client_mesh,
+        init_state,
+        place_state,
+        replicate,
+        shard_population,
+    )
+    from fedjax_lite.engine.mesh.sharded import sharded
+    from fedjax_lite.engine.one_client import Trained, train_clients
+    from fedjax_lite.engine.peak_memory import Forecast, forecast
+    from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work
+    from fedjax_lite.engine.shuffle import shuffle_index
 
 __all__ = [
     "Forecast",
@@ -48,4 +52,4 @@ __all__ = [
     "vmapped",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

@@ -1,12 +1,16 @@
 """Metrics of evaluations: ``metrics={"f1": fl.metrics.f1(10)}`` in every one of them."""
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.metrics.absolute_error import mean_absolute_error
-from fedjax_lite.metrics.auc import auc
-from fedjax_lite.metrics.calibration_error import expected_calibration_error
-from fedjax_lite.metrics.f1 import f1
-from fedjax_lite.metrics.hits import accuracy, top_k_accuracy
-from fedjax_lite.metrics.metric import HostMetric, Metric
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.metrics.absolute_error import mean_absolute_error
+    from fedjax_lite.metrics.auc import auc
+    from fedjax_lite.metrics.calibration_error import expected_calibration_error
+    from fedjax_lite.metrics.f1 import f1
+    from fedjax_lite.metrics.hits import accuracy, top_k_accuracy
+    from fedjax_lite.metrics.metric import HostMetric, Metric
 
 __all__ = [
     "HostMetric",
@@ -19,4 +23,4 @@ __all__ = [
     "top_k_accuracy",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

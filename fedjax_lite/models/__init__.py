@@ -1,45 +1,49 @@
 """Models as pure functions: reference networks, adapters, and the layers they are made of."""
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.data.population.counting import counted, with_counts
-from fedjax_lite.models.augment import augmented, random_images
-from fedjax_lite.models.batch_norm import (
-    batch_norm,
-    batch_norm_mask,
-    init_batch_norm,
-    record_statistics,
-    statistics_mask,
-    with_averaged_statistics,
-    with_statistics,
-)
-from fedjax_lite.models.bottleneck import bottleneck, init_bottleneck
-from fedjax_lite.models.cnn import cnn
-from fedjax_lite.models.conv import conv, conv_general_dilated
-from fedjax_lite.models.conv_nets import cifar_cnn24, conv_net, lenet, mcmahan_cnn, pfl_cnn
-from fedjax_lite.models.dense_nets import linear, mlp
-from fedjax_lite.models.flax_adapters import from_linen, from_nnx
-from fedjax_lite.models.functions import from_functions
-from fedjax_lite.models.lora import (
-    Adapted,
-    LowRank,
-    dense_kernels,
-    lora,
-    merged,
-    stacked_adapters,
-    unmerged,
-)
-from fedjax_lite.models.losses import (
-    accuracy,
-    check_per_example,
-    cross_entropy,
-    focal_loss,
-    sigmoid_focal_loss,
-)
-from fedjax_lite.models.model import Model
-from fedjax_lite.models.pooling import avg_pool, max_pool
-from fedjax_lite.models.precision import with_precision
-from fedjax_lite.models.recurrent import char_lstm
-from fedjax_lite.models.transformer import char_transformer
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.data.population.counting import counted, with_counts
+    from fedjax_lite.models.augment import augmented, random_images
+    from fedjax_lite.models.batch_norm import (
+        batch_norm,
+        batch_norm_mask,
+        init_batch_norm,
+        record_statistics,
+        statistics_mask,
+        with_averaged_statistics,
+        with_statistics,
+    )
+    from fedjax_lite.models.bottleneck import bottleneck, init_bottleneck
+    from fedjax_lite.models.cnn import cnn
+    from fedjax_lite.models.conv import conv, conv_general_dilated
+    from fedjax_lite.models.conv_nets import cifar_cnn24, conv_net, lenet, mcmahan_cnn, pfl_cnn
+    from fedjax_lite.models.dense_nets import linear, mlp
+    from fedjax_lite.models.flax_adapters import from_linen, from_nnx
+    from fedjax_lite.models.functions import from_functions
+    from fedjax_lite.models.lora import (
+        Adapted,
+        LowRank,
+        dense_kernels,
+        lora,
+        merged,
+        stacked_adapters,
+        unmerged,
+    )
+    from fedjax_lite.models.losses import (
+        accuracy,
+        check_per_example,
+        cross_entropy,
+        focal_loss,
+        sigmoid_focal_loss,
+    )
+    from fedjax_lite.models.model import Model
+    from fedjax_lite.models.pooling import avg_pool, max_pool
+    from fedjax_lite.models.precision import with_precision
+    from fedjax_lite.models.recurrent import char_lstm
+    from fedjax_lite.models.transformer import char_transformer
 
 __all__ = [
     "Adapted",
@@ -88,4 +92,4 @@ __all__ = [
     "with_statistics",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

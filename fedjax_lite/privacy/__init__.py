@@ -15,37 +15,41 @@ its rounds, and ``accountant.spent(state)`` composes them (see `history.with_his
 alone have no history: whoever begins a new state with them adds what they have spent.
 """
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.privacy import audit
-from fedjax_lite.privacy.accounting.analytic_gaussian import (
-    gaussian_stddev,
-    gdp_delta,
-    gdp_epsilon,
-    gdp_mu,
-)
-from fedjax_lite.privacy.accounting.calibrate_mechanism import calibrate
-from fedjax_lite.privacy.accounting.calibrate_noise import noise_multiplier
-from fedjax_lite.privacy.accounting.poisson import delta, epsilon, event
-from fedjax_lite.privacy.accounting.tree_sensitivity import tree_levels, tree_sensitivity
-from fedjax_lite.privacy.adaptive import adaptive_clipping, adaptive_sum, update_noise
-from fedjax_lite.privacy.clipping import clip_clients
-from fedjax_lite.privacy.discrete.mechanism import distributed_discrete_gaussian
-from fedjax_lite.privacy.discrete.sampler import discrete_gaussian
-from fedjax_lite.privacy.example_level import dp_sgd, dp_sgd_epsilon
-from fedjax_lite.privacy.gaussian import central_gaussian, gaussian_sum
-from fedjax_lite.privacy.local import local_gaussian, uniform_mean
-from fedjax_lite.privacy.matrix_noise import (
-    banded_coefficients,
-    matrix_noise,
-    matrix_sensitivity,
-    matrix_sum,
-)
-from fedjax_lite.privacy.participation import (
-    once_an_epoch,
-    overflow_probability,
-    poisson_cohorts,
-)
-from fedjax_lite.privacy.tree_noise import tree_noise, tree_sum
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.privacy import audit
+    from fedjax_lite.privacy.accounting.analytic_gaussian import (
+        gaussian_stddev,
+        gdp_delta,
+        gdp_epsilon,
+        gdp_mu,
+    )
+    from fedjax_lite.privacy.accounting.calibrate_mechanism import calibrate
+    from fedjax_lite.privacy.accounting.calibrate_noise import noise_multiplier
+    from fedjax_lite.privacy.accounting.poisson import delta, epsilon, event
+    from fedjax_lite.privacy.accounting.tree_sensitivity import tree_levels, tree_sensitivity
+    from fedjax_lite.privacy.adaptive import adaptive_clipping, adaptive_sum, update_noise
+    from fedjax_lite.privacy.clipping import clip_clients
+    from fedjax_lite.privacy.discrete.mechanism import distributed_discrete_gaussian
+    from fedjax_lite.privacy.discrete.sampler import discrete_gaussian
+    from fedjax_lite.privacy.example_level import dp_sgd, dp_sgd_epsilon
+    from fedjax_lite.privacy.gaussian import central_gaussian, gaussian_sum
+    from fedjax_lite.privacy.local import local_gaussian, uniform_mean
+    from fedjax_lite.privacy.matrix_noise import (
+        banded_coefficients,
+        matrix_noise,
+        matrix_sensitivity,
+        matrix_sum,
+    )
+    from fedjax_lite.privacy.participation import (
+        once_an_epoch,
+        overflow_probability,
+        poisson_cohorts,
+    )
+    from fedjax_lite.privacy.tree_noise import tree_noise, tree_sum
 
 __all__ = [
     "audit",
@@ -83,4 +87,4 @@ __all__ = [
     "update_noise",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

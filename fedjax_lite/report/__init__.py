@@ -4,17 +4,21 @@ Matplotlib's object interface only, so nothing global changes and no display is 
 show themselves in a notebook.
 """
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.report.baselines import Beside, baselines
-from fedjax_lite.report.clients import plot_client_accuracies, plot_partition
-from fedjax_lite.report.comparison import Comparison, compare
-from fedjax_lite.report.curves import plot_curves, plot_sweep
-from fedjax_lite.report.groups import Group, group_runs
-from fedjax_lite.report.record import save_clients
-from fedjax_lite.report.runs import Run, find_runs, read_run
-from fedjax_lite.report.side_by_side import plot_side_by_side
-from fedjax_lite.report.statistics import Curve, Interval, curve, t_interval, to_target
-from fedjax_lite.report.style import BLUE, GREEN, GREY, ORANGE
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.report.baselines import Beside, baselines
+    from fedjax_lite.report.clients import plot_client_accuracies, plot_partition
+    from fedjax_lite.report.comparison import Comparison, compare
+    from fedjax_lite.report.curves import plot_curves, plot_sweep
+    from fedjax_lite.report.groups import Group, group_runs
+    from fedjax_lite.report.record import save_clients
+    from fedjax_lite.report.runs import Run, find_runs, read_run
+    from fedjax_lite.report.side_by_side import plot_side_by_side
+    from fedjax_lite.report.statistics import Curve, Interval, curve, t_interval, to_target
+    from fedjax_lite.report.style import BLUE, GREEN, GREY, ORANGE
 
 __all__ = [
     "BLUE",
@@ -43,4 +47,4 @@ __all__ = [
     "to_target",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

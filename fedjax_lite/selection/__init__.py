@@ -7,20 +7,24 @@ weighs messages by the inverse of how often their senders are drawn. Clients tha
 limit of the plan (`interrupted`, `in_time`) where their work is kept, and `lost_midway` where not.
 """
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.selection.active import active
-from fedjax_lite.selection.at_least_once import at_least_once
-from fedjax_lite.selection.available import available
-from fedjax_lite.selection.counted import counted
-from fedjax_lite.selection.cyclic import cyclic
-from fedjax_lite.selection.importance import importance
-from fedjax_lite.selection.interrupted import in_time, interrupted, lost_midway
-from fedjax_lite.selection.multinomial import multinomial
-from fedjax_lite.selection.oort import oort
-from fedjax_lite.selection.optimal import optimal
-from fedjax_lite.selection.power_of_choice import power_of_choice
-from fedjax_lite.selection.stratified import stratified
-from fedjax_lite.selection.unbiased import unbiased
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.selection.active import active
+    from fedjax_lite.selection.at_least_once import at_least_once
+    from fedjax_lite.selection.available import available
+    from fedjax_lite.selection.counted import counted
+    from fedjax_lite.selection.cyclic import cyclic
+    from fedjax_lite.selection.importance import importance
+    from fedjax_lite.selection.interrupted import in_time, interrupted, lost_midway
+    from fedjax_lite.selection.multinomial import multinomial
+    from fedjax_lite.selection.oort import oort
+    from fedjax_lite.selection.optimal import optimal
+    from fedjax_lite.selection.power_of_choice import power_of_choice
+    from fedjax_lite.selection.stratified import stratified
+    from fedjax_lite.selection.unbiased import unbiased
 
 __all__ = [
     "active",
@@ -40,4 +44,4 @@ __all__ = [
     "unbiased",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

@@ -8,20 +8,24 @@
 >>> testing.check_algorithm(make, laws=["finite", "empty_cohort_changes_nothing"])
 """
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.testing.algorithm_laws import ALGORITHM_LAWS, check_algorithm
-from fedjax_lite.testing.metric_laws import METRIC_LAWS, check_metric
-from fedjax_lite.testing.problem import init_params, loss, population
-from fedjax_lite.testing.registry import AGGREGATORS, ALGORITHMS, SAMPLERS, TRANSFORMS
-from fedjax_lite.testing.slot_laws import (
-    AGGREGATOR_LAWS,
-    LAWS_OF_NOISE,
-    SAMPLER_LAWS,
-    TRANSFORM_LAWS,
-    check_aggregator,
-    check_sampler,
-    check_transform,
-)
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.testing.algorithm_laws import ALGORITHM_LAWS, check_algorithm
+    from fedjax_lite.testing.metric_laws import METRIC_LAWS, check_metric
+    from fedjax_lite.testing.problem import init_params, loss, population
+    from fedjax_lite.testing.registry import AGGREGATORS, ALGORITHMS, SAMPLERS, TRANSFORMS
+    from fedjax_lite.testing.slot_laws import (
+        AGGREGATOR_LAWS,
+        LAWS_OF_NOISE,
+        SAMPLER_LAWS,
+        TRANSFORM_LAWS,
+        check_aggregator,
+        check_sampler,
+        check_transform,
+    )
 
 __all__ = [
     "AGGREGATORS",
@@ -44,4 +48,4 @@ __all__ = [
     "population",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

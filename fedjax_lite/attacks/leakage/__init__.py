@@ -1,16 +1,20 @@
 """Gradient leakage: what an update tells of the examples behind it."""
 
-from fedjax_lite.attacks.leakage.inversion import Inversion, invert, total_variation
-from fedjax_lite.attacks.leakage.linear import infer_label, linear_input, linear_inputs
-from fedjax_lite.attacks.leakage.psnr import Matched, matched_psnr, psnr
-from fedjax_lite.attacks.leakage.simulate import (
-    Simulation,
-    gradient_of,
-    local_steps,
-    observe,
-    where_sent,
-)
-from fedjax_lite.checks.calls import check_calls
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.attacks.leakage.inversion import Inversion, invert, total_variation
+    from fedjax_lite.attacks.leakage.linear import infer_label, linear_input, linear_inputs
+    from fedjax_lite.attacks.leakage.psnr import Matched, matched_psnr, psnr
+    from fedjax_lite.attacks.leakage.simulate import (
+        Simulation,
+        gradient_of,
+        local_steps,
+        observe,
+        where_sent,
+    )
 
 __all__ = [
     "Inversion",
@@ -29,4 +33,4 @@ __all__ = [
     "where_sent",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

@@ -1,28 +1,32 @@
 """Empirical privacy: canary clients, and the epsilon that a run provably spent."""
 
-from fedjax_lite.checks.calls import check_calls
-from fedjax_lite.privacy.audit.bounds import (
-    clopper_pearson,
-    epsilon_from_counts,
-    epsilon_from_scores,
-    one_run_epsilon,
-    one_run_p_value,
-)
-from fedjax_lite.privacy.audit.canaries import (
-    canary_scores,
-    canary_uplink,
-    direction,
-    plant,
-    with_canaries,
-)
-from fedjax_lite.privacy.audit.gaussian import gaussian_estimate, gaussian_lower_bound, roc_mu
-from fedjax_lite.privacy.audit.one_run import (
-    AuditFailed,
-    AuditReport,
-    audit,
-    guess,
-    judge,
-)
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.privacy.audit.bounds import (
+        clopper_pearson,
+        epsilon_from_counts,
+        epsilon_from_scores,
+        one_run_epsilon,
+        one_run_p_value,
+    )
+    from fedjax_lite.privacy.audit.canaries import (
+        canary_scores,
+        canary_uplink,
+        direction,
+        plant,
+        with_canaries,
+    )
+    from fedjax_lite.privacy.audit.gaussian import gaussian_estimate, gaussian_lower_bound, roc_mu
+    from fedjax_lite.privacy.audit.one_run import (
+        AuditFailed,
+        AuditReport,
+        audit,
+        guess,
+        judge,
+    )
 
 __all__ = [
     "AuditFailed",
@@ -45,4 +49,4 @@ __all__ = [
     "with_canaries",
 ]
 
-check_calls(globals())
+load_when_asked(__name__)

@@ -13,13 +13,16 @@ a killed process left; the next save clears it. Several processes save and resto
 folder that all of them see: each writes the parts of arrays that it holds, process 0 does the rest.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from fedjax_lite.run.checkpoint.folders import as_folder, clear, set_aside, steps
-from fedjax_lite.run.checkpoint.leaves import SavesItself
-from fedjax_lite.run.checkpoint.manifest import CheckpointDamaged
-from fedjax_lite.run.checkpoint.restoring import Loaded, load, restore
-from fedjax_lite.run.checkpoint.saving import save
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.run.checkpoint.folders import as_folder, clear, set_aside, steps
+    from fedjax_lite.run.checkpoint.leaves import SavesItself
+    from fedjax_lite.run.checkpoint.manifest import CheckpointDamaged
+    from fedjax_lite.run.checkpoint.restoring import Loaded, load, restore
+    from fedjax_lite.run.checkpoint.saving import save
 
 __all__ = [
     "CheckpointDamaged",
@@ -33,3 +36,5 @@ __all__ = [
     "set_aside",
     "steps",
 ]
+
+load_when_asked(__name__)
