@@ -154,6 +154,33 @@ def zeros(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
+def wide_dtype(leaf: Any) -> Any:
+    """What values of a dtype are summed in: float32, or wider where they are."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def wide(tree: PyTree) -> PyTree:
+    """The same values in float32 or wider.
+
+    Example:
+      >>> wide(jnp.ones(2, jnp.bfloat16)).dtype
+      dtype('float32')
+    """
+    return jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), tree)
+
+
+def wide_zeros(tree: PyTree, *rows: int) -> PyTree:
+    """Zeros in float32 or wider like each leaf, or so many of them, `[*rows, ...]`.
+
+    Example:
+      >>> wide_zeros(jnp.ones(2, jnp.bfloat16), 3)
+      Array([[0., 0.],
+             [0., 0.],
+             [0., 0.]], dtype=float32)
+    """
+    return jax.tree.map(lambda leaf: jnp.zeros((*rows, *leaf.shape), wide_dtype(leaf)), tree)
+
+
 def unaliased(tree: PyTree) -> PyTree:
     """The tree with every array held once: an array in two places cannot be donated.
 

@@ -11,7 +11,7 @@ from fedjax_lite.aggregation.distances import squares_to
 from fedjax_lite.aggregation.stacked import Stack, check_like_model, stacked
 from fedjax_lite.checks.arguments import check_count, check_positive
 from fedjax_lite.checks.made import made
-from fedjax_lite.types import Aggregator, Array, Cohort, Key, Params, PyTree
+from fedjax_lite.types import Aggregator, Array, Cohort, Key, PyTree
 
 
 @made
@@ -54,11 +54,6 @@ def centered_clipping(max_distance: float | Array, *, iterations: int = 1) -> Ag
     check_positive(max_distance, "max_distance")
     check_count(iterations, "iterations", minimum=1)
 
-    def init_state(params: Params) -> PyTree:
-        return jax.tree.map(
-            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
-        )
-
     def rule(key: Key, state: PyTree, stack: Stack, cohort: Cohort) -> tuple[PyTree, PyTree]:
         check_like_model("centered_clipping", state, stack.values)
         count = jnp.maximum(stack.mask.sum(), 1)
@@ -80,4 +75,4 @@ def centered_clipping(max_distance: float | Array, *, iterations: int = 1) -> Ag
         kept = trees.where(stack.mask.any(), trees.cast_like(value, state), state)
         return kept, value
 
-    return stacked(rule, init_state=init_state)
+    return stacked(rule, init_state=trees.wide_zeros)

@@ -90,12 +90,9 @@ def diagnosed(
         return Diagnosed(inner.init_state(params), zeros)
 
     def init(message: Message, cohort_size: int) -> Stacked:
-        def stack(leaf: Array) -> Array:
-            return jnp.zeros((cohort_size, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32))
-
         if weighting == "message":
             _check_scalar_weight(message)
-        values = jax.tree.map(stack, jax.eval_shape(part, message.value))
+        values = trees.wide_zeros(jax.eval_shape(part, message.value), cohort_size)
         return Stacked(inner.init(message, cohort_size), values, jnp.zeros(cohort_size))
 
     def add(acc: Stacked, messages: Message, slots: Array, mask: Array) -> Stacked:

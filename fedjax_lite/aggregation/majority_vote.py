@@ -40,10 +40,7 @@ def majority_vote() -> Aggregator:
     """
 
     def init(message: Message, cohort_size: int) -> PyTree:
-        def wide(leaf: Array) -> Array:
-            return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-
-        return jax.tree.map(wide, message.value)
+        return trees.wide_zeros(message.value)
 
     def add(acc: PyTree, messages: Message, slots: Array, mask: Array) -> PyTree:
         counts = jax.tree.map(lambda weight: weight > 0, messages.weight)

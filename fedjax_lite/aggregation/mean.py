@@ -44,10 +44,7 @@ def mean() -> Aggregator:
     """
 
     def init(message: Message, cohort_size: int) -> MeanSums:
-        def wide(leaf: Array) -> Array:
-            return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-
-        return MeanSums(jax.tree.map(wide, message.value), jax.tree.map(wide, message.weight))
+        return MeanSums(trees.wide_zeros(message.value), trees.wide_zeros(message.weight))
 
     def add(acc: MeanSums, messages: Message, slots: Array, mask: Array) -> MeanSums:
         weights = trees.where(mask, messages.weight, jax.tree.map(jnp.zeros_like, messages.weight))

@@ -77,12 +77,8 @@ def stacked(
     def init(message: Message, cohort_size: int) -> Slots:
         check_scalar_weight(message)
         check(cohort_size)
-
-        def stack(leaf: Array) -> Array:
-            return jnp.zeros((cohort_size, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32))
-
         weight = jax.tree.leaves(message.weight)[0]
-        return Slots(jax.tree.map(stack, message.value), stack(weight))
+        return Slots(*trees.wide_zeros((message.value, weight), cohort_size))
 
     def add(acc: Slots, messages: Message, slots: Array, mask: Array) -> Slots:
         (weights,) = jax.tree.leaves(messages.weight)

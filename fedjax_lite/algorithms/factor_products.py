@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks.made import made
 from fedjax_lite.models.lora import is_low_rank
@@ -41,6 +41,7 @@ def mean_of_products() -> Aggregator:
 
     Example:
       >>> from fedjax_lite.models import LowRank
+      >>> from jax import numpy as jnp
       >>> eye = jnp.eye(2)
       >>> sent = Message(LowRank(eye[:, :, None], eye[:, None, :]), jnp.array([3.0, 1.0]))
       >>> rule = mean_of_products()
@@ -72,6 +73,7 @@ def products_of(factors: PyTree) -> PyTree:
 
     Example:
       >>> from fedjax_lite.models import LowRank
+      >>> from jax import numpy as jnp
       >>> products_of({"w": LowRank(jnp.ones((2, 1)), jnp.ones((1, 2))), "b": None})["w"].tolist()
       [[1.0, 1.0], [1.0, 1.0]]
     """
@@ -80,7 +82,4 @@ def products_of(factors: PyTree) -> PyTree:
 
 def _with_products(message: Message) -> Message:
     """One message, or messages `[L, ...]`; products in float32 or wider."""
-    wide = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), message.value
-    )
-    return Message(Factored(message.value, products_of(wide)), message.weight)
+    return Message(Factored(message.value, products_of(trees.wide(message.value))), message.weight)

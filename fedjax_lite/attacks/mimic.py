@@ -82,9 +82,7 @@ def mimic(client: int | None = None, *, warmup: int = 10) -> Attack:
                 f"client must be an id of the population, in [0, {population}), got {client}; name "
                 "another"
             )
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
-        )
+        zeros = trees.wide_zeros(params)
         chosen = jnp.int32(-1 if client is None else client)
         return Mimicry(zeros, zeros, jnp.int32(0), chosen)
 

@@ -39,24 +39,12 @@ def clip_clients(values: PyTree, clip: float | Array, *, per_layer: bool = False
       [[0.6, 0.0], [0.8, 0.0]]
     """
     check_positive(clip, "clip")
-    values = widened(values)
+    values = trees.wide(values)
     values = trees.where(finite_clients(values), values, jax.tree.map(jnp.zeros_like, values))
     if not per_layer:
         return jax.vmap(lambda value: clip_by_global_norm(value, clip))(values)
     each = clip / math.sqrt(len(jax.tree.leaves(values)))
     return jax.tree.map(jax.vmap(lambda leaf: clip_by_global_norm(leaf, each)), values)
-
-
-def widened(values: PyTree) -> PyTree:
-    """The same values in float32 or wider.
-
-    Example:
-      >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
-      dtype('float32')
-    """
-    return jax.tree.map(
-        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), values
-    )
 
 
 def finite_clients(values: PyTree) -> Array:

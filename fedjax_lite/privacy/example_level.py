@@ -143,10 +143,7 @@ def dp_sgd(
             denominator = jnp.maximum(sampling_rate * carry.info.size, 1e-30).astype(jnp.float32)
         keys = jax.random.split(key_loss, size)
         losses, grads = jax.vmap(one_example, in_axes=(None, 0, 0))(params, batch.examples, keys)
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params
-        )
-        total = add_rows(zeros, clip_clients(grads, clip), counts)
+        total = add_rows(trees.wide_zeros(params), clip_clients(grads, clip), counts)
         noise = gaussian_like(key_noise, total, noise_stddev(noise_multiplier, clip))
         rate = learning_rate(carry.info.round) if callable(learning_rate) else learning_rate
 

@@ -189,10 +189,7 @@ def zero_sum(message: Message, cohort_size: int) -> PyTree:
       >>> zero_sum(Message(jnp.ones(2, jnp.bfloat16), 1.0), 5).dtype
       dtype('float32')
     """
-    return jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)),
-        message.value,
-    )
+    return trees.wide_zeros(message.value)
 
 
 def add_rows(acc: PyTree, values: PyTree, mask: Array) -> PyTree:

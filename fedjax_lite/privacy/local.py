@@ -7,13 +7,13 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import mean
 from fedjax_lite.checks.arguments import check_count, check_one
 from fedjax_lite.checks.made import made, signed
 from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
 from fedjax_lite.privacy.accounting.analytic_gaussian import gdp_mu
 from fedjax_lite.privacy.arguments import check_clip, check_delta, is_traced, shown
-from fedjax_lite.privacy.clipping import widened
 from fedjax_lite.privacy.participation import epoch_rounds, once_an_epoch
 from fedjax_lite.round.ledger import LOCAL
 from fedjax_lite.round.sampling import uniform
@@ -165,7 +165,7 @@ def _clipped(max_norm: float) -> Transform:
     inner = clipping(max_norm)
 
     def update(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree]:
-        return inner.update(key, state, widened(value))
+        return inner.update(key, state, trees.wide(value))
 
     return signed(inner._replace(update=update), inner.made)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite import trees
 from fedjax_lite.checks.arguments import (
     check_count,
     check_finite,
@@ -299,10 +300,7 @@ def matrix_sum(
         return _toeplitz().inverse_as_streaming_matrix(jnp.asarray(column, dtype))
 
     def init_state(params: Params) -> MatrixState:
-        wide = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params
-        )
-        return MatrixState(jnp.int32(0), inverse().init_multiply(wide))
+        return MatrixState(jnp.int32(0), inverse().init_multiply(trees.wide_zeros(params)))
 
     def add(acc: PyTree, messages: Message, slots: Array, mask: Array) -> PyTree:
         return add_rows(acc, clip_clients(messages.value, clip, per_layer=per_layer), mask)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_count, check_non_negative, check_one, check_positive
 from fedjax_lite.checks.made import made
 from fedjax_lite.privacy.accounting.accountants import gdp_accountant, stated_noise
@@ -191,10 +192,7 @@ def tree_sum(
     levels = tree_levels(num_rounds)
 
     def init_state(params: Params) -> TreeNodes:
-        def empty(leaf: Array) -> Array:
-            return jnp.zeros((levels, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32))
-
-        return TreeNodes(jnp.int32(0), jax.tree.map(empty, params))
+        return TreeNodes(jnp.int32(0), trees.wide_zeros(params, levels))
 
     def add(acc: PyTree, messages: Message, slots: Array, mask: Array) -> PyTree:
         return add_rows(acc, clip_clients(messages.value, clip, per_layer=per_layer), mask)

@@ -51,7 +51,7 @@ def clip(max_norm: float | Array) -> Transform:
 
 def clip_by_global_norm(value: PyTree, max_norm: float | Array) -> PyTree:
     """The function under `clip`; for values whose squares overflow see its guarantee."""
-    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), value)
+    wide = trees.wide(value)
     leaves = jax.tree.leaves(wide)
     if not leaves:
         return value

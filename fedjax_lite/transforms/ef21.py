@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.checks.made import made
 from fedjax_lite.transforms.chain import send
-from fedjax_lite.transforms.error_feedback import check_compressor, wide_zeros
+from fedjax_lite.transforms.error_feedback import check_compressor
 from fedjax_lite.transforms.flat import magnitude
 from fedjax_lite.types import Key, PyTree, Transform, Wire
 
@@ -53,7 +53,7 @@ def ef21(inner: Transform) -> Transform:
     check_compressor(inner, "ef21")
 
     def init(value: PyTree) -> tuple[PyTree, PyTree]:
-        estimate = wide_zeros(value)
+        estimate = trees.wide_zeros(value)
         return estimate, inner.init(estimate)
 
     def one(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree, Wire]:

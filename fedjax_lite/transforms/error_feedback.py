@@ -58,7 +58,7 @@ def error_feedback(inner: Transform) -> Transform:
     check_compressor(inner, "error_feedback")
 
     def init(value: PyTree) -> tuple[PyTree, PyTree]:
-        residual = wide_zeros(value)
+        residual = trees.wide_zeros(value)
         return residual, inner.init(residual)
 
     def one(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree, Wire]:
@@ -86,18 +86,6 @@ def check_compressor(inner: Transform, name: str) -> None:
             f"{name} wraps a compressor such as top_k(0.01), got a transform of kinds "
             f"{inner.kinds}; put the others before it: chain(clip(1.0), {name}(top_k(0.01)))"
         )
-
-
-def wide_zeros(value: PyTree) -> PyTree:
-    """Zeros like a value, in float32 or wider.
-
-    Example:
-      >>> wide_zeros(jnp.ones(2, jnp.bfloat16)).dtype.name
-      'float32'
-    """
-    return jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), value
-    )
 
 
 def finite_or_zero(value: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.transforms.wire import Code, transmit
 from fedjax_lite.types import Array, Key, PyTree, Transform, Wire
 
@@ -103,7 +104,7 @@ def magnitude(leaves: list[Array]) -> tuple[Array, Array]:
       >>> bool(ok), float(unit)
       (False, 1.0)
     """
-    wide = [jnp.abs(leaf).astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+    wide = [trees.wide(jnp.abs(leaf)) for leaf in leaves]
     peaks = [jnp.max(leaf, initial=0.0) for leaf in wide]
     largest = jnp.max(jnp.stack(peaks)) if peaks else jnp.float32(0)
     ok = largest <= LARGEST  # NaN fails the comparison

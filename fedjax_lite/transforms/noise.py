@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_non_negative
 from fedjax_lite.checks.made import made
 from fedjax_lite.types import Array, Key, PyTree, Transform
@@ -70,7 +71,7 @@ def gaussian_like(key: Key, tree: PyTree, stddev: Any) -> PyTree:
     keys = jax.random.split(key, max(len(leaves), 1))
 
     def one(key: Key, leaf: Array) -> Array:
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        dtype = trees.wide_dtype(leaf)
         first, second = jax.random.normal(key, (2, *leaf.shape), dtype)
         return jnp.asarray(stddev, dtype) * ((first + second) / math.sqrt(2))
 

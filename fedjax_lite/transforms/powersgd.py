@@ -69,7 +69,7 @@ def powersgd(rank: int) -> Transform:
         matrices = [leaf for leaf in jax.tree.leaves(value) if _is_low_rank(leaf, rank)]
         keys = jax.random.split(jax.random.key(START), len(matrices)) if matrices else []
         return [
-            jax.random.normal(keys[i], (leaf.shape[-1], rank), _wide(leaf))
+            jax.random.normal(keys[i], (leaf.shape[-1], rank), trees.wide_dtype(leaf))
             for i, leaf in enumerate(matrices)
         ]
 
@@ -152,7 +152,3 @@ def _is_low_rank(leaf: Array, rank: int) -> bool:
     columns = leaf.shape[-1]
     rows = leaf.size // columns
     return rank * (rows + columns) < rows * columns
-
-
-def _wide(leaf: Array) -> jnp.dtype:
-    return jnp.promote_types(leaf.dtype, jnp.float32)

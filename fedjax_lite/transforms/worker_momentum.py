@@ -7,7 +7,7 @@ import jax
 from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_fraction
 from fedjax_lite.checks.made import made
-from fedjax_lite.transforms.error_feedback import finite_or_zero, wide_zeros
+from fedjax_lite.transforms.error_feedback import finite_or_zero
 from fedjax_lite.types import Array, Key, PyTree, Transform
 
 
@@ -52,4 +52,4 @@ def worker_momentum(decay: float | Array) -> Transform:
         )
         return state, trees.cast_like(state, value)
 
-    return Transform(wide_zeros, update, kinds=("momentum",))
+    return Transform(trees.wide_zeros, update, kinds=("momentum",))

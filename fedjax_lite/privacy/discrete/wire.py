@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite import trees
 from fedjax_lite.checks.made import made
-from fedjax_lite.privacy.clipping import widened
 from fedjax_lite.privacy.discrete.grid import Grid
 from fedjax_lite.privacy.discrete.sampler import discrete_gaussian
 from fedjax_lite.transforms.clip import clip_by_global_norm
@@ -83,7 +83,7 @@ def noisy_codes(grid: Grid, *, size: int) -> Transform:
 
     def send(key: Key, state: PyTree, value: PyTree) -> tuple[PyTree, PyTree, Wire]:
         key_round, key_noise = jax.random.split(key)
-        clipped = clip_by_global_norm(widened(value), grid.clip)
+        clipped = clip_by_global_norm(trees.wide(value), grid.clip)
         leaves, structure = jax.tree.flatten(clipped)
         flat = flatten(leaves).astype(jnp.float32)
         flat = jnp.pad(flat, (0, grid.dimension - flat.size))
