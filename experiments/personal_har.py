@@ -239,7 +239,7 @@ def run_method(
     return {
         "settings": points[best],
         "validation": tried[best],
-        "accuracy": [np.round(one, 5).tolist() for one in accuracy],
+        "accuracy": np.round(np.mean(accuracy, axis=0), 5).tolist(),
         **{f"{name}s": [figures(one)[name] for one in accuracy] for name in FIGURES},
     }
 
@@ -328,7 +328,7 @@ def earlier(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def by_person(row: dict[str, Any]) -> np.ndarray:
     """Each person's accuracy, the mean of its seeds."""
-    return np.mean(row["accuracy"], axis=0)
+    return np.asarray(row["accuracy"], float)
 
 
 def interval(values: Any) -> list[float | None]:
