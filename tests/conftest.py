@@ -128,8 +128,8 @@ def pytest_collection_modifyitems(config, items):
 
     ``FEDJAX_LITE_TESTS=all`` runs every case. What is left out is another case of a kind of check
     that does run: one more shape, bound or pair of settings. With ``of="kind"`` the cases are those
-    of all tests, in any file, that name this kind. Only what was asked for is counted, so a case
-    that is named on the command line runs.
+    of all tests, in any file, that name this kind; with ``by="file"`` too, all of n files. Only
+    what was asked for is counted, so a case that is named on the command line runs.
     """
     if os.environ.get("FEDJAX_LITE_TESTS") == "all":
         return
@@ -137,11 +137,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if marker := item.get_closest_marker("sample"):
             family = marker.kwargs.get("of") or item.nodeid.split("[")[0]
-            families.setdefault(family, (marker.args[0], []))[1].append(item)
+            case = item.nodeid.split("::")[0] if marker.kwargs.get("by") == "file" else item.nodeid
+            families.setdefault(family, (marker.args[0], {}))[1].setdefault(case, []).append(item)
     left_out = set()
     for number, cases in families.values():
-        ranked = sorted(cases, key=lambda item: hashlib.sha256(item.nodeid.encode()).digest())
-        left_out |= {item.nodeid for item in ranked[number:]}
+        ranked = sorted(cases, key=lambda case: hashlib.sha256(case.encode()).digest())
+        left_out |= {item.nodeid for case in ranked[number:] for item in cases[case]}
     if left_out:
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in left_out])
         items[:] = [item for item in items if item.nodeid not in left_out]

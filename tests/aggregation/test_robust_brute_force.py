@@ -113,6 +113,7 @@ BRUTE = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", BRUTE)
 def test_random_stacks_with_masks_equal_numpy(name):
     rule, brute = BRUTE[name]
@@ -129,6 +130,7 @@ def test_random_stacks_with_masks_equal_numpy(name):
         np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", BRUTE)
 def test_repeated_values_equal_numpy(name):
     """Small integers: distances tie, exactly."""

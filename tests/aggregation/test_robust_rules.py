@@ -53,6 +53,7 @@ def test_worker_momentum_checks_its_decay():
         worker_momentum(1.5)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", RULES)
 def test_slots_may_be_permuted(name):
     """Clients keep their ids and change their slots."""

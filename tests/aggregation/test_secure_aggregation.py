@@ -69,6 +69,7 @@ MASKED = secure_mean(max_abs=CLIP, bits=BITS, masks="pairwise")
 WEIGHTED = {"max_abs": CLIP, "bits": BITS, "weighting": "message", "max_weight": 8}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("num_clients", [4, 5])
 def test_protocol_and_jit_agree_bit_for_bit(num_clients):
     """Every drop-out pattern down to the threshold: the same sums, the same mean."""

@@ -172,7 +172,7 @@ def test_restarted_optimizers():
     np.testing.assert_allclose(client_models(state), B + (1 - ETA * A) ** 3 * -B, atol=1e-12)
 
 
-@pytest.mark.sample(2, of="laws that test_laws.py leaves out")
+@pytest.mark.sample(1, of="laws that test_laws.py leaves out")
 @pytest.mark.slow
 def test_local_only_obeys_the_laws_that_need_no_shared_model():
     def make(rate, sampler, strategy):

@@ -96,7 +96,7 @@ def test_five_epochs_of_whole_batches_are_five_steps():
     np.testing.assert_array_equal(steps, epochs)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("plan", "weighting", "steps", "limit"),
     [
@@ -198,6 +198,7 @@ H = np.array([[[2.0, 1.0], [1.0, 2.0]], [[1.0, 0.0], [0.0, 4.0]]])
 W = np.array([[1.0, -1.0], [-2.0, 3.0]])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("steps", "limit"),
     [

@@ -71,7 +71,7 @@ def reference(cohorts, alpha, p, *, eta=None, steps=0):
     return out
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("cohorts", "weighting", "first", "limit"),
     [
@@ -97,6 +97,7 @@ def test_correction_of_the_first_rounds():
     np.testing.assert_allclose(h, [-0.55, -0.35, -0.2125], rtol=0, atol=1e-12)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("alpha", "num_rounds"), [(0.1, 400), (10.0, 400)])
 def test_the_limit_does_not_depend_on_alpha(alpha, num_rounds):
     state = ours(BOTH * num_rounds, alpha)[-1]

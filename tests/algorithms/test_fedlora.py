@@ -66,6 +66,7 @@ P = N / N.sum()
 mean = lambda values: np.einsum("c,cij->ij", P, np.stack(values))  # noqa: E731
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("averaging", ["factors", "frozen_a", "residual", "stacked"])
 def test_two_rounds_by_numpy(averaging):
     b0 = np.zeros_like(B0) if averaging == "stacked" else B0

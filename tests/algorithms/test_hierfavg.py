@@ -163,7 +163,7 @@ def test_who_meets_when_and_what_it_costs():
     ]
 
 
-@pytest.mark.sample(4, of="equal under all strategies")
+@pytest.mark.sample(2, of="equal under all strategies")
 def test_strategies_agree():
     models = []
     for strategy in (fl.vmapped(), fl.chunked(3), fl.sequential()):

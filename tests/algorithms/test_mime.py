@@ -47,7 +47,7 @@ def reference(p, beta, num_rounds, *, correct):
     return np.array(out)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("factory", "beta", "weighting", "first", "limit", "num_rounds"),
     [

@@ -64,7 +64,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("options", "cohorts", "first", "limit"), TABLE)
 def test_trajectory_invariant_and_limit_in_float64(float64, options, cohorts, first, limit):
     p = np.array([0.75, 0.25] if options.get("weighting") else [0.5, 0.5])
@@ -78,7 +78,7 @@ def test_trajectory_invariant_and_limit_in_float64(float64, options, cohorts, fi
     np.testing.assert_allclose(got[-1][2], A * (limit - B), rtol=0, atol=1e-10)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("options", "cohorts", "first", "limit"), TABLE)
 def test_limit_in_float32(options, cohorts, first, limit):
     got = ours(cohorts, **options)
@@ -101,6 +101,7 @@ def test_first_round_is_uniform_fedavg_even_from_large_weights():
         chex.assert_trees_all_close(ours_.server.params, theirs.server.params, rtol=1e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("option", [1, 2])
 def test_one_whole_batch_of_everyone_is_fedsgd(float64, option):
     """A client without data is in the population too: it must not count in c."""

@@ -240,6 +240,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_ignore_who_is_masked_and_do_nothing_when_absent(name):
     rows = np.random.default_rng(1).normal(size=(7, 3)).astype("f4")
@@ -325,7 +326,7 @@ def test_slots_may_be_permuted():
         np.testing.assert_allclose(shuffled, straight, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.sample(4, of="equal under all strategies")
+@pytest.mark.sample(2, of="equal under all strategies")
 def test_attacked_rounds_are_equal_under_all_strategies():
     """Buckets, clipping with memory, momentum in rows, drop-outs: the whole of it."""
     data = problem.population()

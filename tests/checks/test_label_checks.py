@@ -44,6 +44,7 @@ def by_run(algo, state, data):
 BEYOND = r"labels must lie in \[0, 3\).*holds 0\.\.3"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("first", [by_round, by_run])
 @pytest.mark.parametrize("then", [by_round, by_run])
 def test_a_label_beyond_is_an_error_whatever_came_before(first, then):

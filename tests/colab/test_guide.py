@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from examples_names import missing_names
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "colab" / "guide"
@@ -62,6 +63,7 @@ def test_fences_say_what_they_are():
         assert all(len(line) <= 88 for line in one.code.split("\n")), f"{where}: line too long"
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in PAGES]
 )
@@ -73,6 +75,13 @@ def test_snippets_of_a_page_run_in_order(page, tmp_path, monkeypatch):
             # Lines are those of the page, so that an error is found there.
             code = "\n" * (one.line - 1) + one.code
             exec(compile(code, str(GUIDE / page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_in_snippets_are_there(page):
+    """Of all pages, whichever of them run."""
+    runs = [one.code for one in snippets("python") if one.page == page and one.no_run is None]
+    assert not missing_names("\n".join(runs), {"__name__": "__main__"})
 
 
 # -- commands -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from examples_names import missing_names
 
 from fedjax_lite.run.progress import NotebookBar
 
@@ -189,6 +190,14 @@ def kernel(tmp_path_factory):
             run_sync(manager.shutdown_kernel)(now=True)
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_names_in_cells_are_there(name):
+    """Of all notebooks, whichever of them run; magic is a comment in a source."""
+    scope = {"__name__": "__main__", "display": None}
+    assert not missing_names((FOLDER / f"{name}.py").read_text("utf-8"), scope)
+
+
+@pytest.mark.sample(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_top_to_bottom(name, kernel, tmp_path):

@@ -353,9 +353,12 @@ def test_it_runs_nothing_and_is_fast():
     algorithm = fl.scaffold(never, 0.1, plan=PLAN, sampler=fl.uniform(3))
     describe(algorithm)
     with jax.check_tracer_leaks(), jax.transfer_guard("disallow"):
-        start = time.process_time()
-        describe(algorithm)
-        assert time.process_time() - start < 0.1
+        took = []
+        for _ in range(5):  # of which a busy machine may spoil some
+            start = time.process_time()
+            describe(algorithm)
+            took.append(time.process_time() - start)
+        assert min(took) < 0.1
 
 
 def test_phrases_of_nested_parts():

@@ -40,7 +40,7 @@ def after(algo, params, data, num_rounds, **options):
     return unroll(algo, key, algo.init(key, params, data), data, num_rounds=num_rounds, **options)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("plan", "steps"),
     [
@@ -159,7 +159,7 @@ def check_gradient(value_and_grad, at, h=2.0**-16):
     return got
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 )

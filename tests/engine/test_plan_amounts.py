@@ -63,6 +63,7 @@ def test_a_bound_in_epochs_holds_for_either_amount():
         fl.Plan(batch_size=2, max_epochs=0)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("work", "anchors", "trained"), [({"epochs": 3}, 4, 12), ({"steps": 1}, 2, 2)]
 )

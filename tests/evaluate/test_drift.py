@@ -156,7 +156,7 @@ def test_diagnosed_obeys_the_laws_of_aggregators():
         testing.check_aggregator(diagnosed(fl.mean(), weighting="message"))
 
 
-@pytest.mark.sample(2, of="laws that test_laws.py leaves out")
+@pytest.mark.sample(1, of="laws that test_laws.py leaves out")
 @pytest.mark.slow
 def test_a_diagnosed_federation_obeys_laws_of_algorithms():
     """Those that test_laws.py leaves out for a variant of FedAvg."""

@@ -44,6 +44,7 @@ def alone():
 same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("num_lanes", [1, 2, 8])
 def test_models_are_those_of_local_training(num_lanes):
     models = tuned(num_lanes=num_lanes)(PARAMS)

@@ -154,6 +154,7 @@ def test_populations_on_devices_agree_with_numpy():
     assert own["size"].tolist() == np.bincount(OWNERS, ONE["y"] >= 0, CLIENTS).tolist()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("found", "model", "metrics"), CASES)
 @pytest.mark.parametrize("batch_size", [13, 1000])
 def test_common_examples_agree_with_numpy(found, model, metrics, batch_size):

@@ -73,7 +73,7 @@ def rows_of(state):
     return {"w": np.broadcast_to(state.server.params["w"], (4, 3, 2)), "b": rows.leaves["b"]}
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("make", [alone, personal_bias])
 @pytest.mark.parametrize("place", ["memory", "device", "host", "disk"])
 def test_clients_are_scored_with_their_own_models(make, place, tmp_path, monkeypatch):

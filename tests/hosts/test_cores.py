@@ -35,7 +35,7 @@ def in_a_process(*command, **environment):
 @pytest.fixture(scope="module")
 def results():
     """Of one device, which this process has, and of four, in a process of their own."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = os.environ.get("XLA_FLAGS", "")  # tests/conftest.py's, which compile quickly
     four = in_a_process(PROGRAM, 4, XLA_FLAGS=flags).stdout.splitlines()[-1]
     one = {"cores": jax.device_count(), **cores_program.everything()}
     return json.loads(json.dumps([{**one, "addresses": cores_program.memory()}, json.loads(four)]))

@@ -51,20 +51,42 @@ def of(name):
     return OF_SERVERS if name in AT_THE_SERVER else OF_VARIANTS
 
 
-OWN_PROGRAMS = (
-    "jit_changes_nothing",
-    "vmap_equals_loop",
-    "scan_equals_calls",
-    "keys_are_used_once",
-    "padding_leaves_no_trace",
-)
-"""Laws that compile programs which no other law uses: half of the families each by default."""
+OWN_PROGRAMS = {
+    "jit_changes_nothing": 2,
+    "vmap_equals_loop": 2,
+    "scan_equals_calls": 2,
+    "keys_are_used_once": 2,
+    "padding_leaves_no_trace": 2,
+    "never_retraces": 5,
+    "finite": 5,
+    "caller_keeps_its_arrays": 5,
+}
+"""Laws that compile programs which no other law uses: of so many families each by default."""
+KIN = {
+    "work and messages of FedAvg": ("fedavg", "dp-sgd"),
+    "optimizers of the server": ("fedavgm", "fedadagrad", "fedyogi"),
+    "corrected steps": ("fedprox", "fednova", "scaffold", "feddyn", "mimelite"),
+    "leaves that stay": ("local leaves", "fedper", "lg fedavg", "fedrep", "fedbabu", "fedbn"),
+    "models beside the server's": ("apfl", "pfedme", "ditto", "local only"),
+    "adapted models": ("per-fedavg", "fomaml", "reptile"),
+    "adapters": ("fedlora", "frozen leaves"),
+}
+"""Families of variants, by the words their names begin with; any other is a family of its own."""
+OF_A_FAMILY = {"work and messages of FedAvg": 4}
+"""So many variants of a family meet their laws by default, else two."""
+
+
+def family(name):
+    """The kind of a variant: of which some run by default."""
+    found = [kind for kind, kin in KIN.items() if any(f"{name} ".startswith(f"{k} ") for k in kin)]
+    assert len(found) <= 1, f"{name} is in {found}"
+    return found[0] if found else name
 
 
 def marks_of(law):
     """What is slow, and what a default run takes a sample of."""
     slow = [] if law in OF_VARIANTS else [pytest.mark.slow]
-    return slow + ([pytest.mark.sample(4, of=law)] if law in OWN_PROGRAMS else [])
+    return slow + ([pytest.mark.sample(OWN_PROGRAMS[law], of=law)] if law in OWN_PROGRAMS else [])
 
 
 CASES = [
@@ -130,7 +152,13 @@ class OnTwo:
 
 @pytest.mark.skipif(WHOLE, reason="test_algorithm has them under every strategy")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.sample(OF_A_FAMILY.get(kind, 2), of=kind))
+        for name, kind in ((name, family(name)) for name in VARIANTS)
+    ],
+)
 def test_variant(name):
     make = OnTwo(testing.ALGORITHMS[name], pair_of(name))
     laws = [law for law in of(name) if law != "never_retraces"]
@@ -143,20 +171,24 @@ def test_variants_meet_every_strategy():
     for strategy in STRATEGIES:
         assert sum(strategy in pair for pair in met) >= len(met) / 4
     assert all(len(of(name)) >= 3 for name in VARIANTS)
+    assert {family(name) for name in VARIANTS} >= KIN.keys(), "a family without a variant"
 
 
+@pytest.mark.sample(75)
 @pytest.mark.parametrize("law", testing.AGGREGATOR_LAWS)
 @pytest.mark.parametrize("name", testing.AGGREGATORS)
 def test_aggregator(name, law):
     testing.check_aggregator(testing.AGGREGATORS[name], laws=[law])
 
 
+@pytest.mark.sample(40)
 @pytest.mark.parametrize("law", testing.TRANSFORM_LAWS)
 @pytest.mark.parametrize("name", testing.TRANSFORMS)
 def test_transform(name, law):
     testing.check_transform(testing.TRANSFORMS[name], laws=[law])
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize("law", testing.SAMPLER_LAWS)
 @pytest.mark.parametrize("name", testing.SAMPLERS)
 def test_sampler(name, law):

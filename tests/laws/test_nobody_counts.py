@@ -81,7 +81,7 @@ ALGORITHMS = {
 }  # fmt: skip
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_round_of_nobody_changes_nothing(name):
     algo = ALGORITHMS[name]()

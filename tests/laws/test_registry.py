@@ -75,6 +75,7 @@ OF_RULES = ("masked_messages_leave_no_trace", "order_of_slots_does_not_matter")
 """What an attack or a mechanism decides itself; how they fold is that of the rules below them."""
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", registered.attacks())
 def test_attacks_on_the_mean(name):
     testing.check_aggregator(registered.attacks()[name], laws=OF_RULES)
@@ -115,7 +116,7 @@ def expected():
     return one_round(registered.strategies()["vmapped"])
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", [name for name in registered.strategies() if name != "vmapped"])
 def test_strategies_draw_the_same(name, expected):
     same(one_round(registered.strategies()[name]), expected)

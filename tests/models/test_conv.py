@@ -65,6 +65,7 @@ def lax_conv(x, kernel, strides, padding, dilation, groups):
     )
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matmul_form_is_lax_in_float64_values_and_gradients(case):
     x_shape, kernel_shape, strides, padding, dilation, groups = case
@@ -159,6 +160,7 @@ def test_preferred_element_type():
     np.testing.assert_array_equal(out, 18.0)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "options",
     [

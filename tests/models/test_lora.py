@@ -48,6 +48,7 @@ MODELS = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_dense_and_attention_kernel_of_flax_gets_an_adapter(kind):
     model = MODELS[kind]()

@@ -85,7 +85,7 @@ def tiny_population(name):
     return fl.data.from_arrays(data, np.repeat([0, 1, 2], [12, 8, 4]))
 
 
-@pytest.mark.sample(4, of="equal under all strategies")
+@pytest.mark.sample(2, of="equal under all strategies")
 def test_every_strategy_gives_the_same_round_in_float32():
     """Of convolutions and a matrix product."""
     model, data = MODELS["conv_net"](), tiny_population("conv_net")

@@ -33,7 +33,7 @@ def types(equation):
 QUICK = ("mlp", "cnn", "cnn xla", "linen norm")
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 )

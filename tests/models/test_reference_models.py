@@ -62,7 +62,7 @@ def test_parameter_counts(model, count):
     assert num_parameters(model) == count
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("model", "input_shape"),
     [

@@ -151,6 +151,7 @@ COHORT = Cohort(jnp.array([0, 1, 4, 5], jnp.int32), jnp.array([True, True, False
 N, M, PLAIN, SIGN = 7, 3, 32 * NUM_PARAMS, NUM_PARAMS + 32
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("downlink", "first", "later"),
     [
@@ -180,7 +181,7 @@ def test_a_round_without_anybody_changes_nothing():
 # -- servers that hold more than a model ----------------------------------------------------
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("factory", "client", "options", "limit"),
     [
@@ -222,7 +223,7 @@ def test_the_whole_broadcast_is_paid_for(factory, beside):
 # -- execution ------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(4, of="equal under all strategies")
+@pytest.mark.sample(2, of="equal under all strategies")
 @pytest.mark.slow
 def test_all_strategies_agree():
     """In the form "model"; the other is in the registry of the laws."""
@@ -265,7 +266,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path, downlink):
     assert keep == [{n: v for n, v in row.items() if n != "seconds"} for row in rows]
 
 
-@pytest.mark.sample(2, of="laws that test_laws.py leaves out")
+@pytest.mark.sample(1, of="laws that test_laws.py leaves out")
 @pytest.mark.slow
 def test_the_law_of_algorithms_hold_behind_a_downlink():
     """Those that test_laws.py leaves out for FedAvg compressed both ways."""
@@ -318,7 +319,7 @@ def followed(transform, num_rounds=40, size=20_000):
     return float(jnp.linalg.norm(server.broadcast(state) - target) / jnp.linalg.norm(target))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "transform", [tr.drive(unbiased=False), tr.top_k(0.1), tr.scaled_sign(), tr.qsgd(1023)]
 )

@@ -55,6 +55,7 @@ def test_one_step_of_a_warm_up_from_zero():
         start(optax.sgd(WARM_UP), steps=1)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("optimizer", "times"),
     [

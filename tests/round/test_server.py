@@ -145,7 +145,7 @@ def pull(w, e, key):
     return 0.5 * (w - e["b"]) ** 2
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("ids", "mask"), [([0, 1], [False, False]), ([2], [True]), ([2, 0], [True, False])]
 )

@@ -43,6 +43,7 @@ def after_a_round(algo):
     return algo.round(KEY, state, DATA)[0].server.params
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_slots_wired_again_are_the_same_algorithm(name):
     algo = ALGORITHMS[name]()

@@ -45,7 +45,7 @@ SLOW = (
 )
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "sampler"),
     FAST + [pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW],
@@ -85,7 +85,7 @@ def test_cohorts_are_those_of_the_round():
         np.testing.assert_array_equal(ids[mask], np.asarray(expected.ids)[mask])
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("place", ["host", "disk"])
 @pytest.mark.parametrize(
     "sampler",
@@ -111,7 +111,7 @@ def test_rows_outside_of_the_device_change_nothing(place, sampler, tmp_path):
     assert [r["num_steps"] for r in rows_here] == [r["num_steps"] for r in rows_there]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
 def test_runs_in_parts_give_the_same_bytes(place, tmp_path):
     """By state, by checkpoint, and whatever the grouping of rounds into calls."""

@@ -145,7 +145,7 @@ def rounds(algo, num_rounds=3, cohort=None):
 close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.sample(4, of="equal under all strategies")
+@pytest.mark.sample(2, of="equal under all strategies")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UPLINKS)
 def test_all_strategies_give_the_same_rounds(name):
@@ -157,7 +157,7 @@ def test_all_strategies_give_the_same_rounds(name):
     chex.assert_tree_all_finite(state.server)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "uplink",
     [
@@ -206,7 +206,7 @@ def test_majority_vote_learns():
     assert np.mean([m["train_loss"] for m in metrics[-5:]]) < metrics[0]["train_loss"]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "uplink",
     [tr.error_feedback(tr.top_k(1)), tr.error_feedback(tr.scaled_sign()), tr.ef21(tr.top_k(1))],

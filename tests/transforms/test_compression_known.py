@@ -210,6 +210,7 @@ def test_walsh_hadamard_of_any_length_is_the_matrix_of_bit_parities(size):
         np.testing.assert_allclose(z[:, i], x @ (-1.0) ** parity / math.sqrt(size), atol=1e-10)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("size", [1, 4, 5, 130])
 def test_rotation_then_inverse_is_the_identity_and_keeps_the_norm(size):
     value = np.random.default_rng(size).normal(size=size)
@@ -278,6 +279,7 @@ def test_powersgd_steps_of_a_diagonal_matrix():
     assert errors[-1] == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_powersgd_finds_the_best_approximation(rank):
     i, j = np.meshgrid(range(4), range(3), indexing="ij")

@@ -50,6 +50,7 @@ def test_three_steps_by_hand():
         np.testing.assert_allclose(metrics["personal_train_loss"], np.mean(losses), rtol=1e-6)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("pull", [0.0, 0.1, 1.0, 10.0])
 def test_own_models_end_between_their_optimum_and_the_global_model(pull):
     """(a b + pull x) / (a + pull), where x is FedAvg's fixed point."""

@@ -113,6 +113,7 @@ def average():
     return run(fl.fedavg)[0]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("factory", [fl.fedper, fl.fedrep, fl.fedbabu])
 def test_without_a_head_they_are_fedavg_in_every_bit(factory, average):
     state, _ = run(factory, is_head=nothing)

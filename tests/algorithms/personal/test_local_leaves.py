@@ -92,6 +92,7 @@ def bn(rate=0.0, steps=3, **options):
     )  # fmt: skip
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("strategy", [fl.vmapped(), fl.sequential(), fl.chunked(2)])
 def test_each_client_keeps_its_own_running_statistics(strategy):
     with jax.enable_x64(True):
@@ -201,7 +202,7 @@ LAWS = ("keys_are_used_once", "caller_keeps_its_arrays")
 """Those that test_laws.py leaves out for them."""
 
 
-@pytest.mark.sample(2, of="laws that test_laws.py leaves out")
+@pytest.mark.sample(1, of="laws that test_laws.py leaves out")
 @pytest.mark.parametrize("law", LAWS)
 def test_laws(law):
     testing.check_algorithm(testing.ALGORITHMS["local leaves"], laws=[law])

@@ -44,6 +44,7 @@ def per_fedavg(plan=ONE, rate=ETA, alpha=ALPHA, **options):
     )
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("first_order", "gradient", "optimum"),
     [(False, -0.1125, 0.1162790698), (True, -0.525, 0.4117647059)],

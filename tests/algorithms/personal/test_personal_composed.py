@@ -60,7 +60,7 @@ MESSAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.sample(6, of="personal methods under slots")
+@pytest.mark.sample(3, of="personal methods under slots")
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("what", MESSAGES)
 def test_what_is_done_to_messages_touches_the_shared_part_alone(name, what):
@@ -85,7 +85,7 @@ def test_what_is_done_to_messages_touches_the_shared_part_alone(name, what):
         assert changed.privacy != ()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", METHODS)
 def test_rows_on_the_host(name):
     streamed = StreamedDataset(fl.data.ArrayStore(EXAMPLES, SIZES), "host")
@@ -114,7 +114,7 @@ def test_a_hundred_thousand_clients_with_rows_on_the_host():
     np.testing.assert_array_equal(models["body"][2:], np.stack([begin] * 2))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", METHODS)
 def test_several_devices(name):
     """On as many as there are: one here, four in the process of test_sharded.py's last test."""
@@ -148,7 +148,7 @@ def test_a_sweep_of_its_strength_is_one_program(name):
     same(models[1], fl.personal_models(state))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", METHODS)
 def test_each_client_is_scored_with_its_own_model(name):
     state, _ = two_rounds(name)

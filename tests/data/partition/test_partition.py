@@ -104,7 +104,7 @@ def test_global_randomness_is_neither_read_nor_moved(name):
     np.testing.assert_array_equal(first, owners(train, ALL[name](20, 3, 1)))
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ALL)
 def test_partition_holds_what_owners_say(name):
     train = _train()

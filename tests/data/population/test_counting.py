@@ -77,7 +77,7 @@ FACTORIES = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", FACTORIES)
 def test_unlabelled_examples_change_nothing(name):
     def run(data):

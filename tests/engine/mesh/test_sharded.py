@@ -41,7 +41,7 @@ KEY = jax.random.key(0)
 # -- several devices ------------------------------------------------------------------------
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @four
 @pytest.mark.parametrize(
     ("name", "num_devices"),

@@ -42,7 +42,7 @@ def real_rows(result):
     return state._replace(clients=rows(state.clients), uplink=rows(state.uplink)), metrics
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @four
 @pytest.mark.parametrize(
     ("name", "num_devices", "inner"),

@@ -29,6 +29,7 @@ def stated(q, z, num_rounds):
     return {"sampling_rate": q, "noise_multiplier": z, "num_rounds": num_rounds}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("q", "z", "num_rounds", "pld", "rdp"), TABLE)
 def test_table(q, z, num_rounds, pld, rdp):
     mechanism = stated(q, z, num_rounds)
@@ -109,6 +110,7 @@ def test_analytic_gaussian(epsilon, sigma):
     assert dp.gaussian_stddev(epsilon, DELTA, sensitivity=2.0) == pytest.approx(2 * ours)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("method", "known"), [("rdp", 0.993726), pytest.param("pld", 0.935925, marks=pytest.mark.slow)]
 )

@@ -140,6 +140,7 @@ def test_a_sweep_over_epsilons():
     assert float(abs(swept["w"][0] - swept["w"][1]).max()) > 0.1  # seven times the noise
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("factory", SETTINGS, ids=lambda factory: factory.__name__)
 def test_traced_noise_is_that_of_a_plain_number(factory):
     value = {"w": jnp.linspace(-1.0, 1.0, 5)}

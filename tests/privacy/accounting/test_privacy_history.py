@@ -198,6 +198,7 @@ CENTRAL = {"central", "noisier", "everyone", "adaptive", "tree", "matrix"}
 TOGETHER = [CENTRAL, {"local", "in turns"}, {"add or remove"}, {"discrete", "coarser"}]
 
 
+@pytest.mark.sample(60)
 @pytest.mark.parametrize(("before", "now"), itertools.product(MADE, MADE))
 def test_every_pair_composes_or_is_refused(before, now):
     past, accountant = with_past((MADE[before](), 2)), ledger.accounted(MADE[now]()).accountant
@@ -380,6 +381,7 @@ def test_members_of_a_vmap_have_ledgers_of_their_own():
         assert algo.accountant.spent(member) == algo.accountant.spent(rounds)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("mechanism", [central, tree])
 def test_cohorts_of_a_stream_are_the_mechanisms_own(mechanism):
     stream = StreamedDataset(ArrayStore({"b": np.arange(6.0, dtype=np.float32)}, np.ones(6, int)))

@@ -236,6 +236,7 @@ def test_example_weights_after_the_clip_are_caught(data):
     assert not run(mechanism(mu=MU, weighted=True), data, canary_size=3).passed
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("view", ["model", "rounds"])
 def test_random_directions_and_sampled_clients(data, view):
     """Without noise, from the last model or by the largest cosine of all rounds."""
