@@ -5,6 +5,7 @@ that takes a third to a half of the time. `FEDJAX_LITE_OPTIMISED=1` compiles as 
 second stage runs the laws and the engine's tests so, and tests that train for long ask for it.
 """
 
+import collections
 import ctypes
 import gc
 import hashlib
@@ -122,6 +123,10 @@ def _traces_of_this_test():
     chex.clear_trace_counter()
 
 
+LONG = 120
+"""Seconds of all workers together, from which on it is said where they went."""
+
+
 @pytest.hookimpl(trylast=True)  # after -k and -m, so that of what they leave n cases run
 def pytest_collection_modifyitems(config, items):
     """Of a test marked ``sample(n)`` only n cases run, the same ones each time, chosen by name.
@@ -146,3 +151,18 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=[i for i in items if i.nodeid in left_out])
         items[:] = [item for item in items if item.nodeid not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """After a long run: which files took the time, so that nobody's time grows unseen."""
+    seconds = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.split("::")[0]] += report.duration
+    total = sum(seconds.values())
+    if total < LONG:
+        return
+    terminalreporter.section(f"{total:.0f} s in {len(seconds)} files; the slowest")
+    for name, took in seconds.most_common(12):
+        terminalreporter.write_line(f"{took:6.0f} s  {took / total:4.0%}  {name}")
