@@ -100,6 +100,7 @@ if TYPE_CHECKING:
         with_frozen,
         with_old_tasks,
     )
+    from fedjax_lite.arrivals import asynchronous, clocked, fedasync, fedbuff
     from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
     from fedjax_lite.checks.made import Made, made
     from fedjax_lite.data.population.population import Population
@@ -223,6 +224,7 @@ __all__ = [
     "alie",
     "apfl",
     "arrivals",
+    "asynchronous",
     "attacks",
     "auto",
     "bucketing",
@@ -237,6 +239,7 @@ __all__ = [
     "client_evaluator",
     "client_mesh",
     "clip",
+    "clocked",
     "crypto",
     "data",
     "describe",
@@ -261,10 +264,12 @@ __all__ = [
     "explain",
     "fedadagrad",
     "fedadam",
+    "fedasync",
     "fedavg",
     "fedavgm",
     "fedbabu",
     "fedbn",
+    "fedbuff",
     "feddyn",
     "federated_algorithm",
     "fedlora",

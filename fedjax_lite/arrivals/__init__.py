@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 from fedjax_lite.checks.later import load_when_asked
 
 if TYPE_CHECKING:
+    from fedjax_lite.arrivals.asynchronous import asynchronous
     from fedjax_lite.arrivals.availability import Availability, day_and_night
     from fedjax_lite.arrivals.clock import Clock, clocked
+    from fedjax_lite.arrivals.fedasync import fedasync
+    from fedjax_lite.arrivals.fedbuff import fedbuff
     from fedjax_lite.arrivals.latency import Latency, Seconds, failing, latency
     from fedjax_lite.arrivals.quantities import (
         Quantity,
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
         product,
         tiers,
     )
+    from fedjax_lite.arrivals.queue import in_flight
+    from fedjax_lite.arrivals.staleness import hinge, polynomial, undiscounted
     from fedjax_lite.round.errand import Traffic
 
 __all__ = [
@@ -29,19 +34,26 @@ __all__ = [
     "Quantity",
     "Seconds",
     "Traffic",
+    "asynchronous",
     "clocked",
     "constant",
     "day_and_night",
     "exponential",
     "failing",
+    "fedasync",
+    "fedbuff",
     "half_normal",
+    "hinge",
+    "in_flight",
     "latency",
     "log_normal",
     "of_device",
     "pareto",
     "per_client",
+    "polynomial",
     "product",
     "tiers",
+    "undiscounted",
 ]
 
 load_when_asked(__name__)

@@ -23,6 +23,7 @@ INFINITE = {
     "epsilon": "no bound on what is learnt",
     "max_seconds": "no limit",
     "deadline": "everybody is waited for",
+    "timeout": "nobody is given up",
     "initial_clip": "no clipping",
     "mu": "no privacy at all",
     "accounted_epsilon": "no bound",

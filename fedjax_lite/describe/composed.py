@@ -46,6 +46,8 @@ METHODS = {
     "afl": "AFL",
     "term": "TERM",
     "fedmgda": "FedMGDA+",
+    "fedasync": "FedAsync",
+    "fedbuff": "FedBuff",
     "fedbn": "FedBN",
     "fedlora": "Federated LoRA",
     "per_fedavg": "Per-FedAvg",

@@ -184,6 +184,15 @@ WORDS: dict[str, Segments] = {
         " (when {available})",
         " ({latency})",
     ),
+    "in_flight": (
+        "the next {buffer} to arrive of {concurrency} clients in flight",
+        " (asked when {available})",
+        ", given up after {timeout:finite} seconds",
+        " ({latency})",
+    ),
+    "undiscounted": ("1, whatever its staleness",),
+    "polynomial": ("(1 + staleness) ** -{exponent}",),
+    "hinge": ("1 up to a staleness of {free}, then 1 / ({slope} * (staleness - {free}) + 1)",),
     "latency": (
         "simulated seconds",
         "; a local step takes {compute}",

@@ -35,7 +35,8 @@ def chosen_lanes() -> Strategy:
 
     def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
         cohort_size = job.work.ids.shape[0]
-        lanes = choose(job.broadcast, job.data, cohort_size).num_lanes
+        downloaded = getattr(job.broadcast, "downloaded", job.broadcast)  # of several versions one
+        lanes = choose(downloaded, job.data, cohort_size).num_lanes
         inner = vmapped() if lanes >= cohort_size else chunked(lanes)
         return inner.execute(job, table, acc)
 

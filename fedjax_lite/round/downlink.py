@@ -141,7 +141,7 @@ def downlinked(server: ServerUpdate, downlink: Downlink | Transform) -> ServerUp
         return Downlinked(inner, got, transform_state, wire, state.everyone_listens)
 
     def broadcast(state: Downlinked) -> PyTree:
-        return _put_back(server.broadcast(state.inner), state.received)
+        return put_back(server.broadcast(state.inner), state.received)
 
     return ServerUpdate(init, broadcast, update)
 
@@ -200,7 +200,13 @@ def travelling(broadcast: PyTree) -> list[Array]:
     return [leaf for leaf in leaves if not _is_known(leaf)]
 
 
-def _put_back(broadcast: PyTree, sent: list[Array]) -> PyTree:
+def put_back(broadcast: PyTree, sent: list[Array]) -> PyTree:
+    """A broadcast with other leaves in place of those that travel.
+
+    Example:
+      >>> put_back({"base": Known(3.0), "w": 1.0}, [2.0])
+      {'base': Known(value=3.0), 'w': 2.0}
+    """
     rest = iter(sent)
     return jax.tree.map(
         lambda node: node if _is_known(node) else next(rest), broadcast, is_leaf=_is_known

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from fedjax_lite.aggregation.mean import mean
-from fedjax_lite.arrivals import clocked, exponential, latency
+from fedjax_lite.arrivals import clocked, exponential, in_flight, latency
 from fedjax_lite.attacks import (
     alie,
     byzantine,
@@ -122,6 +122,7 @@ def samplers() -> dict[str, Sampler]:
         "poisson": poisson(0.4),
         "dropout": dropout(uniform(5), 0.3),
         "once an epoch": once_an_epoch(7, 3),
+        "in flight": in_flight(4, buffer=3, latency=latency(overhead=exponential(1.0))),
         "clocked": clocked(uniform(5), latency(overhead=exponential(1.0)), keep=3, deadline=2.0),
         "poisson cohorts": poisson_cohorts(7, 0.4).sampler,
         "cyclic": cyclic(3),

@@ -67,6 +67,13 @@ from fedjax_lite.algorithms import (
     three_way,
     with_old_tasks,
 )
+from fedjax_lite.arrivals import (
+    asynchronous,
+    exponential,
+    fedasync,
+    fedbuff,
+    latency,
+)
 from fedjax_lite.attacks import alie, byzantine
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
@@ -143,6 +150,24 @@ def _scheduled(learning_rate, sampler, strategy) -> FederatedAlgorithm:
         sampler=sampler,
         strategy=strategy,
     )
+
+
+SECONDS = latency(overhead=exponential(1.0))
+
+
+def _asynchronous(factory, *, client=optax.sgd, **options) -> Make:
+    """Four of the laws' seven clients in flight; who takes part is not the laws' to choose."""
+
+    def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+        given = {"concurrency": 4, "latency": SECONDS, **options}
+        return factory(loss, client(learning_rate), plan=PLAN, strategy=strategy, **given)
+
+    return make
+
+
+def _asynchronous_scaffold(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+    method = scaffold(loss, learning_rate, plan=PLAN, sampler=sampler, strategy=strategy)
+    return asynchronous(method, concurrency=4, buffer=3, latency=SECONDS)
 
 
 def _bias(params):
@@ -297,6 +322,9 @@ ALGORITHMS: dict[str, Make] = {
     "power of choice": _chosen(power_of_choice, loss=loss, cohort_size=2),
     "optimal": _chosen(optimal, cohort_size=2),
     "unbiased": _chosen(unbiased),
+    "fedbuff": _asynchronous(fedbuff, buffer=2),
+    "fedasync": _asynchronous(fedasync, mixing=0.5),
+    "scaffold asynchronous": _asynchronous_scaffold,
     "local only": _made(local_only),
     "fedbn": _made(fedbn),
     "dp-sgd": _dp_sgd,

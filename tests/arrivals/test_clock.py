@@ -8,6 +8,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import arrivals, testing
+from fedjax_lite.engine.round_keys import round_keys
 from fedjax_lite.testing.algorithm_laws import same
 
 KEY = jax.random.key(0)
@@ -219,6 +220,18 @@ def test_who_sleeps_is_not_late():
     assert (cohort.mask == there).all()
     assert 0 < int(there.sum()) < 40
     assert not cohort.late.any()
+
+
+def test_the_inner_sampler_goes_on_learning():
+    slow = by_id(1.0, 9.0, 1.0, 1.0, 9.0, 1.0, 1.0)
+    timed = arrivals.clocked(fl.selection.oort(4), slow, deadline=2.0)
+    algo = fl.fedavg(testing.loss, optax.sgd(0.05), plan=fl.Plan(batch_size=2), sampler=timed)
+    state, data = start(algo)
+    after, _ = algo.round(KEY, state, data)
+    drawn, cohort = timed.sample(round_keys(KEY, 0)[0], state.sampler, data.sizes)
+    learnt, unlearnt = (jax.tree.leaves(one.inner) for one in (after.sampler, drawn))
+    assert cohort.late.any() or cohort.mask.any()
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(learnt, unlearnt))
 
 
 def test_a_run_has_seconds_in_its_history():

@@ -109,7 +109,9 @@ def test_every_algorithm_is_told(name):
     if "0.0625" not in text:  # a rate inside the user's own function of the round
         assert "your own" in text
         assert name == "fedavg schedule"
-    if name != "centralised":
+    if name in ("fedbuff", "fedasync", "scaffold asynchronous"):  # arrivals, not a sampler's
+        assert "Cohort: each round the next" in text
+    elif name != "centralised":
         assert "Cohort: each round 5 clients, uniformly without replacement." in text
     for known in (n for n in TITLES if n == name or (n + " " in name and n != "fedavg")):
         if name in TITLES:

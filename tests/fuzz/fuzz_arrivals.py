@@ -3,12 +3,18 @@
 from typing import Any
 
 import numpy as np
+from fuzz_world import FEDAVG
 
 import fedjax_lite as fl
 
 LATENCY = fl.arrivals.latency(compute=fl.arrivals.constant(1.0))
+IN_FLIGHT: dict[str, Any] = {"concurrency": 2, "latency": LATENCY}
 ARRIVALS: dict[str, dict[str, Any]] = {
-    "arrivals.clocked": {"latency": LATENCY},
+    "asynchronous": {"algorithm": FEDAVG, **IN_FLIGHT, "buffer": 2},
+    "fedasync": IN_FLIGHT,
+    "fedbuff": IN_FLIGHT,
+    "clocked": {"latency": LATENCY},
+    "arrivals.in_flight": {**IN_FLIGHT, "buffer": 2},
     "arrivals.constant": {"value": 2.0},
     "arrivals.exponential": {"mean": 2.0},
     "arrivals.failing": {"inner": LATENCY},
