@@ -1,6 +1,6 @@
 """Whom to ask: seven ways to choose clients, on MNIST with label skew.
 
-    python experiments/client_selection.py           # a perceptron, 150 rounds: minutes
+    python experiments/client_selection.py           # a perceptron, 150 rounds: 2 minutes
     python experiments/client_selection.py --smoke   # seconds
 
 The setting is that of power-of-choice (Cho, Wang, Joshi 2020, arXiv:2010.01243): 100 clients with
@@ -86,7 +86,7 @@ class TrainingFlags:
     """Rounds between two evaluations."""
     target: float = 0.9
     """Test accuracy to reach, in (0, 1)."""
-    num_seeds: int = 2
+    num_seeds: int = 1
     """Runs for each method."""
 
 
