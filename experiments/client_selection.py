@@ -184,7 +184,7 @@ def table(rows: list[dict[str, Any]], flags: Flags) -> list[dict[str, Any]]:
     """Means over seeds, a row each method; prints them."""
     print(
         f"{'method':16s} {'accuracy':>9s} {f'rounds to {flags.target:g}':>14s} "
-        f"{'worst tenth':>12s} {'Gini':>6s} {'never asked':>12s}"
+        f"{'worst tenth':>12s} {'Gini':>6s} {'never sent':>12s}"
     )
     summary = []
     for name in METHODS:
@@ -216,7 +216,10 @@ def plot(rows: list[dict[str, Any]], flags: Flags, path: Path) -> None:
         times = np.mean([np.sort(row["times"])[::-1] for row in mine], 0)
         right.plot(np.arange(1, len(times) + 1), times, **style)
     left.axhline(100 * flags.target, color="grey", lw=0.8)
-    left.set(xlabel="round", ylabel="test accuracy (%)", title="MNIST, 64 hidden units")
+    low = 100 * min(row["curve"][min(2, len(row["curve"]) - 1)] for row in rows)
+    left.set(
+        xlabel="round", ylabel="test accuracy (%)", title="MNIST, 64 hidden units", ylim=(low, None)
+    )  # fmt: skip
     right.set(
         xlabel="clients, most often first", ylabel="rounds in which it sent a model",
         title=f"participation in {flags.num_rounds} rounds", yscale="symlog", ylim=(0, None),
