@@ -39,7 +39,7 @@ class Package(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         """A name that nobody asked for before: what the package offers, or a module in it."""
         module, attribute = origins(self.__name__).get(name, (f"{self.__name__}.{name}", ""))
-        if not attribute and (name[0] == "_" or importlib.util.find_spec(module) is None):
+        if not attribute and (name[:1] in ("", "_") or importlib.util.find_spec(module) is None):
             raise AttributeError(
                 f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self
             )

@@ -47,7 +47,8 @@ ALLOWANCES = (
               r".*patch_trigger\((row|column)\)|crypto\.(lagrange_weights\(at\)|polynomial\(x\)|"
               r"add_masks\(client\))"),
     Allowance("a function is asked when it is needed", "function",
-              r"Callable|LossFn|Rate|Rule|Simulation|Weighting|ClientOptimizer|Counts|Amount|Any",
+              r"Callable|LossFn|Rate|Rule|Staleness|Simulation|Weighting|ClientOptimizer|Counts|Amount|"
+              r"Any",
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"
               r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness|"

@@ -12,7 +12,7 @@ IN_FLIGHT: dict[str, Any] = {"concurrency": 2, "latency": LATENCY}
 ARRIVALS: dict[str, dict[str, Any]] = {
     "asynchronous": {"algorithm": FEDAVG, **IN_FLIGHT, "buffer": 2},
     "fedasync": IN_FLIGHT,
-    "fedbuff": IN_FLIGHT,
+    "fedbuff": {**IN_FLIGHT, "buffer": 2},
     "clocked": {"latency": LATENCY},
     "arrivals.in_flight": {**IN_FLIGHT, "buffer": 2},
     "arrivals.constant": {"value": 2.0},
