@@ -26,7 +26,7 @@ WITH_EXAMPLES = [name for name in MODULES if examples_of(name)]
 """All of them run with `FEDJAX_LITE_TESTS=all`. Each compiles its programs for itself alone."""
 
 
-@pytest.mark.sample(45)
+@pytest.mark.sample(32)
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)

@@ -50,7 +50,7 @@ def clients(deal, y):
     return owner
 
 
-@pytest.mark.sample(1, of="accuracy of an independent run")
+@pytest.mark.sample(2, of="accuracy of an independent run")
 @pytest.mark.parametrize(("name", "deal"), REFERENCE)
 def test_accuracy_after_50_rounds(digits, name, deal):
     x, y, test = digits

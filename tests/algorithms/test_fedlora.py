@@ -136,6 +136,7 @@ def test_whole_rank_with_a_the_identity_is_fedavg_on_the_kernel():
     assert np.abs(theirs["kernel"] - BASE).max() > 0.01
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_nothing_frozen_is_fedavg_to_the_bit():
     population = data()
     options = {"plan": fl.Plan(batch_size=2, epochs=2), "sampler": fl.uniform(2)}

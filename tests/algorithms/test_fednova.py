@@ -301,6 +301,7 @@ def test_a_schedule_over_rounds_and_a_server_optimizer():
         np.testing.assert_allclose(state.server.params, x, rtol=1e-12)
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_ragged_population_with_equal_steps_is_fedavg_in_float32():
     with jax.enable_x64(False):
         data = testing.population()

@@ -227,7 +227,7 @@ def test_large_mu_tends_to_the_optimum_and_its_update_to_zero(q2):
     np.testing.assert_allclose(updates * mus, [gradient] * 3, rtol=0.1)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(5, of="reductions to another method")
 @pytest.mark.parametrize("sampler", [fl.everyone(), fl.uniform(4)])
 def test_mu_zero_is_fedavg_in_every_bit(sampler):
     data, plan = testing.population(), fl.Plan(batch_size=2, epochs=2)

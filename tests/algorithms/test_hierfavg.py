@@ -99,6 +99,7 @@ def test_meetings_are_the_affine_map(edge_rounds, first, fixed):
     np.testing.assert_array_equal(state.server.edges, jnp.full(2, state.server.params))
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_one_edge_round_is_fedavg():
     """Also where only some take part: an edge weighs as much as the clients that it heard."""
     for sampler in (fl.everyone(), fl.uniform(2), fl.dropout(fl.uniform(3), 0.4)):

@@ -80,7 +80,7 @@ def compare(left, right, *, num_rounds=3, tolerance=1e-6):
     chex.assert_trees_all_close(a.server.params, b.server.params, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(5, of="reductions to another method")
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
 def test_mimelite_without_momentum_is_fedavg(weighting):
     common = {
@@ -94,6 +94,7 @@ def test_mimelite_without_momentum_is_fedavg(weighting):
     )
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_mime_of_one_step_without_momentum_is_fedsgd():
     """Whatever the minibatch: the correction cancels it at x."""
     compare(

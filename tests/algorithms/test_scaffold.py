@@ -86,6 +86,7 @@ def test_limit_in_float32(options, cohorts, first, limit):
     np.testing.assert_allclose(np.hstack([got[0][:2], got[1][:2]]), first, rtol=1e-5)
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_first_round_is_uniform_fedavg_even_from_large_weights():
     params = testing.init_params(jax.random.key(1))
     params = jax.tree.map(lambda x: x + 3.0, params)
@@ -101,7 +102,7 @@ def test_first_round_is_uniform_fedavg_even_from_large_weights():
         chex.assert_trees_all_close(ours_.server.params, theirs.server.params, rtol=1e-6)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(5, of="reductions to another method")
 @pytest.mark.parametrize("option", [1, 2])
 def test_one_whole_batch_of_everyone_is_fedsgd(float64, option):
     """A client without data is in the population too: it must not count in c."""

@@ -197,7 +197,7 @@ def test_names_in_cells_are_there(name):
     assert not missing_names((FOLDER / f"{name}.py").read_text("utf-8"), scope)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_top_to_bottom(name, kernel, tmp_path):

@@ -297,6 +297,7 @@ def test_models_are_compared_leaf_by_leaf(parts):
 # -- the real programs ------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1, of="smoke runs of benchmarks")
 @pytest.mark.slow
 def test_smoke_with_our_own_programs(peers, tmp_path):
     flags = peers.Flags(

@@ -272,6 +272,7 @@ def test_a_compilation_cache_is_refused(benchmark, tmp_path):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.sample(1, of="smoke runs of benchmarks")
 @pytest.mark.slow
 def test_smoke_from_the_command_line(benchmark, tmp_path):
     """The workloads that `smoke_run` has not; without names, it is all of them."""

@@ -258,6 +258,7 @@ def test_mcmahan_counts_rounds_as_the_paper(monkeypatch):
     assert not script.enough(np.array([True, True, False, True, False, True]), 3)
 
 
+@pytest.mark.sample(2, of="accuracy of an independent run")
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.skipif("FEDJAX_LITE_DATA" not in os.environ, reason="FEDJAX_LITE_DATA is not set")
@@ -293,6 +294,7 @@ def test_cifar_learns(run_here, tmp_path, optimised, monkeypatch):
     assert learned["test_loss"] < 2.1  # log(10) = 2.3 without knowledge
 
 
+@pytest.mark.sample(2, of="accuracy of an independent run")
 @pytest.mark.slow
 def test_digits_reach_ninety_percent(run_here, tmp_path):
     """The fallback of the default run, cut to 60 rounds."""

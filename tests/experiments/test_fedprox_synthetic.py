@@ -148,7 +148,7 @@ def test_bad_flags_are_named(script, tmp_path, options, name):
 
 
 @pytest.mark.slow
-@pytest.mark.sample(1, of="accuracy of an independent run")
+@pytest.mark.sample(2, of="accuracy of an independent run")
 def test_pinned_reference_with_many_stragglers(script, tmp_path, optimised):
     """200 rounds on the authors' cohorts; half a minute."""
     flags = script.Flags(stragglers=(0.9,), num_seeds=1, output_dir=tmp_path)

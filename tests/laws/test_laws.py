@@ -70,10 +70,12 @@ KIN = {
     "models beside the server's": ("apfl", "pfedme", "ditto", "local only"),
     "adapted models": ("per-fedavg", "fomaml", "reptile"),
     "adapters": ("fedlora", "frozen leaves"),
+    "fair weights": ("q-fedavg", "q-fedsgd", "afl", "term", "fedmgda"),
+    "choice of clients": ("power of choice", "optimal", "unbiased"),
 }
 """Families of variants, by the words their names begin with; any other is a family of its own."""
-OF_A_FAMILY = {"work and messages of FedAvg": 4}
-"""So many variants of a family meet their laws by default, else two."""
+OF_A_FAMILY = {"work and messages of FedAvg": 4, "leaves that stay": 2, "fair weights": 2}
+"""So many variants of a family meet their laws by default, else one."""
 
 
 def family(name):
@@ -155,7 +157,7 @@ class OnTwo:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.sample(OF_A_FAMILY.get(kind, 2), of=kind))
+        pytest.param(name, marks=pytest.mark.sample(OF_A_FAMILY.get(kind, 1), of=kind))
         for name, kind in ((name, family(name)) for name in VARIANTS)
     ],
 )

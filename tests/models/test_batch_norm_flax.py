@@ -164,7 +164,7 @@ def digits():
     return fl.data.partition(train, fl.data.dirichlet(alpha=1.0, num_clients=5, seed=0)), test
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(2, of="accuracy of an independent run")
 @pytest.mark.parametrize("policy", ["averaged", "batch"])
 def test_fedavg_learns_digits(digits, policy):
     data, test = digits

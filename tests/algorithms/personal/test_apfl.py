@@ -88,6 +88,7 @@ def run(algo, num_rounds=3):
     return state
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_its_ends_are_fedavg_and_training_alone():
     """In every bit; the global model is FedAvg's whatever the mixture."""
     common = {"plan": fl.Plan(batch_size=2, epochs=2), "sampler": fl.uniform(4)}

@@ -78,6 +78,7 @@ def run(algo, num_rounds=3):
     return state, metrics
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_the_global_model_is_fedavgs_and_without_a_pull_the_others_are_local_onlys():
     """In every bit, with a loss that draws from its key and with unequal batches."""
     common = {"plan": fl.Plan(batch_size=2, epochs=2), "sampler": fl.uniform(4)}

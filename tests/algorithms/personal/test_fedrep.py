@@ -113,13 +113,14 @@ def average():
     return run(fl.fedavg)[0]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(5, of="reductions to another method")
 @pytest.mark.parametrize("factory", [fl.fedper, fl.fedrep, fl.fedbabu])
 def test_without_a_head_they_are_fedavg_in_every_bit(factory, average):
     state, _ = run(factory, is_head=nothing)
     same(state.server.params, average.server.params, exact=True)
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_fedper_is_local_leaves_and_lg_fedavg_the_other_half():
     def by_hand(is_local):
         def factory(loss, optimizer, **options):

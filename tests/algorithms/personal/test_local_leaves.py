@@ -165,6 +165,7 @@ def test_what_travels(scale_and_bias):
     assert float(metrics["uplink_bits"]) == 3 * 32 * numbers
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_all_local_is_local_only():
     data = testing.population()
     params, plan = testing.init_params(KEY), fl.Plan(batch_size=2, epochs=2)
@@ -182,6 +183,7 @@ def test_all_local_is_local_only():
     chex.assert_trees_all_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_nothing_local_is_fedavg_in_every_bit():
     """KNOWN_ANSWERS 12: FedPer without a personal leaf and FedBN without norm layers."""
     data = testing.population()
@@ -228,6 +230,7 @@ def test_evaluate_personal_equals_a_loop():
         evaluate_personal(model, models[:3], data)
 
 
+@pytest.mark.sample(2, of="accuracy of an independent run")
 def test_fedbn_learns_digits():
     """Clients of unlike brightness; each is scored with its own statistics."""
     train, _ = fl.data.load("digits")

@@ -81,6 +81,7 @@ def test_several_local_steps_by_numpy():
     assert after(per_fedavg(plan), 1, start=x)[0] == pytest.approx(P @ expected, abs=1e-13)
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_without_adaptation_it_is_fedavg():
     plan = fl.Plan(batch_size=6, epochs=1)
     fedavg = fl.fedavg(quadratic, optax.sgd(ETA), plan=plan, sampler=fl.everyone())
