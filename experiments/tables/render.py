@@ -1,13 +1,14 @@
 """The one renderer: a section's template, filled from files of results and published numbers.
 
-A section is sections/<name>.md.jinja. It sees `documents` (every file of results by name), `doc`
-(the first of the files it is about), `published` (published.toml), rows and headers of tables, and
-the filters below. Lines that begin with % are statements, two blanks continue the line before, and
-`brief` puts a line into the README's table.
+A section is sections/<name>.md.jinja. It sees `documents` (every file of results by name), `runs`
+(name and contents of those it is about), `doc` (the first of these), `published` (published.toml),
+rows and headers of tables, and the filters below. Lines that begin with % are statements, two
+blanks continue the line before, and `brief` puts a line into the README's table.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,11 +42,12 @@ SECTIONS = {
     "leakage": ("leakage",),
     "rounds": ("round",),
     "costs": ("round_algorithms", "round_slots", "round"),
-    "peers": ("peers",),
-    "processes": ("processes",),
-    "steps": ("step",),
+    "peers": ("peers_*",),
+    "processes": ("processes_*",),
+    "steps": ("step_*",),
 }  # fmt: skip
-"""Sections of the page in order, and the files each is about; without any it is left out."""
+"""Sections of the page in order, and the files each is about; without any it is left out. Figures
+of speed have a file a run, named by its date (`peers_2026-11-21.json`): tables show all of them."""
 
 
 class Brief(NamedTuple):
@@ -77,13 +79,16 @@ def section(name: str, documents: Documents) -> Section | None:
     Raises:
       ValueError: if rows of a table differ in their number of cells; the message shows them.
     """
-    found = [file for file in SECTIONS[name] if file in documents]
+    found = [
+        file for pattern in SECTIONS[name] for file in fnmatch.filter(sorted(documents), pattern)
+    ]
     if not found:
         return None
     briefs: list[Brief] = []
     page = _environment().get_template(f"{name}.md.jinja").render(
         documents=documents,
         doc=documents[found[0]],
+        runs=[(file, documents[file]) for file in found],
         published=published(),
         provenance=lambda file: words.provenance(file, documents[file]),
         brief=lambda what, *cells: briefs.append(Brief(what, *map(str, cells))),
@@ -150,12 +155,13 @@ def _environment() -> jinja2.Environment:
         fmt=format,
         reached=lambda rounds: "not reached" if rounds is None else words.number(rounds),
         of=lambda key, mapping: mapping[key],
-        short=words.short, spread=words.spread, against=words.against, cited=words.cited,
+        short=words.short, spread=words.spread, ranged=words.ranged,
+        against=words.against, cited=words.cited,
         as_published=words.as_published, where=where, pick=pick, keyed=keyed,
     )  # fmt: skip
     environment.globals.update(
         row=row, header=header, columns=words.COLUMNS, names=words.NAMES, grouped=grouped,
-        workloads=words.WORKLOADS, compared=words.compared,
+        workloads=words.WORKLOADS, compared=words.compared, at=words.at,
         mean=lambda values: float(np.mean(values)), median=lambda values: float(np.median(values)),
     )  # fmt: skip
     return environment

@@ -115,6 +115,35 @@ def provenance(name: str, document: Mapping[str, Any]) -> str:
     return f"Numbers: `experiments/results/{name}.json`" + "".join(f"; {p}" for p in parts) + "."
 
 
+def ranged(values: Sequence[float], digits: int | None = None) -> str:
+    """The least and the most of several runs, never the better one alone; or the one value.
+
+    Args:
+      values: one a run.
+      digits: after the point; None: three digits in all, see `short`.
+
+    Returns:
+      ``least to most``, or one number where all runs read the same.
+
+    Example:
+      >>> ranged([1.57, 1.01], 2), ranged([20.3])
+      ('1.01 to 1.57', '20.3')
+    """
+    ends = [short(v) if digits is None else number(v, digits) for v in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def at(document: Mapping[str, Any]) -> str:
+    """The day and the processor of a run, for the row or the list that shows it.
+
+    Example:
+      >>> at({"machine": {"date": "2026-11-21T12:31:37+00:00", "cpu": "AMD EPYC"}})
+      '2026-11-21, AMD EPYC'
+    """
+    machine = document.get("machine", document)
+    return f"{machine['date'][:10]}, {machine['cpu']}"
+
+
 def short(value: float) -> str:
     """Three digits, no exponent."""
     return number(value, 0 if value >= 100 else 1 if value >= 10 else 2)

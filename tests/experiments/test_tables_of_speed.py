@@ -1,0 +1,53 @@
+"""Tables of speed: several runs, of which none is left out."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def render():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
+        yield importlib.import_module("tables.render")
+
+
+def test_speed_is_the_range_over_all_runs_never_the_better_one(render):
+    def spread(value):
+        return {"median": value, "min": value, "max": value}
+
+    def run(date, ratio, bound):
+        row = {"versions": {"pfl": "0.6"}, "variant": "2x1", "cold_seconds": 1.0}
+        row |= {"system": "pfl", "ms_per_round": spread(9.0), "ratio": spread(ratio)}
+        absent = {"system": "fedjax", "error": "CannotInstall: no such package"}
+        name = "logreg: times faster than pfl"
+        return {
+            "date": date, "cpu": "Some CPU", "versions": {},
+            "workloads": {"logreg": {"rows": [row, absent]}},
+            "targets": [{"name": name, "measured": ratio, "bound": bound, "passed": None}],
+        }  # fmt: skip
+
+    # The aim is that of the last run, and every run is held against it.
+    days = ("2026-01-01", 25.0, 6), ("2026-01-02", 8.7, 20)
+    runs = {f"peers_{day}": run(day, ratio, bound) for day, ratio, bound in days}
+    section = render.section("peers", runs)
+    (brief,) = section.brief
+    assert brief.here == "pfl 0.6: 8.70 to 25.0 (falls short of our aim, 20)"
+    assert "| pfl 0.6 (2x1) | 2026-01-02, Some CPU | 9.00 (9.00 to 9.00) | 8.70 |" in section.text
+    assert "than pfl 8.70 to 25.0, aimed at 20." in section.text
+    assert "not measured: CannotInstall: no such package" in section.text
+    assert all(f"`experiments/results/{name}.json`" in section.text for name in runs)
+    one = render.section("peers", {"peers_2026-01-01": runs["peers_2026-01-01"]})
+    assert one.brief[0].here == "pfl 0.6: 25.0"
+
+
+def test_steps_of_two_days_are_a_range(render):
+    def run(times_bare):
+        parts = {"bare": 1.0, "round": times_bare}
+        rows = {part: {"median": 7.0, "times_bare": times} for part, times in parts.items()}
+        return {"machine": {"date": "2026-01-01", "cpu": "Some CPU"}, "workloads": {"2nn": rows}}
+
+    runs = {"step_2026-01-01": run(1.08), "step_2026-01-02": run(1.23)}
+    (brief,) = render.section("steps", runs).brief
+    assert brief.here == "1.08 to 1.23"
