@@ -325,18 +325,18 @@ def test_smoke_with_our_own_programs(peers, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "variant"),
+    ("name", "variant", "workload"),
     [
-        ("pfl", "1"),
-        ("pfl", "2x1"),
-        ("flwr", "1"),
-        ("blazefl", "threads-2x1"),
-        ("blazefl", "processes-2x1"),
-        ("fedjax", "jit"),
-        ("fedjax", "pmap"),
+        ("pfl", "1", "logreg"),
+        ("pfl", "2x1", "logreg"),
+        ("flwr", "1", "logreg"),
+        ("blazefl", "threads-2x1", "logreg"),
+        ("blazefl", "processes-2x1", "logreg"),
+        ("fedjax", "jit", "logreg"),
+        ("fedjax", "pmap-matmul", "pfl-cnn"),  # equal sizes, so that it is pmap that trains
     ],
 )
-def test_a_peer_reaches_our_model(peers, parts, tmp_path, name, variant):
+def test_a_peer_reaches_our_model(peers, parts, tmp_path, name, variant, workload):
     environments = parts["environments"]
     folder = environments.default_folder()
     python = folder / name / "bin" / "python"
@@ -346,6 +346,6 @@ def test_a_peer_reaches_our_model(peers, parts, tmp_path, name, variant):
         pytest.skip(f"peers.py has not made the environment {python}")
     rows = [{"system": name, "variant": variant}]
     bench = parts["compare"].Bench(tmp_path, folder, repeats=1, num_threads=2)
-    bench.agree("logreg", parts["exports"].SETTINGS["logreg"].smoke(), rows)
+    bench.agree(workload, parts["exports"].SETTINGS[workload].smoke(), rows)
     assert rows[0]["agrees"] is True
     assert rows[0]["largest_change"] > 1e-4
