@@ -45,6 +45,7 @@ SECTIONS = {
     "peers": ("peers_*",),
     "processes": ("processes_*",),
     "steps": ("step_*",),
+    "populations": ("populations_*",),
 }  # fmt: skip
 """Sections of the page in order, and the files each is about; without any it is left out. Figures
 of speed have a file a run, named by its date (`peers_2026-11-21.json`): tables show all of them."""

@@ -51,3 +51,24 @@ def test_steps_of_two_days_are_a_range(render):
     runs = {"step_2026-01-01": run(1.08), "step_2026-01-02": run(1.23)}
     (brief,) = render.section("steps", runs).brief
     assert brief.here == "1.08 to 1.23"
+
+
+def test_a_million_clients_stand_beside_the_machines_floor(render):
+    def run(seconds):
+        floor = {"bytes_seconds": 0.01, "flop_seconds": 0.004, "seconds": 0.01}
+        took = {"median": seconds, "min": seconds, "max": seconds}
+        row = {"seconds": took, "floor": floor, "times_floor": seconds / 0.01}
+        return {
+            "machine": {"date": "2026-01-01", "cpu": "Some CPU"},
+            "num_clients": 1_000_000, "cohort_size": 1000, "bandwidth": 7.1e9, "flops": 9e10,
+            "methods": {"scaffold": row},
+        }  # fmt: skip
+
+    runs = {"populations_2026-01-01": run(0.2), "populations_2026-01-02": run(0.15)}
+    section = render.section("populations", runs)
+    (brief,) = section.brief
+    assert brief.what == "a round of 1000 of 1,000,000 clients, all cores"
+    here = "SCAFFOLD, logistic regression: 150 to 200 ms, 15.0 to 20.0 times the floor"
+    assert brief.here == here
+    assert "| 10.0 | 4.00 | 20.0 |" in section.text
+    assert "7.1 GB/s, 90 GFLOP/s." in section.text
