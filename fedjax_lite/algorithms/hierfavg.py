@@ -85,6 +85,8 @@ def hierfavg(
     num_edges: int | None = None,
     weighting: Weighting = "examples",
     uplink: Transform | None = None,
+    edge_aggregator: Aggregator | None = None,
+    cloud_aggregator: Aggregator | None = None,
     strategy: Strategy | None = None,
 ) -> FederatedAlgorithm:
     r"""Federated averaging by edge servers, which meet in the cloud every few rounds.
@@ -107,12 +109,20 @@ def hierfavg(
       loss: ``(params, examples, key) -> [B]``, one loss per example.
       client_optimizer: an optax optimizer, or ``(round) -> optimizer``.
       plan: batch size and local work :math:`\kappa_1` of one edge round.
-      sampler: who takes part in an edge round; the paper has ``everyone()``.
+      sampler: who takes part in an edge round; the paper has ``everyone()``, and
+        `fedjax_lite.selection.stratified` gives each edge a cohort of its own.
       edges: int `[N]`, the edge of each client of the population; may be traced.
       edge_rounds: :math:`\kappa_2`, at least 1.
       num_edges: `E`; default the largest in `edges` plus one.
       weighting: "examples" (`n_i`), "uniform", or a function of `ClientInfo`.
       uplink: transform of what clients send to their edge.
+      edge_aggregator: what an edge does with its own clients' messages, such as `median` where they
+        are not to be trusted; without a state. None: their mean.
+      cloud_aggregator: what the cloud does where edges meet. Its messages are the changes
+        :math:`x - x_e` since they met last, weights :math:`W_e`, and edges are its clients:
+        `median` where an edge may fail, ``privacy.gaussian_sum`` for noise (the clip bounds what
+        one edge, all its clients together, changes; nobody accounts for it here). Without a state.
+        None: their mean.
       strategy: execution; default `auto()`.
 
     Returns:
@@ -148,12 +158,19 @@ def hierfavg(
     """
     table, count = check_edges(edges, num_edges)
     check_count(edge_rounds, "edge_rounds", minimum=1)
+    for rule, name in (
+        (edge_aggregator, "edge_aggregator"),
+        (cloud_aggregator, "cloud_aggregator"),
+    ):
+        _check_stateless(rule, name)
     return federated_algorithm(
         at_edges(local_sgd(loss, client_optimizer, weighting=weighting), table),
         plan=plan,
         sampler=sampler,
-        server=edge_server(count),
-        aggregator=edge_averages(table, num_edges=count, edge_rounds=edge_rounds),
+        server=edge_server(count, cloud_aggregator),
+        aggregator=edge_averages(
+            table, num_edges=count, edge_rounds=edge_rounds, inner=edge_aggregator
+        ),
         uplink=uplink,
         strategy=strategy,
     )
@@ -201,8 +218,12 @@ def at_edges(client: ClientUpdate, edges: Any) -> ClientUpdate:
 
 
 @made
-def edge_server(num_edges: int) -> ServerUpdate:
+def edge_server(num_edges: int, inner: Aggregator | None = None) -> ServerUpdate:
     """Edges that move by their own mean, and meet where the aggregate says so.
+
+    Args:
+      num_edges: `E`.
+      inner: what the cloud does with the edges' changes; None: their weighted mean.
 
     Example:
       >>> server = edge_server(2)
@@ -226,7 +247,18 @@ def edge_server(num_edges: int) -> ServerUpdate:
             mean = jnp.tensordot(shares.astype(rows.dtype), rows, 1)
             return jnp.where(value.meet & (total > 0), mean, old)
 
-        params = jax.tree.map(average, server.params, moved)
+        if inner is None:
+            params = jax.tree.map(average, server.params, moved)
+        else:
+            changes = jax.tree.map(lambda old, rows: old - rows, server.params, moved)
+            there = value.weights > 0
+            change = _aggregated(inner, key, changes, value.weights, jnp.arange(num_edges), there)
+            params = jax.tree.map(
+                lambda old, by: jnp.where(
+                    value.meet & (total > 0), old - by.astype(old.dtype), old
+                ),
+                *(server.params, change),
+            )
         edges = jax.tree.map(
             lambda new, rows: jnp.where(value.meet, jnp.broadcast_to(new, rows.shape), rows),
             params,
@@ -238,8 +270,16 @@ def edge_server(num_edges: int) -> ServerUpdate:
 
 
 @made
-def edge_averages(edges: Any, *, num_edges: int, edge_rounds: int) -> Aggregator:
+def edge_averages(
+    edges: Any, *, num_edges: int, edge_rounds: int, inner: Aggregator | None = None
+) -> Aggregator:
     """Means over the clients of each edge, and a count of the rounds until edges meet.
+
+    Args:
+      edges: int `[N]`.
+      num_edges: `E`.
+      edge_rounds: see `hierfavg`.
+      inner: what an edge does with its clients' messages; None: their weighted mean.
 
     Example:
       >>> from fedjax_lite.aggregation import aggregate_stack
@@ -267,7 +307,16 @@ def edge_averages(edges: Any, *, num_edges: int, edge_rounds: int) -> Aggregator
         at_cloud = jnp.where(meet, (heard > 0).sum(), 0)
         metrics = _bits(model, at_cloud, jnp.where(meet, num_edges, 0))
         left = EdgeRounds(jnp.where(meet, 0, done), jnp.where(meet, 0.0, heard), metrics)
-        return left, EdgeResults(edge_means(stack.values, weights), heard, meet)
+        if inner is None:
+            return left, EdgeResults(edge_means(stack.values, weights), heard, meet)
+
+        def of_edge(one: tuple[Array, Array]) -> PyTree:
+            number, mine = one
+            key_edge = jax.random.fold_in(key, number)
+            return _aggregated(inner, key_edge, stack.values, mine, cohort.ids, mine > 0)
+
+        found = jax.lax.map(of_edge, (jnp.arange(num_edges), weights))
+        return left, EdgeResults(found, heard, meet)
 
     return stacked(rule, init_state=init_state, like_message=False)
 
@@ -280,3 +329,26 @@ def _bits(model: float, senders: Any, receivers: Any) -> dict[str, Array]:
     """Traffic between edges and cloud, in models of so many bits."""
     one = jnp.float32(model)
     return {"cloud_uplink_bits": one * senders, "cloud_downlink_bits": one * receivers}
+
+
+def _aggregated(
+    rule: Aggregator, key: Key, values: PyTree, weights: Array, ids: Array, mask: Array
+) -> PyTree:
+    """The aggregate of rows `[C, ...]`; zero where nobody is there, whatever the rule says."""
+    messages = Message(values, weights)
+    acc = rule.init(jax.tree.map(lambda leaf: leaf[0], messages), len(ids))
+    acc = rule.add(acc, messages, jnp.arange(len(ids)), mask)
+    state = rule.init_state(jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), values))
+    _, value = rule.finish(key, state, acc, Cohort(ids.astype(jnp.int32), mask))
+    return jax.tree.map(lambda leaf: jnp.where(mask.any(), leaf, 0), value)
+
+
+def _check_stateless(rule: Aggregator | None, name: str) -> None:
+    if rule is None:
+        return
+    check_slot(rule, name, Aggregator)
+    if rule.at is not None or jax.tree.leaves(rule.init_state(jnp.zeros(1))):
+        raise ValueError(
+            f"{name} must keep nothing between rounds, got {rule.made or 'your own'}; take one "
+            "without a state, such as median() or gaussian_sum(...)"
+        )

@@ -90,6 +90,7 @@ WORDS: dict[str, Segments] = {
     "hierarchical": ("{count} edge servers that average their own clients, then {inner}",),
     "edge_averages": (
         "the mean of each of {num_edges} edges, which meet in the cloud every {edge_rounds} rounds",
+        " (at an edge not the mean: {inner})",
     ),
     "redundancy": ("groups of clients that do the same work, each by majority (DRACO)",),
     "majority_vote": ("the sign that the majority of clients sent, coordinate by coordinate",),

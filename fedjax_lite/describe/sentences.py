@@ -231,9 +231,10 @@ def server_words(whole: Composed) -> str:
         alpha = figure(known["alpha"])
         return f"the model less the aggregate, corrected by what clients keep (alpha {alpha})"
     if method == "hierfavg":
-        return (
-            "every edge takes the mean of its own clients; the cloud averages the edges that meet"
-        )
+        edge, cloud = known.get("edge_aggregator"), known.get("cloud_aggregator")
+        first = "the mean" if edge is None else phrase(edge)
+        then = "averages" if cloud is None else f"takes {phrase(cloud)} of"
+        return f"every edge takes {first} of its own clients; the cloud {then} the edges that meet"
     if method in ("scaffold", "mime", "mimelite"):
         words = f"SGD with learning rate {rate_words(known['server_learning_rate'])} on the "
         words += "aggregate"

@@ -203,3 +203,48 @@ def test_bad_amounts_are_named():
         make(1.5)
     with pytest.raises(ValueError, match=r"edges must be .* got 3 for a population of 4; give 4"):
         start(make(2, edges=[0, 1, 0]))
+
+
+def test_an_edge_and_the_cloud_may_have_rules_of_their_own():
+    """By hand: the median of an edge's clients, then the trimmed change of the edges."""
+    edges = [0, 0, 0, 1]
+    q = (1 - RATE * A) ** STEPS
+    states, _ = play(make(2, edges, edge_aggregator=fl.median(), cloud_aggregator=fl.median()), 2)
+    models = np.zeros(2)
+    for i in range(2):
+        ends = q * models[edges] + (1 - q) * B
+        models = np.array([np.median(ends[:3]), ends[3]])
+        if i == 0:
+            np.testing.assert_allclose(states[0].edges, models, rtol=1e-5)
+    np.testing.assert_allclose(float(states[1].params), np.median(models), rtol=1e-5)
+    np.testing.assert_array_equal(states[1].edges, np.full(2, states[1].params))
+
+
+def test_means_given_as_rules_change_nothing_and_noise_comes_where_edges_meet():
+    plain, _ = play(make(2, sampler=fl.uniform(2)), 4)
+    given, _ = play(
+        make(2, sampler=fl.uniform(2), edge_aggregator=fl.mean(), cloud_aggregator=fl.mean()), 4
+    )
+    np.testing.assert_allclose(
+        [float(s.params) for s in given], [float(s.params) for s in plain], rtol=1e-5
+    )
+    clipped = fl.privacy.gaussian_sum(clip=0.01, noise_multiplier=0.0, denominator=2.0)
+    states, _ = play(make(2, cloud_aggregator=clipped), 4)
+    moves = np.diff([0.0, *(float(s.params) for s in states)])
+    np.testing.assert_allclose(moves[[0, 2]], 0)
+    assert np.abs(moves).max() <= 0.01 + 1e-6  # two edges, a clip each, over two
+    noisy = fl.privacy.gaussian_sum(clip=0.01, noise_multiplier=100.0, denominator=2.0)
+    states, _ = play(make(2, cloud_aggregator=noisy), 2)
+    assert float(states[0].params) == 0
+    assert float(states[1].params) not in (0.0, float(plain[1].params))
+
+
+def test_each_edge_with_a_cohort_of_its_own():
+    _, rows = play(make(1, sampler=fl.selection.stratified(EDGES, 1)), 3)
+    assert [row["num_clients"] for row in rows] == [2, 2, 2]
+    assert all(row["cloud_uplink_bits"] == 64 for row in rows)
+
+
+def test_rules_with_a_state_are_refused():
+    with pytest.raises(ValueError, match="edge_aggregator must keep nothing"):
+        make(2, edge_aggregator=fl.centered_clipping(1.0))
