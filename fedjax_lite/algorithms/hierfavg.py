@@ -310,10 +310,12 @@ def edge_averages(
         if inner is None:
             return left, EdgeResults(edge_means(stack.values, weights), heard, meet)
 
+        own = inner
+
         def of_edge(one: tuple[Array, Array]) -> PyTree:
             number, mine = one
             key_edge = jax.random.fold_in(key, number)
-            return _aggregated(inner, key_edge, stack.values, mine, cohort.ids, mine > 0)
+            return _aggregated(own, key_edge, stack.values, mine, cohort.ids, mine > 0)
 
         found = jax.lax.map(of_edge, (jnp.arange(num_edges), weights))
         return left, EdgeResults(found, heard, meet)
