@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fedjax_lite.evaluate.fairness import summarize_clients
     from fedjax_lite.evaluate.fine_tuned import FineTuned, fine_tuned
     from fedjax_lite.evaluate.fisher import fisher_information
+    from fedjax_lite.evaluate.gaps import group_gaps
     from fedjax_lite.evaluate.known import results_of, scored_by
     from fedjax_lite.evaluate.scores import evaluator
     from fedjax_lite.evaluate.side_by_side import side_by_side
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate_personal",
     "evaluator",
     "fine_tuned",
+    "group_gaps",
     "fisher_information",
     "models_of",
     "results_of",

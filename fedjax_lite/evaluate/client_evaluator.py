@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_lite.checks.arguments import shown
+from fedjax_lite.checks.arguments import check_bool, shown
 from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.data.population.sharded import ShardedDataset
 from fedjax_lite.evaluate.blocks import Streamed
 from fedjax_lite.evaluate.clients import check_population_of, evaluate_clients
 from fedjax_lite.evaluate.columns import columns_of, group_columns
-from fedjax_lite.evaluate.fairness import summarize_clients
+from fedjax_lite.evaluate.fairness import OF_CLIENTS, summarize_clients
 from fedjax_lite.evaluate.fine_tuned import FineTuned
 from fedjax_lite.evaluate.known import Scored, note
 from fedjax_lite.metrics.metric import HostMetric, Metric, named
@@ -30,6 +30,7 @@ def client_evaluator(
     metrics: Mapping[str, Metric | HostMetric] | None = None,
     groups: Any = None,
     worst: float = 0.1,
+    fairness: bool = False,
     batch_size: int = 1000,
     adapt: Callable[[RoundState | Params], FineTuned] | None = None,
 ) -> Callable[[RoundState | Params], dict[str, float]]:
@@ -47,6 +48,7 @@ def client_evaluator(
       metrics: what else to measure, ``{"f1": fl.metrics.f1(10)}``; see `fedjax_lite.metrics`.
       groups: as in `evaluate_clients`.
       worst: share of the clients that count as the worst, in (0, 1].
+      fairness: whether to report how evenly figures are spread over clients, too.
       batch_size: examples at a time.
       adapt: score models that clients adapt first, see `fine_tuned`; the server's model is scored
         beside them, as it is. Give `name` another word, such as "tuned", beside a second evaluator.
@@ -60,7 +62,10 @@ def client_evaluator(
       * ``test_accuracy_worst``: the mean of the worst tenth of the clients (of a loss or an error
         of the largest values);
       * ``test_server_accuracy``: of the server's model, where clients use others and there is one;
-      * ``test_accuracy_group_0`` ...: of the groups.
+      * ``test_accuracy_group_0`` ...: of the groups; ``test_accuracy_gap``: see `group_gaps`;
+      * with `fairness` ``test_accuracy_variance``, ``_best`` (the best tenth), ``_gini``,
+        ``_jain``, ``_angle`` to the uniform vector in degrees, ``_entropy`` and ``_kl_uniform``, as
+        `summarize_clients` defines them.
 
       A metric of `K` numbers has ``test_f1_0`` ... and no mean and worst.
 
@@ -86,6 +91,7 @@ def client_evaluator(
             f"adapt must be a function (state) -> models, got {shown(adapt)}; "
             "fine_tuned(model.loss, optax.sgd(0.1), train, plan=plan)"
         )
+    check_bool(fairness, "fairness")
     classes = check_population_of(model, data, groups, batch_size)
     rising = {key: metric.higher_is_better for key, metric in named(metrics)}
     rising |= {"accuracy": True, "loss": False}
@@ -101,6 +107,10 @@ def client_evaluator(
                 summary = summarize_clients(sign * values, scores["size"], fraction=worst)
                 for which in ("mean", "worst"):
                     columns[f"{name}_{figure}_{which}"] = sign * summary[which]
+                if fairness:
+                    spread = summarize_clients(values, scores["size"], fraction=worst)
+                    spread["best"] = sign * summary["best"]
+                    columns |= {f"{name}_{figure}_{which}": spread[which] for which in OF_CLIENTS}
         whole = kept(state) if isinstance(state, RoundState) else Kept(False, True)
         if (whole.personal or adapt is not None) and whole.shared:
             common = evaluate_clients(model, one_model(state), data, **more)["all"]

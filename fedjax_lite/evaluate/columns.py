@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.evaluate.gaps import group_gaps
+
 
 def columns_of(prefix: str, figures: Mapping[str, Any], *, suffix: str = "") -> dict[str, float]:
     """Figures of one unit under flat names; their size is left out.
@@ -32,14 +34,15 @@ def columns_of(prefix: str, figures: Mapping[str, Any], *, suffix: str = "") -> 
 
 
 def group_columns(prefix: str, figures: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of groups, arrays `[G, ...]`, under names that end with the group's number.
+    """Figures of groups, arrays `[G, ...]`, under names that end with the group's number; gaps.
 
     Example:
       >>> group_columns("test", {"loss": np.array([0.5, 1.0]), "size": np.array([2, 1])})
-      {'test_loss_group_0': 0.5, 'test_loss_group_1': 1.0}
+      {'test_loss_group_0': 0.5, 'test_loss_group_1': 1.0, 'test_loss_gap': 0.5}
     """
     found = {}
     for group in range(len(figures["size"])):
         mine = {name: values[group] for name, values in figures.items()}
         found |= columns_of(prefix, mine, suffix=f"_group_{group}")
-    return found
+    gaps = group_gaps(figures).items()
+    return found | {f"{prefix}_{name}_gap": gap for name, gap in gaps}

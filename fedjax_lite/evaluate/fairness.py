@@ -9,6 +9,11 @@ import numpy as np
 
 from fedjax_lite.checks.arguments import check_count
 
+SHARES = ("gini", "jain", "cosine", "angle", "entropy", "kl_uniform")
+"""Figures of each client's share of the sum."""
+OF_CLIENTS = ("variance", "best", "gini", "jain", "angle", "entropy", "kl_uniform")
+"""What `client_evaluator` adds to mean and worst, where fairness is asked for."""
+
 
 def summarize_clients(
     values: Any, sizes: Any, *, fraction: float = 0.1, num_bins: int = 20
@@ -18,7 +23,8 @@ def summarize_clients(
     With `N` clients counted, values `a_i`, sizes `n_i` and shares `p_i = a_i / sum a`:
     weighted mean `sum n_i a_i / sum n_i`; worst = mean of the `ceil(fraction N)` lowest values
     (not a percentile), best likewise; Gini `sum_ij |a_i - a_j| / (2 N^2 mean)`; Jain
-    `(sum a)^2 / (N sum a^2)`; cosine to the uniform vector `sqrt(Jain)`; entropy
+    `(sum a)^2 / (N sum a^2)`; cosine to the uniform vector `sqrt(Jain)`, and
+    the angle of that; entropy
     `-sum p_i ln p_i`; Kullback-Leibler divergence to uniform `ln N - entropy`.
 
     Args:
@@ -28,9 +34,10 @@ def summarize_clients(
       num_bins: bins of the histogram, over [0, 1] where all values lie in it.
 
     Returns:
-      ``num_clients, mean, weighted_mean, std`` (ddof 0), ``worst, best, gini, jain, cosine,
-      entropy, kl_uniform`` as floats, ``histogram_counts`` `[num_bins]`, ``histogram_edges``
-      `[num_bins + 1]`. Share-based figures are NaN where a value is negative or all are 0;
+      ``num_clients, mean, weighted_mean, std, variance`` (ddof 0), ``worst, best, gini, jain,
+      cosine, angle`` (degrees), ``entropy, kl_uniform`` as floats, ``histogram_counts``
+      `[num_bins]`, ``histogram_edges`` `[num_bins + 1]`. Share-based figures are NaN where a value
+      is negative or all are 0;
       everything is NaN where no client is left.
 
     Raises:
@@ -64,6 +71,7 @@ def summarize_clients(
         "mean": values.mean() if num else math.nan,
         "weighted_mean": values @ sizes / sizes.sum() if sizes.sum() else math.nan,
         "std": values.std() if num else math.nan,
+        "variance": values.var() if num else math.nan,
         "worst": values[:tail].mean() if num else math.nan,
         "best": values[num - tail :].mean() if num else math.nan,
         **_fairness(values),
@@ -76,7 +84,7 @@ def _fairness(values: np.ndarray) -> dict[str, float]:
     """Figures of the shares of sorted values `[N]`."""
     num, total = len(values), values.sum()
     if num == 0 or values[0] < 0 or total <= 0:
-        return dict.fromkeys(("gini", "jain", "cosine", "entropy", "kl_uniform"), math.nan)
+        return dict.fromkeys(SHARES, math.nan)
     ranks = np.arange(1, num + 1)
     shares = values / total
     positive = shares[shares > 0]
@@ -86,6 +94,7 @@ def _fairness(values: np.ndarray) -> dict[str, float]:
         "gini": ((2 * ranks - num - 1) * shares).sum() / num,
         "jain": jain,
         "cosine": math.sqrt(jain),
+        "angle": math.degrees(math.acos(min(1.0, math.sqrt(jain)))),
         "entropy": entropy,
         "kl_uniform": math.log(num) - entropy,
     }

@@ -62,7 +62,8 @@ def evaluator(
 
     Returns:
       ``(state or params) -> {"test_loss": ..., "test_accuracy": ..., "test_f1": ...}``, of a
-      metric of `K` numbers ``test_f1_0`` ..., of groups ``test_loss_group_0`` ...; of a
+      metric of `K` numbers ``test_f1_0`` ..., of groups ``test_loss_group_0`` ... and
+      ``test_loss_gap`` (`group_gaps`); of a
       `RoundState` it takes ``state.server.params``. To score each client's own held-out data see
       `client_evaluator`.
 

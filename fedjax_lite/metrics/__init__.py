@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from fedjax_lite.metrics.f1 import f1
     from fedjax_lite.metrics.hits import accuracy, top_k_accuracy
     from fedjax_lite.metrics.metric import HostMetric, Metric
+    from fedjax_lite.metrics.rates import (
+        false_positive_rate,
+        positive_rate,
+        true_positive_rate,
+    )
 
 __all__ = [
     "HostMetric",
@@ -19,8 +24,11 @@ __all__ = [
     "auc",
     "expected_calibration_error",
     "f1",
+    "false_positive_rate",
     "mean_absolute_error",
+    "positive_rate",
     "top_k_accuracy",
+    "true_positive_rate",
 ]
 
 load_when_asked(__name__)

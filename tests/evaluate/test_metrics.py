@@ -70,6 +70,10 @@ def area(z, y):
     return np.mean(pairs) if pairs else np.nan
 
 
+def rate(z, y, asked):
+    return np.mean(z.argmax(-1)[asked] == 2) if asked.any() else np.nan
+
+
 def distance(z, y):
     return np.abs(z - y).mean()
 
@@ -80,6 +84,9 @@ METRICS = {
     "macro": (fl.metrics.f1(CLASSES), lambda z, y: f1_of(z, y, "macro")),
     "micro": (fl.metrics.f1(CLASSES, average="micro"), lambda z, y: f1_of(z, y, "micro")),
     "by_class": (fl.metrics.f1(CLASSES, average=None), lambda z, y: f1_of(z, y, None)),
+    "positive": (fl.metrics.positive_rate(2), lambda z, y: rate(z, y, y >= 0)),
+    "tpr": (fl.metrics.true_positive_rate(2), lambda z, y: rate(z, y, y == 2)),
+    "fpr": (fl.metrics.false_positive_rate(2), lambda z, y: rate(z, y, y != 2)),
     "ece": (fl.metrics.expected_calibration_error(5), calibration),
 }
 PAIR = {"auc": (fl.metrics.auc(None), area), "fine": (fl.metrics.auc(5000), area)}
