@@ -129,6 +129,7 @@ if TYPE_CHECKING:
         evaluator,
         fine_tuned,
         fisher_information,
+        group_gaps,
         side_by_side,
         summarize_clients,
     )
@@ -287,6 +288,7 @@ __all__ = [
     "frozen_leaves",
     "gaussian_noise",
     "geometric_median",
+    "group_gaps",
     "hierfavg",
     "identity",
     "init_state",

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 OF_METHODS: dict[str, Any] = {
+    "figures": {"accuracy": [0.5, 1.0]},
     "alpha": 0.5,
     "beta": 0.5,
     "deviation": 0.5,
