@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedjax_lite.algorithms.fair.q_fedsgd import q_fedsgd
     from fedjax_lite.algorithms.fair.term import term
     from fedjax_lite.algorithms.fedavg import fedavg
+    from fedjax_lite.algorithms.fedcurv import fedcurv
     from fedjax_lite.algorithms.feddyn import feddyn
     from fedjax_lite.algorithms.fedlora import fedlora
     from fedjax_lite.algorithms.fednova import fednova
@@ -61,6 +62,7 @@ __all__ = [
     "fedavgm",
     "fedbabu",
     "fedbn",
+    "fedcurv",
     "feddyn",
     "fedlora",
     "fedmgda",

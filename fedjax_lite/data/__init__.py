@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from fedjax_lite.data.partition.shards import classes_per_client, shards
     from fedjax_lite.data.partition.split import split_clients
     from fedjax_lite.data.population.dataset import FederatedDataset, from_arrays
+    from fedjax_lite.data.population.task_stream import (
+        TaskStream,
+        split_tasks,
+        task_stream,
+    )
     from fedjax_lite.data.sources.load import load, source_of
     from fedjax_lite.data.sources.quadratics import (
         quadratic_form_loss,
@@ -54,6 +59,7 @@ __all__ = [
     "ParquetStore",
     "Partitioner",
     "RecordStore",
+    "TaskStream",
     "brightness",
     "by_key",
     "chunks",
@@ -82,7 +88,9 @@ __all__ = [
     "shards",
     "source_of",
     "split_clients",
+    "split_tasks",
     "synthetic",
+    "task_stream",
     "write_parquet",
     "write_records",
     "write_streamed",

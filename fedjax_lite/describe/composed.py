@@ -63,6 +63,7 @@ METHODS = {
     "fedbabu": "FedBABU",
     "pfedme": "pFedMe",
     "ewc": "FedAvg with EWC",
+    "fedcurv": "FedCurv",
     "three_way": "The three-way objective",
     "centralised": "Centralised training",
     "local_only": "Local training only",

@@ -114,6 +114,8 @@ def lines(whole: Composed, accountant: Accountant | None) -> list[tuple[str, str
 LIFELONG = ("lam", "mu")
 PULLED = {
     "ewc": ", pulled to what old tasks taught (EWC, lam {lam})",
+    "fedcurv": ", pulled to the models of the last round's other clients by their Fisher "
+    "information (lam {lam})",
     "three_way": ", pulled to what old tasks taught (EWC, lam {lam}) and to the server's model "
     "(mu {mu})",
 }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_lite.data.population.counting import Counts, apply_counts
 from fedjax_lite.data.population.dataset import ClientData, ShardedDataset
 from fedjax_lite.data.population.population import Population
+from fedjax_lite.data.population.task_stream import TaskStream
 from fedjax_lite.engine.program import Work
 from fedjax_lite.types import Array
 
@@ -53,6 +54,9 @@ def counted_sizes(counts: Counts | None, data: Any) -> Array:
       >>> counted_sizes(lambda e: e["y"] >= 0, data).tolist()
       [2, 0]
     """
+    if isinstance(data, TaskStream):  # as its `sizes`
+        stages = [counted_sizes(counts, data.stage(i)) for i in range(data.num_stages)]
+        return jnp.stack(stages).max(0)
     if counts is None or not hasattr(data, "examples"):
         return jnp.asarray(data.sizes)
     return _counted_sizes(counts, data)

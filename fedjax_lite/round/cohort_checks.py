@@ -9,10 +9,11 @@ import numpy as np
 
 from fedjax_lite.checks.arguments import check_slot, shown
 from fedjax_lite.data.population.dataset import ClientData, CohortDataset
+from fedjax_lite.data.population.task_stream import TaskStream
 from fedjax_lite.types import Cohort
 
 
-def check_cohort(cohort: Any, data: ClientData, rows: Any = ()) -> None:
+def check_cohort(cohort: Any, data: ClientData | TaskStream, rows: Any = ()) -> None:
     """Raises where a cohort is not int ids `[C]` and a bool mask `[C]`, or a row has two writers.
 
     Ids outside the population are empty slots, and so are masked ones; they may repeat. A client

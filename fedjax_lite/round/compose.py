@@ -17,6 +17,7 @@ from fedjax_lite.data.population.dataset import (
     SizedPopulation,
     check_data,
 )
+from fedjax_lite.data.population.task_stream import TaskStream
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.engine.prologue import Prologue
@@ -121,10 +122,14 @@ def federated_algorithm(
     def compiled(
         key: Key, state: RoundState, data: Any, cohort: Cohort | None
     ) -> tuple[RoundState, dict[str, Array]]:
-        return next_state(wires, key, state, data, cohort)
+        now = data.at_round(state.round) if isinstance(data, TaskStream) else data
+        return next_state(wires, key, state, now, cohort)
 
     def round(
-        key: Key, state: RoundState, data: ClientData | None = None, cohort: Cohort | None = None
+        key: Key,
+        state: RoundState,
+        data: ClientData | TaskStream | None = None,
+        cohort: Cohort | None = None,
     ) -> tuple[RoundState, dict[str, Array]]:
         state, data = checked_round(wires, key, state, data, cohort)
         with (
@@ -148,7 +153,7 @@ def federated_algorithm(
 
 def checked_round(
     wires: Wired, key: Key, state: Any, data: Any, cohort: Cohort | None
-) -> tuple[RoundState, ClientData]:
+) -> tuple[RoundState, ClientData | TaskStream]:
     """State and data of a round, looked at on the host before it is traced.
 
     Raises:
@@ -157,7 +162,7 @@ def checked_round(
         privacy is spent.
     """
     check_key(key)
-    data = check_data(data)
+    data = data if isinstance(data, TaskStream) else check_data(data)
     if not isinstance(state, RoundState):
         raise TypeError(
             f"state must be the RoundState that init gave, got {type(state).__name__}; the "

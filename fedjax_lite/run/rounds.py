@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_lite.checks.labels import outputs_of, watching
 from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.data.population.task_stream import TaskStream
 from fedjax_lite.engine.lanes import chunked
 from fedjax_lite.engine.mesh.cores import dealt_mesh, shared
 from fedjax_lite.engine.mesh.placement import replicate
@@ -74,7 +75,7 @@ def compiled_rounds(algo: FederatedAlgorithm, key: Key, data: PyTree, *, capacit
         number of lanes that would fit.
     """
     data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), data)
-    mesh = dealt_mesh(algo) if isinstance(data, FederatedDataset) else None
+    mesh = dealt_mesh(algo) if isinstance(data, FederatedDataset | TaskStream) else None
     data = data if mesh is None else shared(data, mesh)
     checked = _checked.setdefault(algo.round, {})
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from fuzz_world import DATA, KEY, MODEL, PARAMS, PLAN, SGD
 
 import fedjax_lite as fl
@@ -13,6 +14,9 @@ LIFELONG: dict[str, dict[str, Any]] = {
     "ewc": {"lam": 0.5},
     "ewc_penalty": {"lam": 0.5, "old": OLD},
     "exact_fisher": {"predict": MODEL.predict},
+    "data.split_tasks": {"data": DATA, "tasks": np.arange(DATA.num_examples) % 2},
+    "data.task_stream": {"stages": [DATA, DATA], "starts": [0, 2]},
+    "fedcurv": {"lam": 0.5},
     "fisher_information": {"fisher": fl.empirical_fisher(MODEL.loss)},
     "remember": {"old": OLD, "fisher": PARAMS, "optimum": PARAMS},
     "three_way": {"lam": 0.5, "mu": 0.5},
