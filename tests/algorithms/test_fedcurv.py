@@ -1,6 +1,6 @@
 """FedCurv: a numpy loop, known answers, whose share is taken out, what is billed and refused."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,7 @@ def test_bad_arguments():
             clip=1.0, num_clients=3, sampling_rate=0.5, noise_multiplier=1.0, delta=1e-2)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} must be left out of fedcurv"):
-            fl.fedcurv(quadratic, optax.sgd(0.1), **{**common, name: slot})
+            fl.fedcurv(quadratic, optax.sgd(0.1), **cast(Any, {**common, name: slot}))
     fl.fedcurv(quadratic, optax.sgd(0.1), uplink=fl.identity(), **common)
     with pytest.raises(ValueError, match="lam must"):
-        fl.fedcurv(quadratic, optax.sgd(0.1), **{**common, "lam": -1.0})
+        fl.fedcurv(quadratic, optax.sgd(0.1), **cast(Any, {**common, "lam": -1.0}))
