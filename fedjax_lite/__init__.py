@@ -131,6 +131,7 @@ if TYPE_CHECKING:
         fine_tuned,
         fisher_information,
         group_gaps,
+        lifelong,
         side_by_side,
         summarize_clients,
     )
@@ -300,6 +301,7 @@ __all__ = [
     "label_flip",
     "lane_strategies",
     "lg_fedavg",
+    "lifelong",
     "local_leaves",
     "local_only",
     "local_sgd",

@@ -26,6 +26,7 @@ PACKAGES = (
     "data",
     "distributed",
     "drift",
+    "lifelong",
     "engine",
     "metrics",
     "models",

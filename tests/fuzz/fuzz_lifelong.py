@@ -9,6 +9,7 @@ import fedjax_lite as fl
 
 OLD = fl.no_old_tasks(PARAMS)
 REMEMBERING = fl.ewc(MODEL.loss, SGD, lam=0.5, plan=PLAN, sampler=fl.uniform(2))
+SCORES = {"scores": np.eye(2)}
 
 LIFELONG: dict[str, dict[str, Any]] = {
     "ewc": {"lam": 0.5},
@@ -18,6 +19,11 @@ LIFELONG: dict[str, dict[str, Any]] = {
     "data.task_stream": {"stages": [DATA, DATA], "starts": [0, 2]},
     "fedcurv": {"lam": 0.5},
     "fisher_information": {"fisher": fl.empirical_fisher(MODEL.loss)},
+    "lifelong.average_accuracy": SCORES,
+    "lifelong.backward_transfer": SCORES,
+    "lifelong.forgetting": SCORES,
+    "lifelong.forward_transfer": {**SCORES, "untrained": np.zeros(2)},
+    "lifelong.learning_accuracy": SCORES,
     "remember": {"old": OLD, "fisher": PARAMS, "optimum": PARAMS},
     "three_way": {"lam": 0.5, "mu": 0.5},
     "with_old_tasks": {"state": REMEMBERING.init(KEY, PARAMS, DATA), "old": OLD},
