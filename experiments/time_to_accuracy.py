@@ -1,0 +1,243 @@
+"""Seconds to an accuracy: who is waited for, in three simulated worlds.
+
+    python experiments/time_to_accuracy.py                 # MNIST by writer, minutes on two cores
+    python experiments/time_to_accuracy.py --num-rounds 400 --target 0.95
+    python experiments/time_to_accuracy.py --smoke         # one world, scikit-learn's digits
+
+Five servers train the same network on the same clients: FedAvg waits for all of its cohort, or asks
+30 % more and takes the first, or ends each round at a deadline; FedAsync steps with every message,
+FedBuff with every few. Asynchronous servers have as many clients in flight as a cohort has, and are
+given as many messages in all. Worlds: all devices alike; log-normal speeds and power-law links that
+a client keeps; and those with nights, in days of ten minutes. The deadline is the median client's
+time.
+
+Seconds are simulated; accuracy is that of the global model on the test split. Writes results.json
+and curves.png and prints, for each world and server, the seconds, rounds and megabytes to the
+target, or -- where it was not met.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from shared.flags import with_labels
+from shared.script import script
+from shared.smoke import shrunk
+
+import fedjax_lite as fl
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
+
+WORLDS = ("alike", "heavy tails", "day and night")
+SERVERS = {
+    "FedAvg": ("#666666", ":"),
+    "over-selection": ("#E69F00", "--"),
+    "deadline": ("#009E73", "-."),
+    "FedAsync": ("#56B4E9", "-"),
+    "FedBuff": ("#D55E00", "-"),
+}
+SECONDS_PER_STEP = 0.05
+LINK = 2e6
+"""Bits a second of the median device, either way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """The data and how they are dealt to clients."""
+
+    dataset: Literal["mnist", "digits"] = "mnist"
+    """MNIST by its writers, or scikit-learn's digits dealt at random."""
+    data_dir: Path | None = None
+    """Folder that holds the data (else FEDJAX_LITE_DATA, the cache, a download)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Local training and what servers wait for."""
+
+    cohort_size: int = 20
+    """Clients that are waited for in a round, and that are in flight."""
+    buffer: int = 5
+    """Messages in FedBuff's buffer."""
+    epochs: int = 1
+    """Passes of a client over its data each time."""
+    batch_size: int = 20
+    """Examples in a local step."""
+    learning_rate: float = 0.1
+    """Local learning rate, per step."""
+    mixing: float = 0.2
+    """FedAsync's share of an arriving model, in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Length of the run, and where results go."""
+
+    num_rounds: int = 60
+    """Rounds of the synchronous servers; the others get as many messages."""
+    target: float = 0.9
+    """The accuracy to reach, in (0, 1)."""
+    seed: int = 0
+    """Seed of parameters, cohorts, batches and latencies."""
+    worlds: tuple[str, ...] = WORLDS
+    """Some of the worlds, as the table names them."""
+    smoke: bool = False
+    """Digits, few rounds and one world."""
+    output_dir: Path = Path("outputs/time_to_accuracy")
+    """Where results.json and curves.png go."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(DataFlags, TrainingFlags, RunFlags):
+    """All of them."""
+
+
+def population(flags: Flags) -> tuple[fl.data.FederatedDataset, dict[str, Any], fl.models.Model]:
+    """Clients, test examples and the network."""
+    train, test = fl.data.load(flags.dataset, data_dir=flags.data_dir)
+    how = (
+        fl.data.by_key("writer")
+        if flags.dataset == "mnist"
+        else fl.data.iid(num_clients=60, seed=0)
+    )
+    data = fl.data.partition(train, how)
+    test = with_labels(test)
+    return data, test, fl.models.mlp((64,), num_classes=10, input_shape=test["x"].shape[1:])
+
+
+def world_of(name: str) -> tuple[fl.arrivals.Latency, fl.arrivals.Availability | None]:
+    """How long clients are away, and when they are there."""
+    world = fl.arrivals
+    if name == "alike":
+        link = world.constant(LINK)
+        return world.latency(
+            compute=world.constant(SECONDS_PER_STEP), download=link, upload=link
+        ), None
+    slow = world.of_device(world.log_normal(SECONDS_PER_STEP, 1.5), seed=1)
+    link = world.of_device(world.pareto(LINK / 4, 1.0), seed=2)  # its median is half of LINK
+    latency = world.latency(compute=slow, download=link, upload=link)
+    if name == "heavy tails":
+        return latency, None
+    return latency, world.day_and_night(awake=0.5, zones=4, day=600.0, seed=3)
+
+
+def deadline_of(latency: fl.arrivals.Latency, data: Any, bits: float, flags: Flags) -> float:
+    """The median client's seconds."""
+    sizes = data.sizes
+    steps = flags.epochs * -(-sizes // flags.batch_size)
+    traffic = fl.arrivals.Traffic(np.float32(bits), np.float32(bits))
+
+    def of(client: Any, size: Any, steps: Any) -> Any:
+        info = fl.ClientInfo(client, size, steps, client * 0)
+        return latency(jax.random.key(flags.seed), info, traffic)
+
+    return float(np.median(jax.vmap(of)(np.arange(len(sizes)), sizes, steps)))
+
+
+def algorithm(name: str, world: str, data: Any, model: Any, bits: float, flags: Flags) -> Any:
+    """A server in a world."""
+    latency, available = world_of(world)
+    sgd, plan = optax.sgd(flags.learning_rate), fl.Plan(flags.batch_size, epochs=flags.epochs)
+    size = flags.cohort_size
+    both: dict[str, Any] = {"plan": plan, "latency": latency, "available": available}
+    if name == "FedAsync":
+        return fl.fedasync(model.loss, sgd, concurrency=size, mixing=flags.mixing, **both)
+    if name == "FedBuff":
+        return fl.fedbuff(model.loss, sgd, concurrency=size, buffer=flags.buffer, **both)
+    options: dict[str, Any] = {"available": available}
+    if name == "over-selection":
+        options["keep"] = size
+        size = round(1.3 * size)
+    if name == "deadline":
+        options["deadline"] = deadline_of(latency, data, bits, flags)
+    sampler = fl.clocked(fl.uniform(size), latency, **options)
+    return fl.fedavg(model.loss, sgd, plan=plan, sampler=sampler)
+
+
+def curve_of(history: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Seconds, rounds, megabytes and accuracy wherever the model was scored."""
+    rows = [row for row in history if "test_accuracy" in row and "simulated_seconds" in row]
+    sent = [row["uplink_bits_total"] + row["downlink_bits_total"] for row in rows]
+    return {
+        "rounds": [row["round"] for row in rows],
+        "seconds": [row["simulated_seconds"] for row in rows],
+        "megabytes": [bits / 8e6 for bits in sent],
+        "accuracy": [row["test_accuracy"] for row in rows],
+    }
+
+
+def to_target(curve: dict[str, list[float]], target: float) -> dict[str, float | None]:
+    """What the first score at the target had cost; None where there is none."""
+    first = next((i for i, a in enumerate(curve["accuracy"]) if a >= target), None)
+    names = ("seconds", "rounds", "megabytes")
+    return {name: None if first is None else curve[name][first] for name in names}
+
+
+def draw(rows: list[dict[str, Any]], flags: Flags) -> None:
+    """Accuracy against simulated seconds, a panel a world."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(flags.worlds), sharey=True, squeeze=False)[0]
+    for axes, world in zip(panels, flags.worlds, strict=True):
+        for row in (row for row in rows if row["world"] == world):
+            colour, dash = SERVERS[row["server"]]
+            seconds, accuracy = row["curve"]["seconds"], np.array(row["curve"]["accuracy"])
+            axes.plot(seconds, 100 * accuracy, dash, color=colour, label=row["server"])
+        axes.axhline(100 * flags.target, color="#BBBBBB", linewidth=0.8)
+        axes.set(xscale="log", title=world, xlabel="simulated seconds")
+    panels[0].set_ylabel("test accuracy (%)")
+    panels[-1].legend(fontsize=8, loc="lower right")
+    figure.savefig(flags.output_dir / "curves.png", dpi=150)
+
+
+def main(flags: Flags) -> list[dict[str, Any]]:
+    """Runs every server in every world."""
+    if flags.smoke:
+        flags = shrunk(flags, dataset="digits", num_rounds=4, cohort_size=4, buffer=2, target=0.5,
+                       worlds=WORLDS[1:2])  # fmt: skip
+    if not 0 < flags.target < 1:
+        raise ValueError(f"--target must lie in (0, 1), got {flags.target}")
+    if not flags.worlds or not set(flags.worlds) <= set(WORLDS):
+        raise ValueError(f"--worlds must be among {WORLDS}, got {flags.worlds}")
+    data, test, model = population(flags)
+    key = jax.random.key(flags.seed)
+    params = model.init(key)
+    bits = 32.0 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    flags.output_dir.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    print(f"{'world':14} {'server':15} {'seconds':>10} {'rounds':>7} {'MB':>8}  best accuracy")
+    for world in flags.worlds:
+        for server in SERVERS:
+            algo = algorithm(server, world, data, model, bits, flags)
+            messages = {"FedAsync": 1, "FedBuff": flags.buffer}.get(server, flags.cohort_size)
+            num_rounds = flags.num_rounds * flags.cohort_size // messages
+            _, history = fl.run(
+                *(algo, key, algo.init(key, params, data), data),
+                num_rounds=num_rounds,
+                every=max(1, num_rounds // 30),
+                evaluate=fl.evaluator(model, test),
+                progress=False,
+            )
+            curve = curve_of(history)
+            cost = to_target(curve, flags.target)
+            rows.append({"world": world, "server": server, "to_target": cost, "curve": curve})
+            shown = ["--" if v is None else f"{v:.0f}" for v in cost.values()]
+            best = 100 * max(curve["accuracy"])
+            print(
+                f"{world:14} {server:15} {shown[0]:>10} {shown[1]:>7} {shown[2]:>8}  {best:.1f} %"
+            )
+            settings = {k: str(v) for k, v in dataclasses.asdict(flags).items()}
+            saved = {"rows": rows, "flags": settings, "versions": versions()}
+            save_json_atomic(flags.output_dir / "results.json", saved)
+    draw(rows, flags)
+    return rows
+
+
+if __name__ == "__main__":
+    script(main, Flags, __doc__)

@@ -1,0 +1,53 @@
+"""The script on seconds to an accuracy: a smoke run, its costs by hand, its refusals."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent.parent / "experiments"
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("time_to_accuracy")
+        sys.modules.pop("time_to_accuracy", None)
+
+
+def test_a_smoke_run(script, tmp_path, capsys):
+    rows = script.main(script.Flags(smoke=True, output_dir=tmp_path))
+    saved = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert saved == json.loads(json.dumps(rows))
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(rows) == len(script.SERVERS)
+    assert capsys.readouterr().out.count("\n") == len(rows) + 1
+    for row in rows:
+        curve = row["curve"]
+        for name in ("seconds", "megabytes"):
+            assert (np.diff(curve[name]) >= 0).all()
+            assert curve[name][-1] > 0
+    last = {row["server"]: row["curve"]["seconds"][-1] for row in rows}
+    assert last["deadline"] < last["FedAvg"]  # no round lasts longer than the median client
+
+
+def test_costs_by_hand(script):
+    curve = {
+        "rounds": [1, 2, 3],
+        "seconds": [5.0, 9.0, 12.0],
+        "megabytes": [1.0, 2.0, 3.0],
+        "accuracy": [0.4, 0.9, 0.7],
+    }
+    assert script.to_target(curve, 0.7) == {"seconds": 9.0, "rounds": 2, "megabytes": 2.0}
+    assert script.to_target(curve, 0.95) == dict.fromkeys(("seconds", "rounds", "megabytes"))
+
+
+def test_mistakes(script, tmp_path):
+    with pytest.raises(ValueError, match="--worlds must be among"):
+        script.main(script.Flags(worlds=("flat",), output_dir=tmp_path))
+    with pytest.raises(ValueError, match="--target must lie in"):
+        script.main(script.Flags(smoke=True, target=1.5, output_dir=tmp_path))
