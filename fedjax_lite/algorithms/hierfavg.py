@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import need_one_a_client
 from fedjax_lite.aggregation.hierarchical import check_edges, edge_means
-from fedjax_lite.aggregation.mean import Weighting
+from fedjax_lite.aggregation.mean import Weighting, mean
 from fedjax_lite.aggregation.stacked import Stack, stacked
 from fedjax_lite.checks.arguments import check_count, check_slot
 from fedjax_lite.checks.made import made
@@ -20,6 +20,7 @@ from fedjax_lite.engine.phases import Step, around
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import ClientOptimizer, LossFn, local_sgd
+from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Aggregator,
     Array,
@@ -45,6 +46,8 @@ class EdgeModels(NamedTuple):
     """The cloud's model, of the last round in which edges met."""
     edges: PyTree
     """Leaves `[E, ...]`: what each edge sends to its clients."""
+    uplink: PyTree = ()
+    """Leaves `[E, ...]`: the edges' states of the transform on their way to the cloud."""
 
     @property
     def downloaded_share(self) -> float:
@@ -87,6 +90,7 @@ def hierfavg(
     uplink: Transform | None = None,
     edge_aggregator: Aggregator | None = None,
     cloud_aggregator: Aggregator | None = None,
+    cloud_uplink: Transform | None = None,
     strategy: Strategy | None = None,
 ) -> FederatedAlgorithm:
     r"""Federated averaging by edge servers, which meet in the cloud every few rounds.
@@ -123,6 +127,8 @@ def hierfavg(
         `median` where an edge may fail, ``privacy.gaussian_sum`` for noise (the clip bounds what
         one edge, all its clients together, changes; nobody accounts for it here). Without a state.
         None: their mean.
+      cloud_uplink: transform of the changes that edges send to the cloud, its state an edge's;
+        those that heard nobody send nothing. What is lost on the way is lost to the edge, too.
       strategy: execution; default `auto()`.
 
     Returns:
@@ -158,6 +164,8 @@ def hierfavg(
     """
     table, count = check_edges(edges, num_edges)
     check_count(edge_rounds, "edge_rounds", minimum=1)
+    if cloud_uplink is not None:
+        check_slot(cloud_uplink, "cloud_uplink", Transform)
     for rule, name in (
         (edge_aggregator, "edge_aggregator"),
         (cloud_aggregator, "cloud_aggregator"),
@@ -167,9 +175,13 @@ def hierfavg(
         at_edges(local_sgd(loss, client_optimizer, weighting=weighting), table),
         plan=plan,
         sampler=sampler,
-        server=edge_server(count, cloud_aggregator),
+        server=edge_server(count, cloud_aggregator, cloud_uplink),
         aggregator=edge_averages(
-            table, num_edges=count, edge_rounds=edge_rounds, inner=edge_aggregator
+            table,
+            num_edges=count,
+            edge_rounds=edge_rounds,
+            inner=edge_aggregator,
+            cloud_uplink=cloud_uplink,
         ),
         uplink=uplink,
         strategy=strategy,
@@ -218,12 +230,15 @@ def at_edges(client: ClientUpdate, edges: Any) -> ClientUpdate:
 
 
 @made
-def edge_server(num_edges: int, inner: Aggregator | None = None) -> ServerUpdate:
+def edge_server(
+    num_edges: int, inner: Aggregator | None = None, cloud_uplink: Transform | None = None
+) -> ServerUpdate:
     """Edges that move by their own mean, and meet where the aggregate says so.
 
     Args:
       num_edges: `E`.
       inner: what the cloud does with the edges' changes; None: their weighted mean.
+      cloud_uplink: what happens to these changes on their way; None: nothing.
 
     Example:
       >>> server = edge_server(2)
@@ -234,7 +249,10 @@ def edge_server(num_edges: int, inner: Aggregator | None = None) -> ServerUpdate
     """
 
     def init(params: Params, population: Population) -> EdgeModels:
-        return EdgeModels(params, trees.repeat_rows(params, num_edges))
+        sent = () if cloud_uplink is None else cloud_uplink.init(trees.zeros(params))
+        return EdgeModels(
+            params, trees.repeat_rows(params, num_edges), trees.repeat_rows(sent, num_edges)
+        )
 
     def update(
         key: Key, server: EdgeModels, value: EdgeResults, cohort: Cohort, metrics: dict[str, Any]
@@ -244,15 +262,22 @@ def edge_server(num_edges: int, inner: Aggregator | None = None) -> ServerUpdate
         shares = value.weights / jnp.where(total == 0, 1, total)
 
         def average(old: Array, rows: Array) -> Array:
-            mean = jnp.tensordot(shares.astype(rows.dtype), rows, 1)
-            return jnp.where(value.meet & (total > 0), mean, old)
+            found = jnp.tensordot(shares.astype(rows.dtype), rows, 1)
+            return jnp.where(value.meet & (total > 0), found, old)
 
-        if inner is None:
+        uplink = server.uplink
+        if inner is None and cloud_uplink is None:
             params = jax.tree.map(average, server.params, moved)
         else:
+            key, key_wire = jax.random.split(key)
             changes = jax.tree.map(lambda old, rows: old - rows, server.params, moved)
             there = value.weights > 0
-            change = _aggregated(inner, key, changes, value.weights, jnp.arange(num_edges), there)
+            if cloud_uplink is not None:
+                keys = jax.random.split(key_wire, num_edges)
+                states, changes = jax.vmap(cloud_uplink.update)(keys, uplink, changes)
+                uplink = trees.where(there & value.meet, states, uplink)
+            rule = mean() if inner is None else inner
+            change = _aggregated(rule, key, changes, value.weights, jnp.arange(num_edges), there)
             params = jax.tree.map(
                 lambda old, by: jnp.where(
                     value.meet & (total > 0), old - by.astype(old.dtype), old
@@ -264,14 +289,19 @@ def edge_server(num_edges: int, inner: Aggregator | None = None) -> ServerUpdate
             params,
             moved,
         )
-        return EdgeModels(params, edges)
+        return EdgeModels(params, edges, uplink)
 
     return ServerUpdate(init, lambda server: server.edges, update)
 
 
 @made
 def edge_averages(
-    edges: Any, *, num_edges: int, edge_rounds: int, inner: Aggregator | None = None
+    edges: Any,
+    *,
+    num_edges: int,
+    edge_rounds: int,
+    inner: Aggregator | None = None,
+    cloud_uplink: Transform | None = None,
 ) -> Aggregator:
     """Means over the clients of each edge, and a count of the rounds until edges meet.
 
@@ -280,6 +310,7 @@ def edge_averages(
       num_edges: `E`.
       edge_rounds: see `hierfavg`.
       inner: what an edge does with its clients' messages; None: their weighted mean.
+      cloud_uplink: what edges send by, for its bits.
 
     Example:
       >>> from fedjax_lite.aggregation import aggregate_stack
@@ -292,7 +323,7 @@ def edge_averages(
 
     def init_state(params: Params) -> EdgeRounds:
         need_one_a_client(table.shape[0], "edges")
-        return EdgeRounds(jnp.int32(0), jnp.zeros(num_edges), _bits(0.0, 0, 0))
+        return EdgeRounds(jnp.int32(0), jnp.zeros(num_edges), _bits(0.0, 0, 0.0, 0))
 
     def rule(
         key: Key, state: EdgeRounds, stack: Stack, cohort: Cohort
@@ -305,7 +336,8 @@ def edge_averages(
         meet = done >= edge_rounds
         model = float(sum(_row_bits(leaf) for leaf in jax.tree.leaves(stack.values)))
         at_cloud = jnp.where(meet, (heard > 0).sum(), 0)
-        metrics = _bits(model, at_cloud, jnp.where(meet, num_edges, 0))
+        up = model if cloud_uplink is None else _packed_bits(cloud_uplink, stack.values)
+        metrics = _bits(up, at_cloud, model, jnp.where(meet, num_edges, 0))
         left = EdgeRounds(jnp.where(meet, 0, done), jnp.where(meet, 0.0, heard), metrics)
         if inner is None:
             return left, EdgeResults(edge_means(stack.values, weights), heard, meet)
@@ -327,10 +359,19 @@ def _row_bits(stacked_leaf: Array) -> int:
     return stacked_leaf[0].size * stacked_leaf.dtype.itemsize * 8
 
 
-def _bits(model: float, senders: Any, receivers: Any) -> dict[str, Array]:
-    """Traffic between edges and cloud, in models of so many bits."""
-    one = jnp.float32(model)
-    return {"cloud_uplink_bits": one * senders, "cloud_downlink_bits": one * receivers}
+def _bits(up: float, senders: Any, down: float, receivers: Any) -> dict[str, Array]:
+    """Traffic between edges and cloud."""
+    return {
+        "cloud_uplink_bits": jnp.float32(up) * senders,
+        "cloud_downlink_bits": jnp.float32(down) * receivers,
+    }
+
+
+def _packed_bits(transform: Transform, rows: PyTree) -> float:
+    """What one of the rows `[C, ...]` costs to send: fields of fixed width, told by its shape."""
+    with jax.ensure_compile_time_eval():
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), rows)
+        return float(send(transform, jax.random.key(0), transform.init(zeros), zeros)[2].bits)
 
 
 def _aggregated(

@@ -248,3 +248,22 @@ def test_each_edge_with_a_cohort_of_its_own():
 def test_rules_with_a_state_are_refused():
     with pytest.raises(ValueError, match="edge_aggregator must keep nothing"):
         make(2, edge_aggregator=fl.centered_clipping(1.0))
+
+
+def test_what_edges_send_to_the_cloud_may_be_compressed():
+    """Identity changes nothing; a clip bounds each edge's change; a byte a number is billed less,
+    and feedback is kept by edge and moves where edges meet only."""
+    plain, rows = play(make(2), 4)
+    same, _ = play(make(2, cloud_uplink=fl.identity()), 4)
+    np.testing.assert_allclose(
+        [float(s.params) for s in same], [float(s.params) for s in plain], rtol=1e-5
+    )
+    states, _ = play(make(2, cloud_uplink=fl.clip(0.01)), 2)
+    shares = np.array([40, 60]) / 100  # both edges move up, by more than that
+    assert float(states[1].params) == pytest.approx(shares @ [0.01, 0.01] * 1.0, rel=1e-5)
+    kept, sent = play(make(2, cloud_uplink=fl.error_feedback(fl.scaled_sign())), 4)
+    bits = [row["cloud_uplink_bits"] for row in sent]
+    assert bits[0] == bits[2] == 0
+    assert bits[1] == bits[3] == 2 * (1 + 32)  # a sign and a scale from either edge
+    assert [row["cloud_uplink_bits"] for row in rows] == [0, 64, 0, 64]
+    chex.assert_trees_all_equal(kept[2].uplink, kept[1].uplink)
