@@ -168,6 +168,7 @@ def test_checkpoint_of_two_processes_comes_back_in_one(uninterrupted):
         same_bits(program.real_rows(back), final_state(folder))
 
 
+@pytest.mark.sample(1, of="what else two processes run")
 @pytest.mark.slow
 def test_checkpoint_of_one_process_is_resumed_by_two(environment, tmp_path):
     one_process(num_rounds=2, output_dir=tmp_path)
@@ -248,6 +249,7 @@ def test_without_a_launcher_the_heartbeat_ends_the_others(environment, tmp_path)
                 process.wait()
 
 
+@pytest.mark.sample(1, of="what else two processes run")
 @pytest.mark.slow
 def test_the_cifar_script_under_the_launcher(environment, tmp_path, alone):
     script = str(ROOT / "experiments" / "fedavg_cifar.py")

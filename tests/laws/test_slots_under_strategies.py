@@ -71,7 +71,7 @@ def end(slots, strategy, num_rounds=2):
     return state, metrics
 
 
-@pytest.mark.sample(2, of="equal under all strategies")
+@pytest.mark.sample(1 if SEVERAL else 2, of="equal under all strategies")
 @pytest.mark.parametrize("name", ON_SEVERAL if SEVERAL else ON_ONE)
 def test_equal_under_strategies(name):
     slots = SLOTS[name]()
