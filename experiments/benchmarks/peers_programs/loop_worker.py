@@ -33,6 +33,8 @@ schedule = itertools.cycle(task.array("cohorts").tolist())
 rng = np.random.default_rng(0)
 has_dropout = bool(task.net["conv_dropout"] or task.net["dense_dropout"])
 params = jax_models.unflatten(task.weights())
+if way:  # as after every round, so that no later one compiles again
+    params = jax.device_put(params, devices[0])
 round_key = jax.random.key(task.seed)
 pool = ThreadPoolExecutor(len(devices))
 
