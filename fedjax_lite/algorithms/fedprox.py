@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Unpack
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
 from fedjax_lite.checks.arguments import check_count, check_finite, check_non_negative
 from fedjax_lite.checks.made import made
@@ -17,6 +16,7 @@ from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import step_of
 from fedjax_lite.objectives.penalised import penalised
 from fedjax_lite.objectives.proximal import half_squares, proximal
+from fedjax_lite.round.cohort_mean import mean_over
 from fedjax_lite.round.compose import federated_algorithm
 from fedjax_lite.round.local import (
     ClientOptimizer,
@@ -219,33 +219,20 @@ def adaptive_mu(
                 f"metric must be one that the clients report, {sorted(metrics)}, got {metric!r}; "
                 "adaptive_mu goes with adaptive_client"
             )
-        loss, known = _cohort_mean(metrics[metric], cohort)
-        loss = loss.astype(state.last_loss.dtype)
-        inner = server.update(key, state.inner, value, cohort, metrics)
-        rose = ~(loss <= state.last_loss)  # NaN fails every comparison
-        num_decreases = jnp.where(loss < state.last_loss, state.num_decreases + 1, 0)
+        loss = mean_over(cohort, metrics[metric]).astype(state.last_loss.dtype)
+        rose, fell = ~(loss <= state.last_loss), loss < state.last_loss  # NaN fails both: it rose
+        num_decreases = jnp.where(fell, state.num_decreases + 1, 0)
         enough = num_decreases >= patience
         step = jnp.asarray(increment, state.mu.dtype)
         lowered = jnp.where(enough, jnp.maximum(state.mu - step, 0), state.mu)
-        new = AdaptiveMuState(
-            inner,
+        return AdaptiveMuState(
+            server.update(key, state.inner, value, cohort, metrics),
             jnp.where(rose, state.mu + step, lowered),
             jnp.where(jnp.isfinite(loss), loss, state.last_loss),
             jnp.where(enough, 0, num_decreases).astype(jnp.int32),
         )
-        old = state._replace(inner=inner)
-        return trees.where(known, new, old)
 
     return ServerUpdate(init, broadcast, update)
-
-
-def _cohort_mean(metric: Any, cohort: Cohort) -> tuple[Array, Array]:
-    """The mean of a metric `[C]` over the cohort, and whether there is one."""
-    if not isinstance(metric, Mean):
-        metric = Mean(metric, jnp.ones_like(metric))
-    total = jnp.where(cohort.mask, metric.total, 0).sum()
-    count = jnp.where(cohort.mask, metric.count, 0).sum()
-    return total / jnp.where(count == 0, 1, count), count != 0
 
 
 class AdaptiveCarry(NamedTuple):

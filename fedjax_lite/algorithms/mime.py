@@ -20,7 +20,7 @@ from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.prologue import Prefaced, Prologue
 from fedjax_lite.models.statistics_checks import refuse_statistics
 from fedjax_lite.round.compose import federated_algorithm
-from fedjax_lite.round.local import LossFn, add_loss, check_loss, mean_grad, no_loss
+from fedjax_lite.round.local import LossFn, add_gradient, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.round.server import Rate
 from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.types import (
@@ -214,16 +214,12 @@ def full_gradient(loss: LossFn, *, weighting: Weighting = "uniform") -> ClientUp
     gradient = mean_grad(loss)
 
     def start(key: Key, row: PyTree, broadcast: Steered, info: ClientInfo) -> FullGradientCarry:
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), broadcast.params
-        )
-        return FullGradientCarry(zeros, jnp.float32(0), info)
+        return FullGradientCarry(trees.wide_zeros(broadcast.params), jnp.float32(0), info)
 
     def step(broadcast: Steered, carry: FullGradientCarry, batch: Batch) -> FullGradientCarry:
         _, grad = gradient(broadcast.params, batch)
-        count = batch.mask.sum().astype(jnp.float32)
-        total = jax.tree.map(lambda s, g: s + (count * g).astype(s.dtype), carry.total, grad)
-        return FullGradientCarry(total, carry.count + count, carry.info)
+        count = carry.count + batch.mask.sum().astype(jnp.float32)
+        return FullGradientCarry(add_gradient(carry.total, grad, batch), count, carry.info)
 
     def finish(
         broadcast: Steered, carry: FullGradientCarry
@@ -285,9 +281,7 @@ def mime_client(
             grad = jax.tree.map(lambda g, a, c: g - a + c, grad, at_anchor, broadcast.preface)
         params = jax.tree.map(
             lambda y, g, m: (y - rate * ((1 - momentum) * g + momentum * m)).astype(y.dtype),
-            carry.params,
-            grad,
-            down.momentum,
+            *(carry.params, grad, down.momentum),
         )
         return MimeCarry(params, add_loss(carry.loss, value, batch), carry.info)
 
@@ -334,11 +328,10 @@ def mime_server(server_learning_rate: Rate = 1.0, *, momentum: float | Array = 0
     ) -> MimeState:
         update = trees.cast_like(value.value, server.params)
         updates, opt_state = optimizer.update(update, server.opt_state, server.params)
-        new_momentum = jax.tree.map(
+        moved = jax.tree.map(
             lambda m, c: ((1 - momentum) * c + momentum * m).astype(m.dtype),
-            server.momentum,
-            value.preface,
+            *(server.momentum, value.preface),
         )
-        return MimeState(optax.apply_updates(server.params, updates), new_momentum, opt_state)
+        return MimeState(optax.apply_updates(server.params, updates), moved, opt_state)
 
     return ServerUpdate(init, lambda server: Steered(server.params, server.momentum), update)

@@ -21,7 +21,7 @@ from fedjax_lite.data.population.population import Population
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.models.statistics_checks import check_no_statistics
 from fedjax_lite.round.compose import federated_algorithm
-from fedjax_lite.round.local import LossFn, add_loss, check_loss, mean_grad, no_loss
+from fedjax_lite.round.local import LossFn, add_gradient, add_loss, check_loss, mean_grad, no_loss
 from fedjax_lite.round.server import Rate
 from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.types import (
@@ -188,14 +188,13 @@ def scaffold_client(
     def start(key: Key, row: Params, broadcast: Controlled, info: ClientInfo) -> ScaffoldCarry:
         x, c = broadcast
         correction = jax.tree.map(lambda c, c_i: c - c_i.astype(c.dtype), c, row)
-        anchor = jax.tree.map(_wide_zeros, x) if option == 1 else ()
+        anchor = trees.wide_zeros(x) if option == 1 else ()
         return ScaffoldCarry(x, row, correction, anchor, jnp.float32(0), no_loss(), info)
 
     def see_anchor(broadcast: Controlled, carry: ScaffoldCarry, batch: Batch) -> ScaffoldCarry:
         _, grad = gradient(broadcast.params, batch)
-        count = batch.mask.sum().astype(jnp.float32)
-        anchor = jax.tree.map(lambda s, g: s + (count * g).astype(s.dtype), carry.anchor, grad)
-        return carry._replace(anchor=anchor, num_seen=carry.num_seen + count)
+        num_seen = carry.num_seen + batch.mask.sum().astype(jnp.float32)
+        return carry._replace(anchor=add_gradient(carry.anchor, grad, batch), num_seen=num_seen)
 
     def step(broadcast: Controlled, carry: ScaffoldCarry, batch: Batch) -> ScaffoldCarry:
         rate = rate_at(carry.info.round)
@@ -355,7 +354,3 @@ def rate_of_round(learning_rate: Rate) -> Callable[[Array], Any]:
         return learning_rate
     check_positive(learning_rate, "learning_rate")
     return lambda round: learning_rate
-
-
-def _wide_zeros(leaf: Array) -> Array:
-    return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))

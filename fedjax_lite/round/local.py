@@ -99,6 +99,18 @@ def add_loss(seen: Mean, value: Array, batch: Batch) -> Mean:
     return seen + Mean(value.astype(jnp.float32) * count, count)
 
 
+def add_gradient(total: PyTree, grad: PyTree, batch: Batch) -> PyTree:
+    """The sum of the gradients of examples with a batch more, whose mean gradient is `grad`.
+
+    Example:
+      >>> batch = Batch((), jnp.array([True, False, True]), None)
+      >>> float(add_gradient(jnp.array(1.0), jnp.array(2.0), batch))
+      5.0
+    """
+    count = batch.mask.sum().astype(jnp.float32)
+    return jax.tree.map(lambda s, g: s + (count * g).astype(s.dtype), total, grad)
+
+
 class LocalCarry(NamedTuple):
     """What local SGD carries from step to step."""
 

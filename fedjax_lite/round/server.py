@@ -22,7 +22,8 @@ from fedjax_lite.checks.optimizer_arguments import (
 )
 from fedjax_lite.data.population.population import Population
 from fedjax_lite.models.batch_norm import check_no_local_statistics
-from fedjax_lite.types import Array, Cohort, Key, Mean, Params, PyTree, ServerUpdate
+from fedjax_lite.round.cohort_mean import mean_over
+from fedjax_lite.types import Array, Cohort, Key, Params, PyTree, ServerUpdate
 
 Rate = float | Array | optax.Schedule
 
@@ -152,10 +153,7 @@ def _cohort_loss(cohort: Cohort, metrics: dict[str, Any]) -> Extra:
     loss = metrics.get("train_loss")
     if loss is None:
         return {}
-    if not isinstance(loss, Mean):
-        loss = Mean(loss, jnp.ones_like(loss))
-    total, count = (jnp.where(cohort.mask, leaf, 0).sum() for leaf in loss)
-    return {"value": total / jnp.where(count == 0, 1, count)}
+    return {"value": mean_over(cohort, loss)}
 
 
 class AdaptiveState(NamedTuple):
