@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from personal_har_methods import ALONE, GLOBAL, NUM_PEOPLE, POOLED, Method, methods
-from shared.har import NUM_ACTIVITIES, later, recordings, statistics
+from shared.har import FOLDS, NUM_ACTIVITIES, Windows, load
 from shared.script import script
 from shared.smoke import shrunk
 
@@ -51,8 +51,6 @@ from fedjax_lite.evaluate import models_of
 from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.run.settings import versions
 
-FOLDS = 3
-"""Blocks of time by which settings are chosen."""
 EPSILON, DELTA, PRIVATE_WINDOWS = 8.0, 1e-3, 60
 FIGURES = ("mean", "worst")
 
@@ -104,46 +102,6 @@ class RunFlags:
 @dataclasses.dataclass(frozen=True)
 class Flags(ComparisonFlags, TrainingFlags, RunFlags):
     """What is compared, how it trains, and where it goes."""
-
-
-class Windows(NamedTuple):
-    """All windows, and what each is for."""
-
-    x: np.ndarray
-    """Statistics `[E, 54]`."""
-    y: np.ndarray
-    subject: np.ndarray
-    test: np.ndarray
-    """bool `[E]`: held out."""
-    block: np.ndarray
-    """int `[E]`: of what the test leaves the block in time of its activity; -1: of none."""
-
-    def fold(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is trained on and what is scored, bool `[E]`, where a block is for validation."""
-        scored = self.block == number
-        near = np.zeros(len(self.y), bool)
-        kinds = self.subject * NUM_ACTIVITIES + self.y
-        for kind in np.unique(kinds):
-            rows = np.flatnonzero(kinds == kind)
-            mine = scored[rows]
-            near[rows[1:]] |= mine[:-1]
-            near[rows[:-1]] |= mine[1:]
-        return (self.block >= 0) & ~scored & ~near, scored
-
-
-def load(data_dir: Path | None) -> Windows:
-    """UCI HAR, split in time."""
-    found = recordings(data_dir)
-    y, subject = found["y"], found["subject"]
-    part = later(y, subject)
-    block = np.full(len(y), -1)
-    kinds = subject * NUM_ACTIVITIES + y
-    for kind in np.unique(kinds):
-        for number, rows in enumerate(
-            np.array_split(np.flatnonzero((kinds == kind) & (part == 0)), FOLDS)
-        ):
-            block[rows] = number
-    return Windows(statistics(found["x"]), y, subject, part == 1, block)
 
 
 def population(windows: Windows, rows: np.ndarray, scale: Any) -> fl.data.FederatedDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,8 @@ import fedjax_lite as fl
 
 NUM_PEOPLE = 30
 NUM_ACTIVITIES = 6
+FOLDS = 3
+"""Blocks of time by which settings are chosen."""
 
 
 def recordings(data_dir: Path | None = None) -> dict[str, np.ndarray]:
@@ -70,3 +73,43 @@ def later(y: np.ndarray, subject: np.ndarray, *, share: float = 0.25) -> np.ndar
             part[rows[-count:]] = 1
             part[rows[-count - 1 : -count]] = -1
     return part
+
+
+class Windows(NamedTuple):
+    """All windows, and what each is for."""
+
+    x: np.ndarray
+    """Statistics `[E, 54]`."""
+    y: np.ndarray
+    subject: np.ndarray
+    test: np.ndarray
+    """bool `[E]`: held out."""
+    block: np.ndarray
+    """int `[E]`: of what the test leaves the block in time of its activity; -1: of none."""
+
+    def fold(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is trained on and what is scored, bool `[E]`, where a block is for validation."""
+        scored = self.block == number
+        near = np.zeros(len(self.y), bool)
+        kinds = self.subject * NUM_ACTIVITIES + self.y
+        for kind in np.unique(kinds):
+            rows = np.flatnonzero(kinds == kind)
+            mine = scored[rows]
+            near[rows[1:]] |= mine[:-1]
+            near[rows[:-1]] |= mine[1:]
+        return (self.block >= 0) & ~scored & ~near, scored
+
+
+def load(data_dir: Path | None) -> Windows:
+    """UCI HAR, split in time."""
+    found = recordings(data_dir)
+    y, subject = found["y"], found["subject"]
+    part = later(y, subject)
+    block = np.full(len(y), -1)
+    kinds = subject * NUM_ACTIVITIES + y
+    for kind in np.unique(kinds):
+        for number, rows in enumerate(
+            np.array_split(np.flatnonzero((kinds == kind) & (part == 0)), FOLDS)
+        ):
+            block[rows] = number
+    return Windows(statistics(found["x"]), y, subject, part == 1, block)

@@ -31,6 +31,7 @@ SECTIONS = {
     "fashion": ("fashion_dirichlet",),
     "personal_fashion": ("personal_fashion",),
     "personal_har": ("personal_har",),
+    "lifelong_har": ("lifelong_har",),
     "shakespeare": ("shakespeare",),
     "heart": ("heart_disease",),
     "fedprox": ("fedprox_synthetic",),

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+import numpy as np
 import pytest
 from benchmark_folder import FOLDER, OWN_MODULES
 
@@ -40,3 +41,19 @@ def parts(peers):
     return found | {
         name: importlib.import_module(name) for name in ("plain_network", "worker_protocol")
     }
+
+
+@pytest.fixture(scope="module")
+def har_folder(tmp_path_factory):
+    """Thirty people with twelve windows an activity, whose number is the size of the signals;
+    people come one after the other.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    labels = np.tile(np.repeat(np.arange(6), 12), 30)
+    people = np.repeat(np.arange(1, 31), 6 * 12)
+    signal = rng.normal(size=(len(labels), 9, 128)) * (1 + labels)[:, None, None] * 500
+    d = np.diff(signal.astype(np.int16), axis=2, prepend=np.int16(0))
+    arrays = {"labels": labels.astype(np.uint8), "subject": people.astype(np.uint8)}
+    np.savez(folder / "uci_har.npz", d=d, is_test=people > 21, **arrays)
+    return folder

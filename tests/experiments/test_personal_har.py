@@ -23,28 +23,14 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Windows whose activity is the size of the signals; people come one after the other."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    labels = np.tile(np.repeat(np.arange(6), EACH), PEOPLE)
-    people = np.repeat(np.arange(1, PEOPLE + 1), 6 * EACH)
-    signal = rng.normal(size=(len(labels), 9, 128)) * (1 + labels)[:, None, None] * 500
-    d = np.diff(signal.astype(np.int16), axis=2, prepend=np.int16(0))
-    arrays = {"labels": labels.astype(np.uint8), "subject": people.astype(np.uint8)}
-    np.savez(folder / "uci_har.npz", d=d, is_test=people > 21, **arrays)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(script, folder, tmp_path_factory):
-    flags = script.Flags(data_dir=folder, smoke=True, output_dir=tmp_path_factory.mktemp("out"))
+def finished(script, har_folder, tmp_path_factory):
+    flags = script.Flags(data_dir=har_folder, smoke=True, output_dir=tmp_path_factory.mktemp("out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDJAX_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             rows = script.main(flags)
-        yield flags, rows, printed.getvalue(), script.load(folder)
+        yield flags, rows, printed.getvalue(), script.load(har_folder)
 
 
 def test_blocks_follow_each_other_and_the_test_is_last(finished):
