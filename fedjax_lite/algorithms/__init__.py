@@ -12,6 +12,9 @@ if TYPE_CHECKING:
         local_only,
         pooled,
     )
+    from fedjax_lite.algorithms.clusters.ifca import ifca
+    from fedjax_lite.algorithms.clusters.membership import cluster_assignments
+    from fedjax_lite.algorithms.clusters.several import several_models
     from fedjax_lite.algorithms.ewc import ewc, with_old_tasks
     from fedjax_lite.algorithms.factor_products import mean_of_products
     from fedjax_lite.algorithms.fair.afl import afl
@@ -53,6 +56,7 @@ __all__ = [
     "apfl",
     "centralised",
     "client_models",
+    "cluster_assignments",
     "ditto",
     "evaluate_personal",
     "ewc",
@@ -76,6 +80,7 @@ __all__ = [
     "frozen_leaves",
     "gap_to_baseline",
     "hierfavg",
+    "ifca",
     "lg_fedavg",
     "local_leaves",
     "local_only",
@@ -90,6 +95,7 @@ __all__ = [
     "q_fedsgd",
     "reptile",
     "scaffold",
+    "several_models",
     "term",
     "three_way",
     "with_frozen",

@@ -12,6 +12,7 @@ from fedjax_lite.checks.arguments import check_bool, check_count, check_positive
 
 RING_BITS = 32
 """Sums are taken modulo 2**32, which is what uint32 addition does by itself."""
+MOST_ABS = float(np.finfo(np.float32).max)
 MAX_BITS = 24
 """More levels than float32 has integers would not be told apart."""
 
@@ -108,8 +109,10 @@ def check_grid(max_abs: Any, bits: int, exact_zero: bool = False) -> None:
         raise ValueError(f"max_abs must be one number, got shape {np.shape(max_abs)}; give 1.0")
     check_bool(exact_zero, "exact_zero")
     check_positive(max_abs, "max_abs")
-    if not isinstance(max_abs, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(max_abs))):
-        raise ValueError(f"max_abs must be finite, got {max_abs}: it is cut into steps")
+    if not isinstance(max_abs, jax.core.Tracer) and not float(max_abs) <= MOST_ABS:
+        raise ValueError(
+            f"max_abs must be finite in float32, got {max_abs}: it is cut into steps; give 1.0"
+        )
     check_count(bits, "bits", minimum=1)
     if bits > MAX_BITS:
         raise ValueError(

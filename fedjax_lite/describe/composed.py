@@ -46,6 +46,7 @@ METHODS = {
     "afl": "AFL",
     "term": "TERM",
     "fedmgda": "FedMGDA+",
+    "ifca": "IFCA",
     "fedasync": "FedAsync",
     "fedbuff": "FedBuff",
     "fedbn": "FedBN",

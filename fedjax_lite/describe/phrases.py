@@ -92,6 +92,7 @@ WORDS: dict[str, Segments] = {
         "the mean of each of {num_edges} edges, which meet in the cloud every {edge_rounds} rounds",
         " (at an edge not the mean: {inner})",
     ),
+    "in_clusters": ("in each of {num_clusters} clusters {inner}",),
     "redundancy": ("groups of clients that do the same work, each by majority (DRACO)",),
     "majority_vote": ("the sign that the majority of clients sent, coordinate by coordinate",),
     "diagnosed": ("{inner}; how far clients drift apart is measured beside it",),

@@ -34,6 +34,7 @@ LOCAL_KEEPS = {
     "scaffold": "its control variate",
     "feddyn": "its gradient correction",
     "local_leaves": "its local leaves",
+    "ifca": "the number of its cluster",
     "fedbn": "its local leaves",
     **OWN_KEEPS,
 }
@@ -255,6 +256,9 @@ def server_words(whole: Composed) -> str:
         return f"{words}; the mixture rises by {rate} times the losses, back onto the simplex"
     if method == "fednova":
         return f"{words}, scaled by the mean number of effective steps"
+    if method == "ifca":
+        part = ", times the cluster's part in all weights"
+        return f"{words} of each cluster{part if known['averaging'] == 'gradient' else ''}"
     if method == "fedlora":
         return words + LOW_RANK[known["averaging"]]
     if server.name == "adaptive_mu":

@@ -7,6 +7,7 @@ from fedjax_lite.checks.later import load_when_asked
 if TYPE_CHECKING:
     from fedjax_lite.evaluate.client_evaluator import client_evaluator
     from fedjax_lite.evaluate.clients import evaluate_clients, evaluate_personal
+    from fedjax_lite.evaluate.cluster_purity import cluster_purity
     from fedjax_lite.evaluate.fairness import summarize_clients
     from fedjax_lite.evaluate.fine_tuned import FineTuned, fine_tuned
     from fedjax_lite.evaluate.fisher import fisher_information
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fedjax_lite.round.own_models import models_of
 
 __all__ = [
+    "cluster_purity",
     "FineTuned",
     "client_evaluator",
     "evaluate_clients",

@@ -49,11 +49,11 @@ def kept(state: RoundState) -> Kept:
         model = row.own_model(server)
         known = {id(leaf) for leaf in jax.tree.leaves(server)}
         differs.append(any(id(leaf) not in known for leaf in jax.tree.leaves(model)))
-        differs.append(jax.tree.structure(model) != jax.tree.structure(server))
+        differs.append(jax.tree.map(jnp.shape, model) != jax.tree.map(jnp.shape, server))
 
     jax.eval_shape(look, _one_row(state), server)
-    personal, holes = differs
-    return Kept(personal, trained and not holes)
+    personal, other = differs  # the server's has holes, or several models side by side
+    return Kept(personal, trained and not other)
 
 
 def keeps_own(state: RoundState) -> bool:
@@ -92,11 +92,11 @@ def one_model(state: RoundState | Params) -> Params:
         return state
     if not kept(state).shared:
         nobody = "nobody trains the server's: it is the initial one"
-        parts = "parts of it stay with the clients"
+        parts = "parts of it stay with the clients, or there is one for each cluster"
         why = nobody if getattr(state.server, "trained", True) is False else parts
         raise TypeError(
             f"state must hold one whole model for all clients, but {why} (local_only, fedbn, "
-            f"fedrep, local_leaves ...); {REMEDY}"
+            f"fedrep, local_leaves, ifca ...); {REMEDY}"
         )
     return server_model(state)
 

@@ -94,6 +94,7 @@ from fedjax_lite.round.server import optimizer_server
 from fedjax_lite.selection import optimal, power_of_choice, unbiased
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
+from fedjax_lite.testing.registered_clusters import clusters
 from fedjax_lite.testing.registered_slots import samplers
 from fedjax_lite.transforms import (
     chain,
@@ -320,6 +321,7 @@ ALGORITHMS: dict[str, Make] = {
     "afl groups": _made(afl, mixture_rate=0.1, groups=[0, 1, 0, 2, 1, 0, 1]),
     "term": _made(term, tilt=0.5),
     "fedmgda": _made(fedmgda, deviation=0.3),
+    **clusters(),
     "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
     "power of choice": _chosen(power_of_choice, loss=loss, cohort_size=2),
     "optimal": _chosen(optimal, cohort_size=2),

@@ -94,6 +94,7 @@ TITLES = {
     "fedrep": "FedRep (Collins et al., 2021)",
     "fedbabu": "FedBABU (Oh et al., 2022)",
     "ditto": "Ditto (Li et al., 2021)",
+    "ifca": "IFCA (Ghosh et al., 2020)",
 }
 
 
@@ -157,7 +158,7 @@ def test_the_tables_name_factories_that_exist():
              for n in (read(part).name for part in g.values())}  # fmt: skip
     # Without these nothing of the kind is in the registries.
     rest = {"modular_mean", "noisy_codes", "of_direction", "inverse_variance", "once_an_epoch"}
-    rest |= {"edge_averages", "mean_of_products", *fl.arrivals.__all__}
+    rest |= {"edge_averages", "in_clusters", "mean_of_products", *fl.arrivals.__all__}
     rest |= {"silent", "norm_shares"}
     assert set(WORDS) <= names | rest
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 from fuzz_arrivals import ARRIVALS
+from fuzz_clusters import CLUSTERS
 from fuzz_lifelong import LIFELONG
 from fuzz_methods import OF_METHODS
 from fuzz_selection import CHOOSING
@@ -229,6 +230,7 @@ def _mechanism(epsilon: float) -> fl.Mechanism:
 OWN: dict[str, dict[str, Any]] = {
     **ARRIVALS,
     **CHOOSING,
+    **CLUSTERS,
     **LIFELONG,
     "bucketing": {"inner": fl.mean()},
     "models.bottleneck": {

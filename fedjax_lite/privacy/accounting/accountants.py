@@ -18,7 +18,6 @@ from fedjax_lite.privacy.accounting.poisson import COARSE, Method
 from fedjax_lite.privacy.arguments import (
     check_budget,
     check_delta,
-    check_epsilon,
     check_noise_multiplier,
     is_traced,
 )
@@ -288,7 +287,7 @@ def stated_noise(
       1.1
     """
     if epsilon is not None:
-        check_epsilon(epsilon)
+        check_budget(epsilon)
         if epsilon == 0:
             raise ValueError("epsilon must be positive: epsilon=0 allows no release at all")
     if is_traced(noise_multiplier):

@@ -1,0 +1,1 @@
+"""Clusters: several models at the server, each trained by the clients that it fits best."""

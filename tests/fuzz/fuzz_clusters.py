@@ -1,0 +1,17 @@
+"""Valid arguments of what trains several models."""
+
+from typing import Any
+
+from fuzz_world import DATA, KEY, MODEL, PLAN, SGD
+
+import fedjax_lite as fl
+
+BOTH = fl.several_models(MODEL.init, KEY, 2)
+IFCA = fl.ifca(MODEL.loss, SGD, num_clusters=2, plan=PLAN, sampler=fl.uniform(2))
+
+CLUSTERS: dict[str, dict[str, Any]] = {
+    "cluster_assignments": {"state": IFCA.init(KEY, BOTH, DATA)},
+    "cluster_purity": {"assignments": [0, 1, 1], "groups": [0, 1, 0]},
+    "ifca": {"num_clusters": 2},
+    "several_models": {"init": MODEL.init, "num_models": 2},
+}
