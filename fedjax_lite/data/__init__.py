@@ -6,6 +6,11 @@ from fedjax_lite.checks.later import load_when_asked
 
 if TYPE_CHECKING:
     from fedjax_lite.data.formats.errors import DatasetFormatError, DatasetNotFoundError
+    from fedjax_lite.data.partition.concept_shift import (
+        dealt_groups,
+        label_permutation,
+        label_sign,
+    )
     from fedjax_lite.data.partition.deal_like import deal_like
     from fedjax_lite.data.partition.feature_skew import brightness, contrast, noise, rotation
     from fedjax_lite.data.partition.label_skew import (
@@ -65,6 +70,7 @@ __all__ = [
     "chunks",
     "classes_per_client",
     "deal_like",
+    "dealt_groups",
     "contrast",
     "dirichlet",
     "dirichlet_mixture",
@@ -72,6 +78,8 @@ __all__ = [
     "from_arrays",
     "iid",
     "label_counts",
+    "label_permutation",
+    "label_sign",
     "load",
     "lognormal",
     "noise",

@@ -131,7 +131,7 @@ def models_of(state: RoundState, ids: Any = None) -> Params:
             )
         ids = np.arange(num_clients)
     elif not isinstance(ids, jax.core.Tracer):
-        ids = _checked(ids, num_clients if kept(state).personal else None)
+        ids = check_ids(ids, num_clients if kept(state).personal else None)
     if not kept(state).personal:
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (len(ids), *jnp.shape(leaf))), server_model(state)
@@ -210,7 +210,13 @@ def _one_row(state: RoundState) -> PyTree:
     )
 
 
-def _checked(ids: Any, num_clients: int | None) -> np.ndarray:
+def check_ids(ids: Any, num_clients: int | None) -> np.ndarray:
+    """Clients by number as an array `[n]`; ValueError where they are none of the population.
+
+    Example:
+      >>> check_ids([0, 3], 4).tolist()
+      [0, 3]
+    """
     found = np.asarray(ids)
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise ValueError(

@@ -12,6 +12,9 @@ IFCA = fl.ifca(MODEL.loss, SGD, num_clusters=2, plan=PLAN, sampler=fl.uniform(2)
 CLUSTERS: dict[str, dict[str, Any]] = {
     "cluster_assignments": {"state": IFCA.init(KEY, BOTH, DATA)},
     "cluster_purity": {"assignments": [0, 1, 1], "groups": [0, 1, 0]},
+    "data.dealt_groups": {"num_clients": 6, "num_groups": 2},
+    "data.label_permutation": {"permutations": [[0, 1, 2], [1, 2, 0]]},
+    "data.label_sign": {"signs": [1, -1], "label": "x"},
     "ifca": {"num_clusters": 2},
     "several_models": {"init": MODEL.init, "num_models": 2},
 }

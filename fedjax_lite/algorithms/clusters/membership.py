@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_lite.algorithms.clusters.several import one_of_several
-from fedjax_lite.round.own_models import is_table
+from fedjax_lite.round.own_models import check_ids, is_table
 from fedjax_lite.types import Array, Params, RoundState
 
 NOWHERE = -1
@@ -45,6 +45,7 @@ def cluster_assignments(state: RoundState, ids: Any = None) -> np.ndarray:
 
     Raises:
       TypeError: if the state keeps no clusters.
+      ValueError: if an id is of no client.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,7 +56,7 @@ def cluster_assignments(state: RoundState, ids: Any = None) -> np.ndarray:
     rows: Any = state.clients if isinstance(state, RoundState) else None
     if is_table(rows):
         number = rows.num_clients
-        rows = rows.rows(np.arange(number) if ids is None else np.asarray(ids))
+        rows = rows.rows(np.arange(number) if ids is None else check_ids(ids, number))
         ids = None
     if not isinstance(rows, ClusterRow):
         raise TypeError(
@@ -63,4 +64,4 @@ def cluster_assignments(state: RoundState, ids: Any = None) -> np.ndarray:
             f"{type(state).__name__} with rows {type(rows).__name__}"
         )
     found = np.asarray(jax.device_get(rows.cluster), np.int32)
-    return found if ids is None else found[np.asarray(ids)]
+    return found if ids is None else found[check_ids(ids, len(found))]

@@ -186,5 +186,7 @@ def test_refusals():
             noise_multiplier=0.0, count_noise_multiplier=0.0, denominator=3.0, initial_clip=1.0
         ))  # fmt: skip
     fedavg = fl.fedavg(testing.loss, optax.sgd(0.1), plan=fl.Plan(3), sampler=fl.everyone())
+    with pytest.raises(ValueError, match=r"ids must lie in the population"):
+        fl.cluster_assignments(plain()[0], [7])
     with pytest.raises(TypeError, match=r"such as fl\.ifca"):
         fl.cluster_assignments(fedavg.init(KEY, testing.init_params(KEY), DATA))
