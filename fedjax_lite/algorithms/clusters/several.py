@@ -14,7 +14,9 @@ from fedjax_lite.types import Key, Params
 def several_models(init: Callable[[Key], Params], key: Key, num_models: int) -> Params:
     r"""`K` models, each drawn by a key of its own: :math:`x_k = \mathrm{init}(\mathrm{key}_k)`.
 
-    Clusters can only be told apart by models that differ, so they start from different ones.
+    Clusters can only be told apart by models that differ, so they start from different ones. An
+    `init` that draws nothing, as that of `fedjax_lite.models.linear`, which is zero, gives `K`
+    times the same.
 
     Args:
       init: ``(key) -> params``, such as ``model.init``.
