@@ -36,7 +36,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class ComparisonFlags:
 
     num_windows: tuple[int, ...] = (20, 60, 0)
     """Training windows a person; 0: all that the test leaves."""
-    models: tuple[str, ...] = ("softmax", "mlp")
+    models: tuple[Literal["softmax", "mlp"], ...] = ("softmax", "mlp")
     """softmax: regression on the statistics; mlp: one layer of 32 hidden units."""
     methods: tuple[str, ...] = ()
     """Some of the methods, as the table names them, beside the baselines; none given: all."""
