@@ -135,34 +135,34 @@ def task_stream(stages: Sequence[FederatedDataset], starts: Sequence[int]) -> Ta
       >>> [stream.at_round(r).sizes.tolist() for r in (0, 9, 10, 99)]
       [[1, 1], [1, 1], [1, 2], [1, 2]]
     """
-    stages = list(stages) if isinstance(stages, list | tuple) else [stages]
-    if not stages:
+    given: list[Any] = list(stages) if isinstance(stages, list | tuple) else [stages]
+    if not given:
         raise ValueError("stages must hold one data set at least, got none; split_tasks makes some")
-    for stage in stages:
+    for stage in given:
         if not isinstance(stage, FederatedDataset):
             raise TypeError(
                 f"stages must hold FederatedDatasets, got {shown(stage)}; fl.data.split_tasks("
                 "data, tasks), or a list of several"
             )
-        if stage.num_clients != stages[0].num_clients:
+        if stage.num_clients != given[0].num_clients:
             raise ValueError(
-                f"stages must have the same clients, got {stages[0].num_clients} and "
-                f"{stage.num_clients}; from_arrays(..., num_clients={stages[0].num_clients})"
+                f"stages must have the same clients, got {given[0].num_clients} and "
+                f"{stage.num_clients}; from_arrays(..., num_clients={given[0].num_clients})"
             )
-    begins = _starts(starts, len(stages))
-    examples, shifts = _joined(stages)
+    begins = _starts(starts, len(given))
+    examples, shifts = _joined(given)
     orders = []
-    for stage, shift in zip(stages, shifts, strict=True):
+    for stage, shift in zip(given, shifts, strict=True):
         rows = np.arange(stage.num_examples) if stage.order is None else np.asarray(stage.order)
         orders.append(rows[: int(stage.offsets[-1])] + shift)
     longest = max(map(len, orders))
     padded = [np.pad(order, (0, longest - len(order))) for order in orders]
     return TaskStream(
         examples,
-        jnp.stack([stage.offsets for stage in stages]),
+        jnp.stack([stage.offsets for stage in given]),
         jnp.asarray(np.stack(padded).astype(np.int32)),
         jnp.asarray(begins),
-        max(int(stage.sizes.max()) for stage in stages),
+        max(int(stage.sizes.max()) for stage in given),
     )
 
 
