@@ -46,7 +46,7 @@ class Broadcast(NamedTuple):
 
     def at(self, place: Array) -> PyTree:
         """The version that is kept at a place."""
-        return put_back(self.downloaded, [leaf[place] for leaf in self.held])
+        return put_back(self.downloaded, [_row(leaf, place) for leaf in self.held])
 
 
 def from_versions(client: ClientUpdate) -> ClientUpdate:
@@ -97,12 +97,13 @@ def discounted(
         mine = jnp.clip(slots, 0, weights.shape[0] - 1)
 
         def scaled(value: Array, moved: Array | None = None) -> Array:
-            factor = weights[mine].astype(value.dtype).reshape((-1,) + (1,) * (value.ndim - 1))
+            factor = _row(weights, mine).astype(value.dtype)
+            factor = factor.reshape((-1,) + (1,) * (value.ndim - 1))
             return factor * (value if moved is None else value + moved)
 
         value = messages.value
         if anchored:
-            now, old = broadcast.downloaded, jax.vmap(broadcast.at)(places[mine])
+            now, old = broadcast.downloaded, jax.vmap(broadcast.at)(_row(places, mine))
             drift = jax.tree.map(lambda x, y: x - y, now, old)
             value = jax.tree.map(scaled, value, drift)
         else:
@@ -110,3 +111,8 @@ def discounted(
         return inner.add(acc, messages._replace(value=value), slots, mask)
 
     return inner._replace(add=add)
+
+
+def _row(table: Array, index: Array) -> Array:
+    """``table[index]``, also of a table that devices are not told of, which brackets refuse."""
+    return jnp.take(table, index, axis=0, mode="clip")

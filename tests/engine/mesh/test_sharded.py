@@ -34,6 +34,8 @@ from on_devices import (
 import fedjax_lite as fl
 from fedjax_lite.engine.mesh.sharded import deal
 from fedjax_lite.engine.program import Work
+from fedjax_lite.testing import registry
+from fedjax_lite.testing.algorithm_laws import rounds, start
 
 KEY = jax.random.key(0)
 
@@ -99,6 +101,33 @@ def test_no_collective_inside_the_local_loops():
     assert inside
     assert any("all-reduce" in line for lines in found.values() for line in lines)
     assert not found.keys() & inside
+
+
+@four
+def test_every_registered_method_is_dealt():
+    """Traced, not compiled: what closes over arrays of a round is refused inside of a device."""
+    mesh = fl.client_mesh()
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def replicated(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+
+    for make in registry.ALGORITHMS.values():
+        algo, key, state, data = start(make, strategy=fl.sharded(mesh))
+        state, data = jax.tree.map(replicated, (state, data))
+        assert "shard_map" in str(jax.jit(algo.round).trace(key, state, data).jaxpr)
+
+
+@four
+def test_asynchronous_rounds_equal_those_of_one_device():
+    """Messages are weighed by their staleness where they are added, and FedAsync moves them."""
+    mesh = fl.client_mesh()
+    for name in ("fedbuff", "fedasync"):
+        algo, key, state, data = start(registry.ALGORITHMS[name], strategy=CHUNKED)
+        expected = rounds(algo, key, state, data).server.params
+        algo, key, state, data = start(registry.ALGORITHMS[name], strategy=fl.sharded(mesh))
+        found = rounds(algo, key, *fl.replicate((state, data), mesh=mesh)).server.params
+        close(found, expected)
 
 
 # -- on any machine -------------------------------------------------------------------------
