@@ -57,3 +57,24 @@ def har_folder(tmp_path_factory):
     arrays = {"labels": labels.astype(np.uint8), "subject": people.astype(np.uint8)}
     np.savez(folder / "uci_har.npz", d=d, is_test=people > 21, **arrays)
     return folder
+
+
+def write_idx(path, array):
+    head = (0x800 + array.ndim).to_bytes(4, "big")
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(head + sizes + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture(scope="module")
+def fashion_folder(tmp_path_factory):
+    """Images whose class is a bright row, in Fashion-MNIST's files: a few rounds learn them."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "fashion-mnist").mkdir()
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 300), ("t10k", 100)):
+        labels = np.arange(count) % 10
+        images = rng.integers(0, 60, (count, 28, 28))
+        images[np.arange(count), 2 * labels + 3] += 180
+        write_idx(folder / "fashion-mnist" / f"{part}-images-idx3-ubyte", images)
+        write_idx(folder / "fashion-mnist" / f"{part}-labels-idx1-ubyte", labels)
+    return folder

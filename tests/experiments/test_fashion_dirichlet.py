@@ -24,31 +24,10 @@ def script():
         yield importlib.import_module(SCRIPT.stem)
 
 
-def write_idx(path, array):
-    head = (0x800 + array.ndim).to_bytes(4, "big")
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    path.write_bytes(head + sizes + array.astype(np.uint8).tobytes())
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Images whose class is a bright row, in Fashion-MNIST's files: a few rounds learn them."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "fashion-mnist").mkdir()
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 400), ("t10k", 100)):
-        labels = np.arange(count) % 10
-        images = rng.integers(0, 60, (count, 28, 28))
-        images[np.arange(count), 2 * labels + 3] += 180
-        write_idx(folder / "fashion-mnist" / f"{part}-images-idx3-ubyte", images)
-        write_idx(folder / "fashion-mnist" / f"{part}-labels-idx1-ubyte", labels)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(script, folder, tmp_path_factory):
+def finished(script, fashion_folder, tmp_path_factory):
     flags = script.Flags(
-        data=script.DataFlags(data_dir=folder, num_clients=10, alphas=(0.01,)),
+        data=script.DataFlags(data_dir=fashion_folder, num_clients=10, alphas=(0.01,)),
         training=script.TrainingFlags(batch_size=10, effective_rates=(0.1,)),
         run=script.RunFlags(smoke=True, output_dir=tmp_path_factory.mktemp("out")),
     )

@@ -21,30 +21,13 @@ def script():
         yield importlib.import_module("personal_fashion")
 
 
-def write_idx(path, array):
-    head = (0x800 + array.ndim).to_bytes(4, "big")
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    path.write_bytes(head + sizes + array.astype(np.uint8).tobytes())
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "fashion-mnist").mkdir()
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 300), ("t10k", 100)):
-        labels = np.arange(count) % 10
-        images = rng.integers(0, 60, (count, 28, 28))
-        images[np.arange(count), 2 * labels + 3] += 180
-        write_idx(folder / "fashion-mnist" / f"{part}-images-idx3-ubyte", images)
-        write_idx(folder / "fashion-mnist" / f"{part}-labels-idx1-ubyte", labels)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(script, folder, tmp_path_factory):
+def finished(script, fashion_folder, tmp_path_factory):
     flags = script.Flags(
-        data_dir=folder, smoke=True, methods=CHOSEN, output_dir=tmp_path_factory.mktemp("out")
+        data_dir=fashion_folder,
+        smoke=True,
+        methods=CHOSEN,
+        output_dir=tmp_path_factory.mktemp("out"),
     )
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -79,10 +62,10 @@ def test_what_is_done_is_kept(script, finished):
     assert (flags.output_dir / "results.json").read_bytes() == before
 
 
-def test_the_published_preset(script, folder):
+def test_the_published_preset(script, fashion_folder):
     """Its network, and that every method is the one that it says."""
     setting = script.PRESETS["published"]
-    images, model = script.load(script.Flags(data_dir=folder), setting)
+    images, model = script.load(script.Flags(data_dir=fashion_folder), setting)
     assert len(images["y"]) == 400  # training and test images in one
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 582_026
