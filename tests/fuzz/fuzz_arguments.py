@@ -10,6 +10,7 @@ from fuzz_arrivals import ARRIVALS
 from fuzz_clusters import CLUSTERS
 from fuzz_lifelong import LIFELONG
 from fuzz_methods import OF_METHODS
+from fuzz_parties import PARTIES
 from fuzz_selection import CHOOSING
 from fuzz_world import (
     BATCH,
@@ -231,6 +232,7 @@ OWN: dict[str, dict[str, Any]] = {
     **ARRIVALS,
     **CHOOSING,
     **CLUSTERS,
+    **PARTIES,
     **LIFELONG,
     "bucketing": {"inner": fl.mean()},
     "models.bottleneck": {

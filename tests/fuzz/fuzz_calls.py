@@ -30,6 +30,7 @@ PACKAGES = (
     "engine",
     "metrics",
     "models",
+    "parties",
     "privacy",
     "privacy.audit",
     "report",
