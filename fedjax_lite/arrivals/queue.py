@@ -220,8 +220,7 @@ def _told(
             return _Fill(queue, drawn, good)
 
         def step(carry: _Step) -> _Step:
-            # Downloads wait for all arrivals of their instant, and the flush among them.
-            queue, later = carry.queue, carry.queue.slots.pending.min() > 0
+            queue, later = carry.queue, may_download(carry.queue.slots)
             fill = jax.lax.while_loop(
                 lambda c: c.good & (c.queue.slots.ids < 0).any(),
                 download,
@@ -229,11 +228,9 @@ def _told(
             )
             queue = fill.queue
             slots = queue.slots
-            pending = slots.pending
-            soonest = pending.min()
+            soonest = slots.pending.min()
             stuck = jnp.isinf(soonest)
-            turns = jnp.where(pending == soonest, slots.turn, jnp.iinfo(jnp.int32).max)
-            slot = jnp.argmin(turns)
+            slot = next_to_arrive(slots)
             counts = ~stuck & ~slots.lost[slot]
             stale = queue.version - slots.version[slot]
             row = (slots.ids[slot], True, slots.place[slot], stale)
@@ -281,6 +278,31 @@ def _told(
         return _told(concurrency, buffer, latency, available, timeout, idle, errand)
 
     return Sampler(init, sample, at)
+
+
+def next_to_arrive(slots: Slots) -> Array:
+    """The slot whose message comes next: of those that come at the same time, the first sent.
+
+    Example:
+      >>> left, turn, none = jnp.array([2.0, 1.0, 1.0]), jnp.array([0, 3, 2]), jnp.zeros(3, int)
+      >>> int(next_to_arrive(Slots(left, turn, none, none, none, none)))
+      2
+    """
+    pending = slots.pending
+    turns = jnp.where(pending == pending.min(), slots.turn, jnp.iinfo(jnp.int32).max)
+    return jnp.argmin(turns)
+
+
+def may_download(slots: Slots) -> Array:
+    """Whether all arrivals of this instant were heard, and the flush among them is over.
+
+    Example:
+      >>> left, none = jnp.array([2.0, 0.0]), jnp.zeros(2, int)
+      >>> slots = Slots(left, none, none, none, none, none)
+      >>> bool(may_download(slots)), bool(may_download(slots._replace(left=left + 1)))
+      (False, True)
+    """
+    return slots.pending.min() > 0
 
 
 class _Fill(NamedTuple):

@@ -197,5 +197,6 @@ def best(scores: Array, count: Array) -> Array:
       [False, False, True, True]
     """
     order = jnp.argsort(-scores)
-    rank = jnp.zeros(scores.shape, jnp.int32).at[order].set(jnp.arange(len(scores)))
+    rank = jnp.zeros(scores.shape, jnp.int32)
+    rank = rank.at[order].set(jnp.arange(len(scores), dtype=jnp.int32))
     return (rank < count) & (scores > -jnp.inf)
