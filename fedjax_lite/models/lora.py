@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_lite.checks.arguments import check_count, check_positive, check_tree, shown
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import keep_counts
+from fedjax_lite.models.low_rank_products import MovedKernel, by_factors
 from fedjax_lite.models.model import Model
 from fedjax_lite.types import Array, Key, Params, PyTree
 
@@ -59,6 +60,10 @@ def lora(
     kernel of several axes, as attention has, is a matrix of its inputs by its outputs. Train it
     with `fedlora`; `fedavg` would train the base, too.
 
+    The loss takes products with a kernel as :math:`x W_0 + \tfrac{\alpha}{r} (x A) B`, wherever
+    that is less work than a step on :math:`W` itself: no gradient of a whole kernel is made.
+    Predictions, which have none, fold the adapters in once.
+
     Args:
       model: any `Model`.
       base: its parameters before adaptation, floating point.
@@ -99,8 +104,10 @@ def lora(
         scale = jnp.asarray(1.0 if alpha is None else alpha / rank, jnp.result_type(float))
         return Adapted(base, init_adapters(key, base, rank=rank, layers=chosen), scale)
 
+    in_parts = by_factors(model.loss)
+
     def loss(params: Adapted, examples: PyTree, key: Key | None) -> Array:
-        return model.loss(merged(params), examples, key)
+        return in_parts(_factored(params), examples, key)
 
     return Model(
         init=init,
@@ -306,12 +313,31 @@ def is_low_rank(node: Any) -> bool:
     return isinstance(node, LowRank)
 
 
-def _moved(params: Adapted, weights: Params, sign: int) -> Params:
+def _factored(params: Adapted) -> Params:
+    """The base with a `MovedKernel` in place of each adapted kernel."""
+    _check_adapted(params)
+
+    def one(pair: LowRank | None, kernel: Array) -> Any:
+        if pair is None:
+            return kernel
+        shape, (m, rank) = jnp.shape(kernel), pair.a.shape
+        k = next(k for k in range(1, len(shape)) if math.prod(shape[:k]) == m)
+        a, b = pair.a.reshape(*shape[:k], rank), (params.scale * pair.b).reshape(rank, *shape[k:])
+        return MovedKernel(kernel, a.astype(kernel.dtype), b.astype(kernel.dtype))
+
+    return jax.tree.map(one, params.adapters, params.base, is_leaf=_pair_or_none)
+
+
+def _check_adapted(params: Any) -> None:
     if not isinstance(params, Adapted):
         raise TypeError(
             f"params must be Adapted, those of a model made with lora, got {shown(params)}; "
             "fl.models.lora(model, base, rank=4).init(key)"
         )
+
+
+def _moved(params: Adapted, weights: Params, sign: int) -> Params:
+    _check_adapted(params)
 
     def one(pair: LowRank | None, kernel: Array) -> Array:
         if pair is None:
