@@ -10,6 +10,7 @@ from typing import Any
 import optax
 
 from fedjax_lite.checks.made import maker_of
+from fedjax_lite.describe.columns import columns_note
 from fedjax_lite.describe.composed import (
     Composed,
     client_optimizer,
@@ -147,6 +148,12 @@ def keys_of(thing: Any) -> Iterator[str]:
 
 
 def _algorithm(algorithm: FederatedAlgorithm) -> Iterator[str]:
+    if (columns := columns_note(algorithm)) is not None:
+        yield from _doc(columns.factory)
+        for part in columns.arguments.values():
+            if is_part(part) or is_optimizer(part):
+                yield from _parts(part)
+        return
     whole = composed(algorithm)
     if whole is None:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedjax_lite.describe.columns import columns_note, columns_words
 from fedjax_lite.describe.composed import composed
 from fedjax_lite.describe.notes import called, is_part
 from fedjax_lite.describe.optimizers import is_optimizer
@@ -76,6 +77,8 @@ def describe(algorithm: Any) -> Text:
 
 
 def _whole(algorithm: FederatedAlgorithm) -> str:
+    if (columns := columns_note(algorithm)) is not None:
+        return columns_words(columns)
     whole = composed(algorithm)
     if whole is None:
         name, module = called(algorithm.round)

@@ -53,6 +53,12 @@ class ColumnDataset:
         """Rows, `n`."""
         return jax.tree.leaves(self.features)[0].shape[0]
 
+    @property
+    def examples(self) -> dict[str, PyTree]:
+        """``{"x": features, "y": labels}``, both by party; of one holder its labels alone."""
+        (*_, last), several = self.labels.values(), len(self.labels) > 1
+        return {"x": dict(self.features), "y": dict(self.labels) if several else last}
+
     def take(self, rows: Any) -> ColumnDataset:
         """The entities in some rows, for all parties alike: integers `[m]` or bools `[n]`."""
         rows = np.asarray(rows)
@@ -223,7 +229,7 @@ def holder_of(holders: Any, holder: str | None) -> str:
     names = sorted(holders)
     if holder is None and len(names) == 1:
         return names[0]
-    if holder not in names:
+    if holder is None or holder not in names:
         raise ValueError(
             f"holder must be a party with labels, one of {names}, got {holder!r}; give "
             f"holder={names[0]!r}"

@@ -52,7 +52,7 @@ ALLOWANCES = (
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"
               r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness|"
-              r"schedule)\)|.*power_of_choice\(model\)"),
+              r"schedule|combine)\)|.*power_of_choice\(model\)"),
     Allowance("seconds are numbers, however many, and may be traced",
               "zero, fraction, huge int, huge float, traced", r"Any",
               r".*in_time\((step_seconds|other_seconds)\)"),
@@ -68,7 +68,7 @@ ALLOWANCES = (
     Allowance("none of them: nothing is done for nobody", "empty list, empty array",
               r"Sequence|Iterable",
               r".*\((own|clients|runs|paths|fprs|epsilons|features|hidden|rng_names|coefficients|"
-              r"points|config_may_change|group_by)\)"),
+              r"points|config_may_change|group_by|missing)\)"),
     Allowance("chosen inside of a program", "traced", r"Array", r"byzantine\(clients\)"),
     Allowance("losses of any size, NaN where training diverged", NUMBERS, r"ndarray",
               r".*confidence_logit\(losses\)"),

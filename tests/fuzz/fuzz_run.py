@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from fuzz_allowed import is_allowed
 from fuzz_calls import argument_names, public, valid_arguments
+from fuzz_parties import COLUMNS, ON_COLUMNS
 from fuzz_values import VALUES, Traced
 from fuzz_verdict import Verdict
 from fuzz_world import DATA, EXAMPLES, IMAGES, KEY, LORA, PARAMS
@@ -145,8 +146,10 @@ def _use(result: Any, traced: Any, full: str = "") -> Any:
     elif isinstance(result, fl.Transform):
         jax.eval_shape(lambda: result.update(KEY, result.init(PARAMS), PARAMS))
     elif isinstance(result, fl.FederatedAlgorithm) and isinstance(traced, int):
-        params = LORA.init(KEY) if full == "fedlora" else PARAMS
-        jax.eval_shape(lambda: result.init(KEY, params, DATA))
+        params, data = (LORA.init(KEY) if full == "fedlora" else PARAMS), DATA
+        if full in ON_COLUMNS:
+            params, data = None, COLUMNS
+        jax.eval_shape(lambda: result.init(KEY, params, data))
     elif isinstance(result, fl.models.Model):
         jax.eval_shape(result.init, KEY)
     return traced
