@@ -25,14 +25,27 @@ if TYPE_CHECKING:
     )
     from fedjax_lite.arrivals.queue import in_flight
     from fedjax_lite.arrivals.staleness import hinge, polynomial, undiscounted
+    from fedjax_lite.arrivals.synthetic_trace import sample_trace, synthetic_trace
+    from fedjax_lite.arrivals.trace import (
+        Hours,
+        Speeds,
+        Trace,
+        trace_availability,
+        trace_latency,
+        trace_schedule,
+    )
+    from fedjax_lite.arrivals.trace_files import read_trace, write_trace
     from fedjax_lite.round.errand import Traffic
 
 __all__ = [
     "Availability",
     "Clock",
+    "Hours",
     "Latency",
     "Quantity",
     "Seconds",
+    "Speeds",
+    "Trace",
     "Traffic",
     "asynchronous",
     "clocked",
@@ -52,8 +65,15 @@ __all__ = [
     "per_client",
     "polynomial",
     "product",
+    "read_trace",
+    "sample_trace",
+    "synthetic_trace",
     "tiers",
+    "trace_availability",
+    "trace_latency",
+    "trace_schedule",
     "undiscounted",
+    "write_trace",
 ]
 
 load_when_asked(__name__)

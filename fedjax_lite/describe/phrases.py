@@ -210,6 +210,8 @@ WORDS: dict[str, Segments] = {
     "pareto": ("Pareto from {minimum} on with shape {shape}",),
     "of_device": ("{inner}, drawn once for each client",),
     "per_client": ("a number for each client",),
+    "trace_latency": ("simulated seconds of measured devices, {batch_size} examples a step",),
+    "trace_availability": ("a client's device was idle and charged, by a trace",),
     "day_and_night": ("each client is there for {awake} of a day, in {zones} time zones",),
     # weightings
     "inverse_variance": ("the inverse of a client's variance, floor {floor}",),

@@ -1,5 +1,8 @@
 """Valid arguments of `fl.arrivals`, by name."""
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ from fuzz_world import FEDAVG
 import fedjax_lite as fl
 
 LATENCY = fl.arrivals.latency(compute=fl.arrivals.constant(1.0))
+TRACE = Path(fl.arrivals.__file__).parent / "sample_trace.json"
 IN_FLIGHT: dict[str, Any] = {"concurrency": 2, "latency": LATENCY}
 ARRIVALS: dict[str, dict[str, Any]] = {
     "asynchronous": {"algorithm": FEDAVG, **IN_FLIGHT, "buffer": 2},
@@ -23,5 +27,13 @@ ARRIVALS: dict[str, dict[str, Any]] = {
     "arrivals.log_normal": {"median": 2.0},
     "arrivals.of_device": {"inner": fl.arrivals.exponential(1.0)},
     "arrivals.pareto": {"minimum": 1.0, "shape": 1.5},
+    "arrivals.read_trace": {"paths": (str(TRACE),)},
+    "arrivals.trace_latency": {"trace": fl.arrivals.synthetic_trace(3), "batch_size": 2},
+    "arrivals.trace_availability": {"trace": fl.arrivals.synthetic_trace(3)},
+    "arrivals.trace_schedule": {"trace": fl.arrivals.synthetic_trace(3)},
+    "arrivals.write_trace": {
+        "trace": fl.arrivals.synthetic_trace(3),
+        "path": str(Path(tempfile.gettempdir()) / f"fuzz_trace_{os.getpid()}.npz"),
+    },
     "arrivals.tiers": {"values": np.ones(2), "shares": np.ones(2)},
 }
