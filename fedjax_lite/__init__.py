@@ -139,6 +139,7 @@ if TYPE_CHECKING:
         lifelong,
         side_by_side,
         summarize_clients,
+        uncertainty,
     )
     from fedjax_lite.hosts import distributed
     from fedjax_lite.hosts.cores import use_cores
@@ -153,6 +154,7 @@ if TYPE_CHECKING:
     from fedjax_lite.round.server import optimizer_server
     from fedjax_lite.run.compilation import keep_compiled_programs
     from fedjax_lite.run.divergence import RunDiverged
+    from fedjax_lite.run.ensemble import Ensemble, ensemble
     from fedjax_lite.run.fastest import Timing, fastest, lane_strategies
     from fedjax_lite.run.interrupt import RunInterrupted
     from fedjax_lite.run.loop import run
@@ -205,6 +207,7 @@ __all__ = [
     "ClientUpdate",
     "Cohort",
     "Downlink",
+    "Ensemble",
     "FederatedAlgorithm",
     "HostTable",
     "Known",
@@ -263,6 +266,7 @@ __all__ = [
     "ef21",
     "empirical_fisher",
     "engine",
+    "ensemble",
     "error_feedback",
     "evaluate_clients",
     "evaluate_personal",
@@ -371,6 +375,7 @@ __all__ = [
     "transforms",
     "trimmed_mean",
     "uniform",
+    "uncertainty",
     "unroll",
     "use_cores",
     "verify",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedjax_lite.report.curves import plot_curves, plot_sweep
     from fedjax_lite.report.groups import Group, group_runs
     from fedjax_lite.report.record import save_clients
+    from fedjax_lite.report.reliability import plot_reliability
     from fedjax_lite.report.runs import Run, find_runs, read_run
     from fedjax_lite.report.side_by_side import plot_side_by_side
     from fedjax_lite.report.statistics import Curve, Interval, curve, t_interval, to_target
@@ -39,6 +40,7 @@ __all__ = [
     "plot_client_accuracies",
     "plot_curves",
     "plot_partition",
+    "plot_reliability",
     "plot_side_by_side",
     "plot_sweep",
     "read_run",

@@ -12,6 +12,7 @@ from fuzz_lifelong import LIFELONG
 from fuzz_methods import OF_METHODS
 from fuzz_parties import PARTIES
 from fuzz_selection import CHOOSING
+from fuzz_uncertainty import UNCERTAINTY
 from fuzz_world import (
     BATCH,
     BN,
@@ -234,6 +235,7 @@ OWN: dict[str, dict[str, Any]] = {
     **CLUSTERS,
     **PARTIES,
     **LIFELONG,
+    **UNCERTAINTY,
     "bucketing": {"inner": fl.mean()},
     "models.bottleneck": {
         "params": fl.models.init_bottleneck(jax.random.key(0), 3, 2),

@@ -39,6 +39,7 @@ PACKAGES = (
     "stream",
     "testing",
     "transforms",
+    "uncertainty",
     "verify",
 )
 
