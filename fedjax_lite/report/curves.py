@@ -23,6 +23,11 @@ from fedjax_lite.report.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LABELS = {
+    "round": "Communication round",
+    "seconds": "Wall-clock time (s)",
+    "simulated_seconds": "Simulated time (s)",
+}
 _COLOURS = {"train": BLUE, "test": ORANGE}
 
 
@@ -30,14 +35,17 @@ def plot_curves(
     history: Sequence[Mapping[str, Any]],
     *,
     dataset: str,
+    x: str = "round",
     title: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """Draws accuracy and loss by round, train and test.
+    """Draws accuracy and loss by round or by time, train and test.
 
     Args:
       history: rows of `run`; columns named ``*_loss`` and ``*_accuracy`` are drawn.
       dataset: the data set really used, for the title.
+      x: the column to draw over: "round", "seconds", or "simulated_seconds" of a run with a clock;
+        rows without it are left out.
       title: what comes before it in the title, such as the method's name.
       path: PNG file to write; None writes nothing.
 
@@ -45,7 +53,7 @@ def plot_curves(
       The figure.
 
     Raises:
-      ValueError: if no row has a loss or an accuracy.
+      ValueError: if no row has a loss or an accuracy, or `x` is no column of them.
 
     Example:
       >>> rows = [{"round": r, "train_loss": 1 / r, "test_accuracy": 1 - 1 / r} for r in (1, 2, 3)]
@@ -60,21 +68,27 @@ def plot_curves(
     ]
     if not panels:
         raise ValueError(f"history has no column named *_loss or *_accuracy, got {columns}")
+    with_x = [row for row in history if x in row]
+    panels = [(kind, [n for n in names if any(n in row for row in with_x)])
+              for kind, names in panels]  # fmt: skip
+    panels = [(kind, names) for kind, names in panels if names]
+    if not panels:
+        raise ValueError(f"x must be a column beside those drawn, among {columns}, got {x!r}")
     figure = make_figure(4.6 * len(panels) + 0.4, 3.6)
     for position, (kind, names) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), position)
         spare = iter([GREEN, GREY, "#CC79A7", "#E69F00", "#56B4E9"] * len(names))
         for position_of_line, name in enumerate(names):
-            rows = [(row["round"], row[name]) for row in history if name in row]
+            rows = [(row[x], row[name]) for row in with_x if name in row]
             prefix = name.removesuffix(f"_{kind}")
             colour = _COLOURS.get(prefix) or next(spare)
-            x, y = np.array(rows, np.float64).T
+            over, y = np.array(rows, np.float64).T
             style: dict[str, Any] = {**line_style(position_of_line), "color": colour}
             if len(rows) > 30:
                 style["marker"] = None
-            axes.plot(x, y, label=text(prefix), markersize=3.5, lw=1.6, **style)
-        axes.set(xlabel="Communication round", ylabel=kind.capitalize())
-        axes.locator_params(axis="x", integer=True)
+            axes.plot(over, y, label=text(prefix), markersize=3.5, lw=1.6, **style)
+        axes.set(xlabel=_LABELS.get(x, text(x.replace("_", " ").capitalize())))
+        axes.locator_params(axis="x", integer=x == "round")
         if kind == "loss":
             axes.set_ylabel("Loss (mean per example)")
         else:

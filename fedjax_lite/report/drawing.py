@@ -18,10 +18,12 @@ X_LABELS = {
     "round": "Communication round",
     "bytes": "Bytes on the wire, up and down",
     "seconds": "Wall-clock time",
+    "simulated_seconds": "Simulated time",
     "epsilon": "Epsilon spent",
 }
 BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+SIMULATED_TIMES = ((86400.0, "d"), *TIMES)
 MANY = 6
 """Labels beyond this number would hide what is drawn: they stand below the figure."""
 LOG_SPAN = 8.0
@@ -45,8 +47,9 @@ def unit_of(quantity: str, largest: float) -> tuple[float, str]:
       >>> unit_of("bytes", 2.5e6), unit_of("round", 10)
       ((1000000.0, 'MB'), (1.0, ''))
     """
-    units = {"bytes": BYTES, "seconds": TIMES}.get(quantity, ())
-    margin = 3.0 if quantity == "seconds" else 1.0
+    units = {"bytes": BYTES, "seconds": TIMES, "simulated_seconds": SIMULATED_TIMES}
+    units = units.get(quantity, ())
+    margin = 3.0 if quantity.endswith("seconds") else 1.0
     fitting = [unit for unit in units if largest >= margin * unit[0]]
     return fitting[0] if fitting else (units[-1] if units else (1.0, ""))
 

@@ -14,10 +14,12 @@ from fedjax_lite.report.groups import ABSENT, differences, show
 from fedjax_lite.report.panels import Panel
 from fedjax_lite.report.statistics import Interval, ends
 from fedjax_lite.report.style import line_style, percent
+from fedjax_lite.report.summary import SIMULATED, costs_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COST = {"round": "Rounds", "bytes": "Bytes", "seconds": "Time", SIMULATED: "Simulated time"}
 STYLE = """
 .fl-report { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 1180px; margin: 0 auto; padding: 1.2em; }
@@ -132,12 +134,13 @@ def summary_table(scene: Scene) -> str:
     ]
     costs: list[tuple[str, list[str]]] = [method]
     if scene.target is not None:
-        for cost, word in (("round", "Rounds"), ("bytes", "Bytes"), ("seconds", "Time")):
-            costs.append((f"{word} to {scene.target:g}", [_reach(row, cost) for row in table]))
+        for cost in costs_of(scene.groups):
+            costs.append((f"{COST[cost]} to {scene.target:g}", [_reach(r, cost) for r in table]))
     costs += [
         ("Sent up", [_cost(row["uplink"], "bytes") for row in table]),
         ("Sent down", [_cost(row["downlink"], "bytes") for row in table]),
         ("Time in all", [_cost(row["seconds"], "seconds") for row in table]),
+        ("Simulated time in all", [_cost(row.get(SIMULATED), SIMULATED) for row in table]),
     ]
     return _table(results) + _table(costs)
 

@@ -19,7 +19,7 @@ from fedjax_lite.report.drawing import (
 )
 from fedjax_lite.report.groups import Group, dataset_of, seed_of
 from fedjax_lite.report.style import make_figure, percent, text
-from fedjax_lite.report.summary import COSTS
+from fedjax_lite.report.summary import SIMULATED, costs_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,8 @@ def make_panels(scene: Scene) -> list[Panel]:
             "metric", f"{_words(scene.metric.name)}: by round, by bytes, by time",
             _curves(scene, scene.metric.name),
             f"Lines: mean over seeds; {band}, none for one seed. Bytes: all clients together, up "
-            "and down, packed size. Seconds include compiling and evaluation.",
+            "and down, packed size. Seconds include compiling and evaluation."
+            + _of_the_clock(scene),
             "hand evaluate=fl.evaluator(model, test) to fl.run", scene,
         ),
     ]  # fmt: skip
@@ -73,7 +74,8 @@ def make_panels(scene: Scene) -> list[Panel]:
         _panel(
             "target", f"What it costs to reach {_words(scene.metric.name).lower()} {goal}",
             [] if scene.target is None
-            else [lambda axes, c=cost: draw_to_target(axes, scene, c) for cost in COSTS],
+            else [lambda axes, c=cost: draw_to_target(axes, scene, c)
+                  for cost in costs_of(scene.groups)],
             "Each run's curve is made monotone (best so far) and joined by straight lines between "
             "evaluations; points are means over seeds where every seed got there, bars "
             f"{level} intervals of the mean, cut at 0.",
@@ -110,7 +112,7 @@ def make_panels(scene: Scene) -> list[Panel]:
 def make_overview(scene: Scene, title: str) -> Figure:
     """One picture of the main panels, three in a row."""
     name = scene.metric.name
-    draws: list[Draw] = [lambda axes, x=x: draw_curves(axes, scene, name, x=x) for x in COSTS]
+    draws = _curves(scene, name)
     losses = [c for c in _columns(scene.groups) if c.endswith("_loss") and c != name]
     if losses:
         loss = "test_loss" if "test_loss" in losses else losses[0]
@@ -130,7 +132,8 @@ def make_overview(scene: Scene, title: str) -> Figure:
 
 
 def _titled_target(axes: Any, scene: Scene) -> bool:
-    cost = next((c for c in ("bytes", "round") if any(r.get(f"to_{c}") for r in scene.table)), None)
+    order = (SIMULATED, "bytes", "round")
+    cost = next((c for c in order if any(r.get(f"to_{c}") for r in scene.table)), None)
     if cost is None:
         return False
     axes.set_title(f"To {_words(scene.metric.name).lower()} {scene.target:g}", fontsize="medium")
@@ -178,7 +181,15 @@ def _row(draws: Sequence[Draw], *, legend: bool, columns: int = 3) -> Figure | N
 
 
 def _curves(scene: Scene, metric: str) -> list[Draw]:
-    return [lambda axes, x=x: draw_curves(axes, scene, metric, x=x) for x in COSTS]
+    costs = costs_of(scene.groups)
+    return [lambda axes, x=x: draw_curves(axes, scene, metric, x=x) for x in costs]
+
+
+def _of_the_clock(scene: Scene) -> str:
+    """What simulated time is, where a panel shows some."""
+    if SIMULATED not in costs_of(scene.groups):
+        return ""
+    return " Simulated time: what the clock of the run's latencies says, not this machine."
 
 
 def _drift(axes: Any, scene: Scene, name: str, title: str) -> list[str]:

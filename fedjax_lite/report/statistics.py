@@ -115,7 +115,7 @@ def rising(values: Any, *, largest: bool = True) -> np.ndarray:
 
 
 def to_target(x: Any, values: Any, *, target: float, largest: bool = True) -> float:
-    """Where a curve first reaches a target: rounds, bytes or seconds.
+    """Where a curve first reaches a target: rounds, bytes or seconds, wall-clock or simulated.
 
     The curve is made monotone (the best value so far) and is a straight line between two
     evaluations; the answer is where that line crosses the target.
@@ -183,7 +183,10 @@ def wire(run: Run, direction: str) -> dict[int, float] | None:
 
 
 def axis(run: Run, name: str) -> dict[int, float] | None:
-    """What a curve may be drawn over: ``round``, ``bytes`` (up and down) or ``seconds``."""
+    """What a curve may be drawn over: ``round``, ``bytes`` (up and down), ``seconds`` or a column.
+
+    Simulated time begins with round 0, which no clock has recorded.
+    """
     if name == "bytes":
         up, down = wire(run, "uplink"), wire(run, "downlink")
         if up is None and down is None:
@@ -191,6 +194,8 @@ def axis(run: Run, name: str) -> dict[int, float] | None:
         parts = [part for part in (up, down) if part is not None]
         return {row["round"]: sum(part[row["round"]] for part in parts) for row in run.rows}
     by_round = {row["round"]: row[name] for row in run.rows if _is_number(row.get(name))}
+    if name == "simulated_seconds" and by_round and any(row["round"] == 0 for row in run.rows):
+        by_round = {0: 0.0, **by_round}
     if name.startswith("epsilon"):  # JSON has no infinity: what a run without noise spends
         by_round = {r: math.inf if math.isnan(v) else v for r, v in by_round.items()}
     return by_round or None
@@ -213,7 +218,8 @@ def curve(
     Args:
       runs: of one group.
       metric: a column of their rows.
-      x: "round", "bytes", "seconds" or a column; over seeds it is averaged at equal rounds.
+      x: "round", "bytes", "seconds" or a column, such as "simulated_seconds"; over seeds it is
+        averaged at equal rounds.
       confidence: of the interval.
 
     Returns:

@@ -13,8 +13,23 @@ from fedjax_lite.report.groups import Group
 from fedjax_lite.report.statistics import Interval, points, rising, t_interval, to_target, wire
 
 COSTS = ("round", "bytes", "seconds")
+SIMULATED = "simulated_seconds"
+"""The column of runs with a clock, which is a cost like the others where there is one."""
 LESS_IS_BETTER = frozenset(("loss", "error", "perplexity", "nll", "mse", "rmse", "mae"))
 """A column with one of these words in its name is to be small."""
+
+
+def costs_of(groups: Sequence[Group]) -> tuple[str, ...]:
+    """What reaching a target may cost: rounds, bytes, seconds; and simulated ones where recorded.
+
+    Example:
+      >>> from fedjax_lite.report.runs import Run
+      >>> run = Run("a", [{"round": 1, "simulated_seconds": 2.0}])
+      >>> costs_of([Group("a", [run], {})])
+      ('round', 'bytes', 'seconds', 'simulated_seconds')
+    """
+    timed = any(SIMULATED in run.columns for group in groups for run in group.runs)
+    return (*COSTS, SIMULATED) if timed else COSTS
 
 
 class Metric(NamedTuple):
@@ -87,7 +102,8 @@ def summarize(
       Rows with ``label``, ``num_seeds``, ``rounds`` (least and most), ``final`` and ``best``
       (`Interval`), ``worst`` (mean of the worst 10 % of clients), ``epsilon``, totals ``uplink``,
       ``downlink`` (bytes), ``seconds``, and with a target ``num_reached`` and ``to_round``,
-      ``to_bytes``, ``to_seconds``; None where nothing is recorded.
+      ``to_bytes``, ``to_seconds``; where a run has a clock ``simulated_seconds`` and
+      ``to_simulated_seconds``; None where nothing is recorded.
     """
     table = []
     for group in groups:
@@ -108,8 +124,10 @@ def summarize(
             "downlink": _over(_wired(group, "downlink"), group, confidence),
             "seconds": _over(_last(group, "seconds"), group, confidence),
         }
+        if SIMULATED in costs_of(groups):
+            row[SIMULATED] = _over(_last(group, SIMULATED), group, confidence)
         if target is not None:
-            for cost in COSTS:
+            for cost in costs_of(groups):
                 found = [points(run, metric.name, cost) for run in group.runs]
                 crossings = [
                     to_target(*pair, target=target, largest=metric.largest)
