@@ -14,7 +14,12 @@ from fedjax_lite.describe.plans import plan_words
 from fedjax_lite.describe.references import named_in, short
 from fedjax_lite.types import FederatedAlgorithm
 
-TITLES = {"vertical_sgd": "Vertical SGD", "fedbcd": "FedBCD"}
+TITLES = {
+    "vertical_sgd": "Vertical SGD",
+    "fedbcd": "FedBCD",
+    "split_learning": "Split learning",
+    "splitfed": "SplitFed {version}",
+}
 """By the factory in `fedjax_lite.parties`."""
 
 
@@ -52,18 +57,13 @@ def columns_words(note: Made) -> str:
     """
     given = note.arguments
     papers = named_in(note.factory.__doc__)
-    head = f"{TITLES[note.name]} ({short(papers[0])})" if papers else TITLES[note.name]
-    model = given["model"]
-    lines = [
-        ("Parties", f"{', '.join(model.bottoms)}; labels at {', '.join(model.heads)}"),
-        ("Model", model_words(model)),
-        ("Work", plan_words(given["plan"])),
-        ("Steps", _steps(given)),
-    ]
+    title = TITLES[note.name].format_map({"version": "", **given})
+    head = f"{title} ({short(papers[0])})" if papers else title
+    lines = _cut_lines(given) if "cut" in given else _party_lines(given)
     for name, what in (("uplink", "activations"), ("downlink", "gradients")):
         if given[name] is not None:
             lines.append((name.capitalize(), f"{what} are sent {phrase(given[name])}"))
-    absence = given["absence"]
+    absence = given.get("absence", 0)
     if not (isinstance(absence, int | float) and absence == 0):
         lines.append(
             ("Absence", f"a party is not there in a batch with probability {figure(absence)}")
@@ -86,6 +86,32 @@ def model_words(model: Any) -> str:
     if note.name == "regression":
         return f"{note.arguments['kind']} regression"
     return f"a bottom network at every party and a head on their activations ({_combined(note)})"
+
+
+def _party_lines(given: dict[str, Any]) -> list[tuple[str, str]]:
+    model = given["model"]
+    return [
+        ("Parties", f"{', '.join(model.bottoms)}; labels at {', '.join(model.heads)}"),
+        ("Model", model_words(model)),
+        ("Work", plan_words(given["plan"])),
+        ("Steps", _steps(given)),
+    ]
+
+
+def _cut_lines(given: dict[str, Any]) -> list[tuple[str, str]]:
+    cut, note = given["cut"], maker_of(given["cut"])
+    at = None if note is None else note.arguments.get("at")
+    place = "" if at is None else f" before {figure(at)}"
+    shape = "labels stay at the clients" if cut.labels_stay else "labels go to the server"
+    words = of_the_round(given["optimizer"]).words
+    server = given["server_optimizer"]
+    theirs = "" if server is None else f"; the server's half: {of_the_round(server).words}"
+    return [
+        ("Cohort", f"each round {phrase(given['sampler'])}"),
+        ("Cut", f"{'in three' if cut.labels_stay else 'in two'}{place}; {shape}"),
+        ("Local work", plan_words(given["plan"])),
+        ("Steps", f"{words}{theirs}"),
+    ]
 
 
 def _combined(note: Made) -> str:

@@ -1,4 +1,4 @@
-"""Data split by columns: parties that know other things about the same entities."""
+"""Parties that hold columns of one table, or layers of one network: vertical and split learning."""
 
 from typing import TYPE_CHECKING
 
@@ -12,26 +12,35 @@ if TYPE_CHECKING:
         from_columns,
         split_rows,
     )
+    from fedjax_lite.parties.cut import CutModel, cut_layers
+    from fedjax_lite.parties.cut_flax import cut_linen, cut_nnx
     from fedjax_lite.parties.model import Joint, Part, VerticalModel, joint, vertical_model
     from fedjax_lite.parties.regression import regression
+    from fedjax_lite.parties.split import split_learning, splitfed
     from fedjax_lite.parties.tables import from_tables
     from fedjax_lite.parties.vertical import fedbcd, vertical_sgd
 
 __all__ = [
     "Alignment",
     "ColumnDataset",
+    "CutModel",
     "Joint",
     "Matched",
     "Part",
     "VerticalModel",
     "align",
     "cut_columns",
+    "cut_layers",
+    "cut_linen",
+    "cut_nnx",
     "fedbcd",
     "from_columns",
     "from_tables",
     "joint",
     "regression",
+    "split_learning",
     "split_rows",
+    "splitfed",
     "vertical_model",
     "vertical_sgd",
 ]

@@ -41,3 +41,20 @@ def test_papers():
     text = fl.citation(algo)
     for key in ("liu2019communication", "hardy2017private", "alistarh2017qsgd"):
         assert key in text
+
+
+def test_cut_networks():
+    part = fl.parties.Part(lambda key: np.ones((2, 2)), lambda w, x, key: x @ w)
+    cut = fl.parties.cut_layers([part] * 3, at=(1, 2))
+    options = {"plan": fl.Plan(batch_size=5), "sampler": fl.uniform(3)}
+    algo = fl.parties.splitfed(cut, optax.sgd(0.25), server_optimizer=optax.sgd(0.5), **options)
+    text = " ".join(fl.describe(algo).split())
+    for word in (
+        *("SplitFed 1 (Thapa et al., 2020)", "3 clients, uniformly", "in three before"),
+        *("labels stay", "batches of 5", "rate 0.25; the server's half: SGD", "rate 0.5"),
+    ):
+        assert word in text, (word, text)
+    algo = fl.parties.split_learning(cut, optax.sgd(0.25), uplink=fl.clip(2.0), **options)
+    assert "Split learning (Gupta and Raskar, 2018)" in fl.describe(algo)
+    assert "activations are sent clipped to L2 norm 2" in fl.describe(algo)
+    assert "vepakomma2018split" in fl.citation(algo)

@@ -87,7 +87,7 @@ ALLOWANCES = (
     Allowance("the shape of one number, or of none", "zero, empty list, empty array", r"Any",
               r".*\(shape\)|attacks\.backdoor\(clients\)|label_flip\(clients\)"),
     Allowance("a batch of any numbers shows the shape", "list of nan, matrix, array of nan, "
-              "empty array, empty list", r"Any", r".*from_linen\(example_x\)"),
+              "empty array, empty list", r"Any", r".*(from|cut)_linen\(example_x\)"),
     Allowance("a layer of a model without examples", "empty array", r"Array",
               r".*linear_inputs?\(kernel_update\)|.*bottleneck\(x\)"),
     Allowance("pixels on each side", "zero", r"Padding"),

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from fuzz_allowed import is_allowed
 from fuzz_calls import argument_names, public, valid_arguments
-from fuzz_parties import COLUMNS, ON_COLUMNS
+from fuzz_parties import COLUMNS, CUT, OF_HALVES, ON_COLUMNS
 from fuzz_values import VALUES, Traced
 from fuzz_verdict import Verdict
 from fuzz_world import DATA, EXAMPLES, IMAGES, KEY, LORA, PARAMS
@@ -149,6 +149,8 @@ def _use(result: Any, traced: Any, full: str = "") -> Any:
         params, data = (LORA.init(KEY) if full == "fedlora" else PARAMS), DATA
         if full in ON_COLUMNS:
             params, data = None, COLUMNS
+        elif full in OF_HALVES:
+            params = CUT.model.init(KEY)
         jax.eval_shape(lambda: result.init(KEY, params, data))
     elif isinstance(result, fl.models.Model):
         jax.eval_shape(result.init, KEY)
