@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from fedjax_lite.algorithms.personal.per_fedavg import per_fedavg
     from fedjax_lite.algorithms.personal.pfedme import pfedme
     from fedjax_lite.algorithms.personal.reptile import reptile
+    from fedjax_lite.algorithms.precision_weighted import precision_weighted
     from fedjax_lite.algorithms.scaffold import scaffold
     from fedjax_lite.algorithms.three_way import three_way
 
@@ -91,6 +92,7 @@ __all__ = [
     "personal_models",
     "pfedme",
     "pooled",
+    "precision_weighted",
     "q_fedavg",
     "q_fedsgd",
     "reptile",

@@ -10,6 +10,7 @@ BY_LOSS = {
     "q_fedavg": ", times F^q (1 + q |update|^2 / (rate F)) for its loss F and q {q}",
     "q_fedsgd": ", times F^q (1 + q |update|^2 / (rate F)) for its loss F and q {q}",
     "term": ", times the exponential of {tilt} times its loss",
+    "precision_weighted": ", over the larger of its variance and {floor}",
     "afl": "the client's part of the mixture",
 }
 """By the method's factory; what begins with a comma follows the weighting's words."""

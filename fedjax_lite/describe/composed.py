@@ -46,6 +46,7 @@ METHODS = {
     "afl": "AFL",
     "term": "TERM",
     "fedmgda": "FedMGDA+",
+    "precision_weighted": "FedAvg with inverse-variance weights",
     "ifca": "IFCA",
     "fedasync": "FedAsync",
     "fedbuff": "FedBuff",

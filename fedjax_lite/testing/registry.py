@@ -94,6 +94,7 @@ from fedjax_lite.round.server import optimizer_server
 from fedjax_lite.selection import optimal, power_of_choice, unbiased
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
+from fedjax_lite.testing.registered_beyond import beyond
 from fedjax_lite.testing.registered_clusters import clusters
 from fedjax_lite.testing.registered_slots import samplers
 from fedjax_lite.transforms import (
@@ -322,6 +323,7 @@ ALGORITHMS: dict[str, Make] = {
     "term": _made(term, tilt=0.5),
     "fedmgda": _made(fedmgda, deviation=0.3),
     **clusters(),
+    **beyond(),
     "hierfavg": _made(hierfavg, edges=[0, 1, 0, 2, 1, 0, 1], edge_rounds=2),
     "power of choice": _chosen(power_of_choice, loss=loss, cohort_size=2),
     "optimal": _chosen(optimal, cohort_size=2),

@@ -94,6 +94,7 @@ TITLES = {
     "fedrep": "FedRep (Collins et al., 2021)",
     "fedbabu": "FedBABU (Oh et al., 2022)",
     "ditto": "Ditto (Li et al., 2021)",
+    "precision weighted": "FedAvg with inverse-variance weights (Cochran, 1954)",
     "ifca": "IFCA (Ghosh et al., 2020)",
 }
 

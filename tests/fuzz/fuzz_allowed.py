@@ -47,12 +47,12 @@ ALLOWANCES = (
               r".*patch_trigger\((row|column)\)|crypto\.(lagrange_weights\(at\)|polynomial\(x\)|"
               r"add_masks\(client\))"),
     Allowance("a function is asked when it is needed", "function",
-              r"Callable|LossFn|Rate|Rule|Staleness|Simulation|Weighting|ClientOptimizer|Counts|Amount|Fisher|"
+              r"Callable|LossFn|Rate|Rule|Staleness|Simulation|Weighting|ClientOptimizer|Counts|Amount|Fisher|Measure|"
               r"Any",
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"
               r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness|"
-              r"schedule|combine)\)|.*power_of_choice\(model\)"),
+              r"schedule|combine|measure)\)|.*power_of_choice\(model\)"),
     Allowance("seconds are numbers, however many, and may be traced",
               "zero, fraction, huge int, huge float, traced", r"Any",
               r".*in_time\((step_seconds|other_seconds)\)"),

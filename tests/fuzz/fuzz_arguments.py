@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 from fuzz_arrivals import ARRIVALS
+from fuzz_beyond import BEYOND
 from fuzz_clusters import CLUSTERS
 from fuzz_lifelong import LIFELONG
 from fuzz_methods import OF_METHODS
@@ -231,6 +232,7 @@ def _mechanism(epsilon: float) -> fl.Mechanism:
 
 OWN: dict[str, dict[str, Any]] = {
     **ARRIVALS,
+    **BEYOND,
     **CHOOSING,
     **CLUSTERS,
     **PARTIES,

@@ -70,7 +70,7 @@ KIN = {
     "models beside the server's": ("apfl", "pfedme", "ditto", "local only"),
     "adapted models": ("per-fedavg", "fomaml", "reptile"),
     "adapters": ("fedlora", "frozen leaves"),
-    "fair weights": ("q-fedavg", "q-fedsgd", "afl", "term", "fedmgda"),
+    "fair weights": ("q-fedavg", "q-fedsgd", "afl", "term", "fedmgda", "precision"),
     "choice of clients": ("power of choice", "optimal", "unbiased"),
 }
 """Families of variants, by the words their names begin with; any other is a family of its own."""
