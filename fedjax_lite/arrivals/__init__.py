@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         tiers,
     )
     from fedjax_lite.arrivals.queue import in_flight
+    from fedjax_lite.arrivals.queue_memory import QueueBytes, queue_bytes
     from fedjax_lite.arrivals.staleness import hinge, polynomial, undiscounted
     from fedjax_lite.arrivals.synthetic_trace import sample_trace, synthetic_trace
     from fedjax_lite.arrivals.trace import (
@@ -43,6 +44,7 @@ __all__ = [
     "Hours",
     "Latency",
     "Quantity",
+    "QueueBytes",
     "Seconds",
     "Speeds",
     "Trace",
@@ -65,6 +67,7 @@ __all__ = [
     "per_client",
     "polynomial",
     "product",
+    "queue_bytes",
     "read_trace",
     "sample_trace",
     "synthetic_trace",

@@ -70,11 +70,11 @@ def asynchronous(
     Returns:
       A `FederatedAlgorithm`. Rows of stateful clients are read and written when their message
       arrives. A schedule over rounds is one over flushes. Versions of the model that somebody in
-      flight may hold are kept: memory `C` times what is broadcast, as formula
-      ``concurrency * model_bytes``, beside a few words a slot and a byte a client. With an explicit
-      cohort all have downloaded the newest model. Metrics are the method's, with
-      ``simulated_seconds``, ``round_seconds``, ``staleness`` (mean), ``max_staleness``,
-      ``num_sent`` (downloads in this round, which ``downlink_bits`` bills) and ``num_lost``.
+      flight may hold are kept: memory `C` times what is broadcast, beside a few words a slot and a
+      byte a client (`queue_bytes`). With an explicit cohort all have downloaded the newest model.
+      Metrics are the method's, with ``simulated_seconds``, ``round_seconds``, ``staleness`` (mean),
+      ``max_staleness``, ``num_sent`` (downloads in this round, which ``downlink_bits`` bills) and
+      ``num_lost``.
 
     Raises:
       TypeError: if an argument has the wrong type.

@@ -188,7 +188,8 @@ class StreamedRounds:
         before = self._before or Before(np.zeros(0, np.int32), jax.tree.map(jnp.copy, fetched.rows))
         source = _find(fetched.ids, before.ids)
         cohort = Cohort(fetched.ids, fetched.mask, fetched.late)
-        given = (self._key, state, fetched.rows, before.rows, source, fetched.data, cohort)
+        sampler = self._samplers.popleft()
+        given = (self._key, state, fetched.rows, before.rows, source, fetched.data, cohort, sampler)
         outputs, examples = outputs_of(self._algo.round), fetched.data.examples
         with watching(outputs, state.server, examples, quiet=self._told):
             if fetched.data.num_padded not in self._checked:
@@ -196,9 +197,8 @@ class StreamedRounds:
                 check_fits(one_round.lower(*given, self._algo.round).compile(), None, len(source))
                 self._checked.add(fetched.data.num_padded)
         self._told = self._told or _holds_negative(examples)
-        state, rows, metrics, done = one_round(*given, self._algo.round)
+        state, rows, self._now, metrics, done = one_round(*given, self._algo.round)
         self._round += 1
-        self._now = self._samplers.popleft()
         if rows:
             self._before = Before(np.where(fetched.mask, fetched.ids, -1), rows)
             job = self._submit(self._write, fetched.ids, fetched.mask, rows)
@@ -288,7 +288,7 @@ class StreamedRounds:
         self._round = -1
 
 
-@functools.partial(jax.jit, static_argnums=7, donate_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=8, donate_argnums=(1, 2))
 def one_round(
     key: Key,
     state: RoundState,
@@ -297,8 +297,9 @@ def one_round(
     source: Array,
     data: CohortDataset,
     cohort: Cohort,
+    sampler: PyTree,
     round_fn: Callable[..., Any],
-) -> tuple[RoundState, dict[str, PyTree], dict[str, Array], Array]:
+) -> tuple[RoundState, dict[str, PyTree], PyTree, dict[str, Array], Array]:
     """One round on the data of its cohort.
 
     Args:
@@ -309,22 +310,25 @@ def one_round(
       source: int32 `[C]`: a client's slot in the round before, or -1 where `rows` is newest.
       data: of the cohort.
       cohort: who takes part; ids lie in the population.
+      sampler: its state after it drew this cohort: it may know when they began, and of what model;
+        not donated, for later cohorts are drawn from it.
       round_fn: ``algo.round``.
 
     Returns:
-      ``(state, rows, metrics, done)``; `done` is ready when the round is.
+      ``(state, rows, sampler, metrics, done)``; `done` is ready when the round is.
     """
     newest = jax.tree.map(
         lambda old, new: trees.where(source >= 0, new[jnp.maximum(source, 0)], old), rows, before
     )
     tables = {name: getattr(state, name) for name in TABLES if name not in rows}
     local = trees.gather_rows(tables, cohort.ids)
-    new, metrics = round_fn(key, state._replace(**local, **newest), data, cohort)
+    whole = state._replace(sampler=sampler, **local, **newest)
+    new, metrics = round_fn(key, whole, data, cohort)
     local = {name: getattr(new, name) for name in tables}
     tables = trees.scatter_rows(tables, cohort.ids, cohort.mask, local)
     returned = {name: getattr(new, name) for name in rows}
-    state = new._replace(**tables, **dict.fromkeys(rows, ()))
-    return state, returned, metrics, jnp.copy(new.round)
+    state = new._replace(sampler=(), **tables, **dict.fromkeys(rows, ()))
+    return state, returned, new.sampler, metrics, jnp.copy(new.round)
 
 
 def _holds_negative(examples: PyTree) -> bool:

@@ -27,6 +27,12 @@ ARRIVALS: dict[str, dict[str, Any]] = {
     "arrivals.log_normal": {"median": 2.0},
     "arrivals.of_device": {"inner": fl.arrivals.exponential(1.0)},
     "arrivals.pareto": {"minimum": 1.0, "shape": 1.5},
+    "arrivals.queue_bytes": {
+        "sent": np.zeros(3, np.float32),
+        "concurrency": 2,
+        "buffer": 2,
+        "num_clients": 7,
+    },
     "arrivals.read_trace": {"paths": (str(TRACE),)},
     "arrivals.trace_latency": {"trace": fl.arrivals.synthetic_trace(3), "batch_size": 2},
     "arrivals.trace_availability": {"trace": fl.arrivals.synthetic_trace(3)},
