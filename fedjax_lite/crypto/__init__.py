@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from fedjax_lite.crypto.fixed_point import check_ring, decode_mean, encode
     from fedjax_lite.crypto.prg import expand
+    from fedjax_lite.crypto.psi import Points, PsiParty, private_intersection
     from fedjax_lite.crypto.secagg.client import Client
     from fedjax_lite.crypto.secagg.graph import complete, harary, is_connected
     from fedjax_lite.crypto.secagg.masks import add_masks, remove_masks
@@ -51,6 +52,8 @@ __all__ = [
     "MaskedInput",
     "Outcome",
     "PHASES",
+    "Points",
+    "PsiParty",
     "Roster",
     "SECRET_PRIME",
     "SIGNED_PHASES",
@@ -80,6 +83,7 @@ __all__ = [
     "multiply",
     "num_bytes",
     "polynomial",
+    "private_intersection",
     "random_elements",
     "remove_masks",
     "reveal",

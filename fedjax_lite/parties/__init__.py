@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedjax_lite.parties.cut import CutModel, cut_layers
     from fedjax_lite.parties.cut_flax import cut_linen, cut_nnx
     from fedjax_lite.parties.model import Joint, Part, VerticalModel, joint, vertical_model
+    from fedjax_lite.parties.private_alignment import private_align
     from fedjax_lite.parties.regression import regression
     from fedjax_lite.parties.split import split_learning, splitfed
     from fedjax_lite.parties.tables import from_tables
@@ -37,6 +38,7 @@ __all__ = [
     "from_columns",
     "from_tables",
     "joint",
+    "private_align",
     "regression",
     "split_learning",
     "split_rows",

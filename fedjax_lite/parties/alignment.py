@@ -81,6 +81,29 @@ def align(ids: Mapping[str, Any], *, duplicates: Duplicates = "refuse") -> Align
         clinic: 3 rows, 2 matched, 1 ids unmatched ('ann'), 0 ids in several rows
         lab: 3 rows, 2 matched, 1 ids unmatched ('joe'), 0 ids in several rows
     """
+    values, places, twice = checked_ids(ids, duplicates=duplicates)
+    known = set.intersection(*(set(rows) for rows in places.values()))
+    if duplicates == "drop":
+        known -= {one for several in twice.values() for one in several}
+    return aligned_among(sorted(known), values, places, twice)
+
+
+Places = dict[str, dict[Any, int]]
+"""By party, the first row of every id."""
+
+
+def checked_ids(
+    ids: Any, *, duplicates: Duplicates
+) -> tuple[dict[str, list[Any]], Places, dict[str, list[Any]]]:
+    """What `align` reads of ids: them as lists, first rows, and what stands in several rows.
+
+    Raises:
+      TypeError, ValueError: as `align`.
+
+    Example:
+      >>> checked_ids({"a": [7, 7], "b": [7]}, duplicates="first")
+      ({'a': [7, 7], 'b': [7]}, {'a': {7: 0}, 'b': {7: 0}}, {'a': [7], 'b': []})
+    """
     if not isinstance(ids, Mapping) or len(ids) < 2:
         found = f"{len(ids)} of them" if isinstance(ids, Mapping) else shown(ids)
         raise ValueError(
@@ -112,7 +135,7 @@ def align(ids: Mapping[str, Any], *, duplicates: Duplicates = "refuse") -> Align
                 f"{', '.join(map(str, again[:5]))} ({len(twice[party])} ids in several rows); "
                 "duplicates='first' takes the first of them, duplicates='drop' none"
             )
-    return _aligned(values, places, twice, drop=duplicates == "drop")
+    return values, places, twice
 
 
 def values_of(ids: Any, name: str) -> list[Any]:
@@ -141,17 +164,18 @@ def values_of(ids: Any, name: str) -> list[Any]:
     return values
 
 
-def _aligned(
-    values: dict[str, list[Any]],
-    places: dict[str, dict[Any, int]],
-    twice: dict[str, list[Any]],
-    *,
-    drop: bool,
+def aligned_among(
+    common: list[Any], values: dict[str, list[Any]], places: Places, twice: dict[str, list[Any]]
 ) -> Alignment:
-    known = set.intersection(*(set(rows) for rows in places.values()))
-    if drop:
-        known -= {one for several in twice.values() for one in several}
-    common = sorted(known)
+    """The alignment of the entities that all parties know, in this order.
+
+    Raises:
+      ValueError: if there are none.
+
+    Example:
+      >>> aligned_among([7], *checked_ids({"a": [9, 7], "b": [7]}, duplicates="drop")).rows
+      {'a': array([1]), 'b': array([0])}
+    """
     if not common:
         sizes = ", ".join(f"{party!r}: {len(of_party)}" for party, of_party in values.items())
         raise ValueError(

@@ -69,6 +69,8 @@ ALLOWANCES = (
               r"Sequence|Iterable",
               r".*\((own|clients|runs|paths|fprs|epsilons|features|hidden|rng_names|coefficients|"
               r"points|config_may_change|group_by|missing)\)"),
+    Allowance("ids are any words, and a party may know nobody",
+              "empty list, empty array, list of strings, array of strings", r"Sequence\[Id\]"),
     Allowance("chosen inside of a program", "traced", r"Array", r"byzantine\(clients\)"),
     Allowance("losses of any size, NaN where training diverged", NUMBERS, r"ndarray",
               r".*confidence_logit\(losses\)"),
