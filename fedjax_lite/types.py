@@ -56,10 +56,9 @@ class ClientInfo(NamedTuple):
     id: Array
     """int32 scalar."""
     size: Array
-    """int32 scalar, its number of examples, those that do not count left out (see
-    `ClientUpdate.counts`)."""
+    """int32 scalar, its examples that count (see `ClientUpdate.counts`)."""
     num_steps: Array
-    """int32 scalar, the local steps that it is going to do, of all phases."""
+    """int32 scalar, its local steps of all phases."""
     round: Array
     """int32 scalar, the round's number, for schedules."""
     stored: Array | None = None
@@ -136,6 +135,9 @@ class Phase(NamedTuple):
     stream: int | None = None
     """Phases with the same number are shown the same batches, with the same keys; None: each phase
     has batches of its own (the first has number 0)."""
+    data: str = ""
+    """The split of the client's data that it reads (`fedjax_lite.data.with_splits`), and that its
+    plan's epochs pass over; "": what clients train on."""
 
 
 class ClientUpdate(NamedTuple):
@@ -262,9 +264,8 @@ class Accountant(NamedTuple):
 
     spent: Callable[[Any], dict[str, float]]
     """``(rounds) -> {"epsilon": ...}``: figures for the history, in the units of a budget. Of a
-    number of rounds under this mechanism alone, to plan with; of a state, what all its rounds have
-    spent, under whatever mechanisms they were done. One that is made by hand needs to know numbers
-    only."""
+    number of rounds under this mechanism alone, to plan with (one made by hand needs to know no
+    more); of a state, what all its rounds spent, under whatever mechanisms they were done."""
     max_rounds: int | None
     """The last round that the budget allows; None: no budget was set. `run` stops there."""
     description: str
@@ -275,8 +276,8 @@ class Accountant(NamedTuple):
     """The `z` that was stated, or found for a target epsilon; None: there is none, or it is traced
     (in a `sweep`)."""
     every_round: Callable[[int], dict[str, float]] | None = None
-    """``(rounds done) ->`` those of `spent`'s figures that take no time (a millisecond or two), so
-    that `run` has them in every row of its history; None: none of them."""
+    """``(rounds done) ->`` those of `spent`'s figures that take a moment: `run` has them
+    in every row of its history; None: none of them."""
     entry: Entry | None = None
     """What a round writes into the state's ledger; None: found by the description."""
     chosen: Entry | None = None

@@ -61,7 +61,7 @@ def pooled(data: FederatedDataset) -> FederatedDataset:
     """
     check_data(data)
     ends = data.offsets[jnp.array([0, data.num_clients])]
-    return dataclasses.replace(data, offsets=ends, max_client_size=data.num_examples)
+    return dataclasses.replace(data, offsets=ends, max_client_size=data.num_examples, splits={})
 
 
 @made

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fedjax_lite.data.partition.shards import classes_per_client, shards
     from fedjax_lite.data.partition.split import split_clients
     from fedjax_lite.data.population.dataset import FederatedDataset, from_arrays
+    from fedjax_lite.data.population.splits import with_splits
     from fedjax_lite.data.population.task_stream import (
         TaskStream,
         split_tasks,
@@ -99,6 +100,7 @@ __all__ = [
     "split_tasks",
     "synthetic",
     "task_stream",
+    "with_splits",
     "write_parquet",
     "write_records",
     "write_streamed",

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_lite.describe.numbers import figure, function_words
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.phases import phases_of
+from fedjax_lite.types import Phase
 
 
 def work_words(client: Any, plan: Plan) -> str:
@@ -21,10 +22,13 @@ def work_words(client: Any, plan: Plan) -> str:
       >>> work_words(client, Plan(5, epochs=2))
       '1 epoch in batches of 5 (head), then 2 epochs in batches of 5'
     """
-    return ", then ".join(
-        plan_words(phase.plan or plan) + (f" ({phase.name})" if phase.name else "")
-        for phase in phases_of(client, plan)
-    )
+
+    def words(phase: Phase) -> str:
+        reads = f"on {phase.data!r}, data of its own" if phase.data else ""
+        aside = ", ".join(filter(None, (phase.name, reads)))
+        return plan_words(phase.plan or plan) + (f" ({aside})" if aside else "")
+
+    return ", then ".join(map(words, phases_of(client, plan)))
 
 
 def plan_words(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.checks.made import made
 from fedjax_lite.engine.batches import Amount, Plan
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS
+from fedjax_lite.engine.phases import read_by
 from fedjax_lite.engine.program import (
     Finished,
     Job,
@@ -82,8 +83,10 @@ def differentiable(max_steps: int | None = None, *, remat: bool = True) -> Strat
 
     def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
         work = job.work
-        longest = job.data.max_client_size
-        lengths = [scan_length(phase.plan, longest, max_steps) for phase in job.program.phases]
+        lengths = [
+            scan_length(phase.plan, read_by(phase, job.data).max_client_size, max_steps)
+            for phase in job.program.phases
+        ]
         done = _train(job, table, lengths=lengths, remat=remat)
         acc = job.program.aggregator.add(acc, done.message, work.slots, work.mask & done.counts)
         table = trees.scatter_rows(table, work.rows, work.mask & done.moved, done.row)

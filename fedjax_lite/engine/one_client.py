@@ -10,6 +10,7 @@ from fedjax_lite import trees
 from fedjax_lite.data.population.dataset import ClientData, check_data
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.one_pass import work_list
+from fedjax_lite.engine.phases import check_splits, phases_of
 from fedjax_lite.engine.program import Job, Program, Table, train_lanes
 from fedjax_lite.engine.round_keys import clients_key
 from fedjax_lite.transforms.chain import chain, identity
@@ -60,7 +61,7 @@ def train_clients(
 
     Raises:
       TypeError: if `slots` are none, or the data no data set.
-      ValueError: if there is a prologue, which needs a cohort.
+      ValueError: if there is a prologue, which needs a cohort, or the data lack a split.
 
     Example:
       >>> import jax, optax, fedjax_lite as fl
@@ -83,6 +84,7 @@ def train_clients(
             "use algo.round"
         )
     data = check_data(data)
+    check_splits(phases_of(slots.client, slots.plan), data)
     uplink = slots.uplink
     if slots.privacy is not None and slots.privacy.uplink is not None:
         uplink = slots.privacy.uplink if uplink is None else chain(uplink, slots.privacy.uplink)

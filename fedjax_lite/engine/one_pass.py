@@ -11,6 +11,7 @@ from fedjax_lite import trees
 from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.messages import CLIENT_COUNTED
+from fedjax_lite.engine.phases import read_by
 from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work, message_shape
 from fedjax_lite.engine.round_keys import split_pass_key
 from fedjax_lite.types import Array, Cohort, Key, Phase
@@ -82,14 +83,21 @@ def measured_by(state: Any) -> dict[str, Array]:
 def work_list(
     phases: tuple[Phase, ...], key: Key, cohort: Cohort, data: ClientData, round: Array
 ) -> Work:
-    """The cohort as a work list: a masked client has no steps, an empty one neither."""
+    """The cohort as a work list: a masked client has no steps, an empty one neither.
+
+    Empty is who has nothing to train on, whatever a split of it holds.
+    """
     ids = jnp.clip(cohort.ids, 0, data.num_clients - 1)
     slots = jnp.arange(ids.shape[0], dtype=jnp.int32)
     found = data.find(ids, slots)
 
-    steps = tuple(
-        jnp.where(cohort.mask, steps_in(phase, key, ids, found.sizes, round), 0) for phase in phases
-    )
+    def steps_of(phase: Phase) -> Array:
+        if not phase.data:
+            return jnp.where(cohort.mask, steps_in(phase, key, ids, found.sizes, round), 0)
+        sizes = jnp.where(found.sizes > 0, read_by(phase, data).find(ids, slots).sizes, 0)
+        return jnp.where(cohort.mask, steps_in(phase, key, ids, sizes, round), 0)
+
+    steps = tuple(map(steps_of, phases))
     return Work(
         ids=ids,
         members=found.members,
@@ -109,7 +117,7 @@ def steps_in(phase: Phase, key: Key, ids: Array, sizes: Array, round: Array) -> 
       phase: with its plan.
       key: the clients', of the pass.
       ids: whose amounts are asked for.
-      sizes: their examples.
+      sizes: their examples, of those that the phase reads.
       round: int32 scalar, the round's number.
     """
 

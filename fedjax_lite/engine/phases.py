@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.checks.arguments import shown
+from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.messages import CLIENT_STEPS
 from fedjax_lite.engine.shuffle import mix
@@ -55,6 +56,11 @@ def phases_of(client: ClientUpdate, plan: Plan) -> tuple[Phase, ...]:
                 f"a Phase holds a step function and a Plan (None: the algorithm's), got "
                 f"{shown(phase)}"
             )
+        if not isinstance(phase.data, str):
+            raise TypeError(
+                f"data of a Phase must be the name of a split, got {shown(phase.data)}; "
+                "data='held_out', and fl.data.with_splits(train, {'held_out': held_out})"
+            )
     return tuple(
         phase._replace(
             plan=plan if phase.plan is None else phase.plan,
@@ -77,6 +83,31 @@ def step_of(client: ClientUpdate) -> Step:
     if isinstance(client.step, tuple):
         raise TypeError(f"client must have one step, got {len(client.step)} phases")
     return client.step
+
+
+def read_by(phase: Phase, data: ClientData) -> ClientData:
+    """What a phase reads of the data at hand: the rows that clients train on, or a split.
+
+    Example:
+      >>> import fedjax_lite as fl
+      >>> train, test = (fl.data.from_arrays({"x": jnp.arange(n)}, [0] * n) for n in (3, 2))
+      >>> both = fl.data.with_splits(train, {"held_out": test})
+      >>> [read_by(Phase(max, data=name), both).num_examples for name in ("", "held_out")]
+      [3, 2]
+    """
+    return data.splits[phase.data] if phase.data else data
+
+
+def check_splits(phases: tuple[Phase, ...], data: Any) -> None:
+    """Raises ValueError where a phase reads a split that the data do not have."""
+    has = getattr(data, "splits", {})
+    for phase in phases:
+        if phase.data and phase.data not in has:
+            raise ValueError(
+                f"data must have the split {phase.data!r}, which a phase of local work reads, got "
+                f"{type(data).__name__} with {sorted(has) or 'none'}; "
+                f"fl.data.with_splits(train, {{{phase.data!r}: ...}})"
+            )
 
 
 def around(step: Step | tuple[Phase, ...], wrap: Callable[[Step], Step]) -> Any:

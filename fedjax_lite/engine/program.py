@@ -14,7 +14,13 @@ from fedjax_lite.data.population.counting import Counts, apply_counts
 from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.batches import Plan, take_batch
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS, ENGINE_METRICS, well_formed
-from fedjax_lite.engine.phases import phases_of, step_names, stream_key, stream_seed
+from fedjax_lite.engine.phases import (
+    phases_of,
+    read_by,
+    step_names,
+    stream_key,
+    stream_seed,
+)
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Aggregator,
@@ -184,10 +190,10 @@ def client_batch(
     client: Array,
     step: Array,
 ) -> Batch:
-    """`take_batch` of a phase, with the examples masked that do not count."""
+    """`take_batch` of a phase, from what it reads, with the examples masked that do not count."""
     assert phase.stream is not None
     seed, key = stream_seed(seed, phase.stream), stream_key(key, phase.stream)
-    batch = take_batch(phase.plan, data, seed, key, client, step)
+    batch = take_batch(phase.plan, read_by(phase, data), seed, key, client, step)
     return batch._replace(mask=apply_counts(counts, batch.examples, batch.mask))
 
 

@@ -19,6 +19,7 @@ from fedjax_lite.data.population.dataset import (
 )
 from fedjax_lite.data.population.task_stream import TaskStream
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.phases import check_splits
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.engine.prologue import Prologue
 from fedjax_lite.engine.round_keys import round_keys
@@ -29,7 +30,7 @@ from fedjax_lite.round.fresh_state import fresh_state
 from fedjax_lite.round.next_state import next_state
 from fedjax_lite.round.own_models import models_of
 from fedjax_lite.round.private_runs import check_private
-from fedjax_lite.round.wiring import Wired, wired
+from fedjax_lite.round.wiring import Wired, read_phases, wired
 from fedjax_lite.types import (
     Aggregator,
     Array,
@@ -158,8 +159,8 @@ def checked_round(
 
     Raises:
       TypeError: if the key is not typed, or state or data are of another kind.
-      ValueError: if the state was donated, the cohort is none of this population, or a budget of
-        privacy is spent.
+      ValueError: if the state was donated, the cohort is none of this population, the data lack a
+        split that a phase reads, or a budget of privacy is spent.
     """
     check_key(key)
     data = data if isinstance(data, TaskStream) else check_data(data)
@@ -168,6 +169,7 @@ def checked_round(
             f"state must be the RoundState that init gave, got {type(state).__name__}; the "
             "order is algo.round(key, state, data)"
         )
+    check_splits(read_phases(wires), data)
     check_not_donated(state)
     check_not_captured(state, data)
     if cohort is not None:

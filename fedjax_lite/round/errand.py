@@ -13,7 +13,7 @@ from fedjax_lite.engine.one_pass import steps_in
 from fedjax_lite.engine.prologue import prologue_program
 from fedjax_lite.engine.round_keys import round_keys, split_pass_key
 from fedjax_lite.round.downlink import Downlinked, travelling
-from fedjax_lite.round.wiring import Wired
+from fedjax_lite.round.wiring import Wired, read_phases
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import Array, ClientInfo, Key, PyTree, Sampler
 
@@ -50,6 +50,12 @@ def told(wires: Wired, key: Key, round: Array, *traffic: Traffic) -> Sampler:
     sampler = wires.sampler
     if sampler.at is None:
         return sampler
+    if names := {phase.data for phase in read_phases(wires) if phase.data}:
+        raise ValueError(
+            "sampler must not decide by clients' steps where a phase reads a split, of whose sizes "
+            f"nobody tells it, got {sampler.made} and splits {sorted(names)}; take one that draws "
+            "blind (fl.uniform ...), or let all phases read what clients train on"
+        )
     _, key_clients, _, key_prologue = round_keys(key, round)
 
     def infos(ids: Array, sizes: Array) -> ClientInfo:

@@ -12,6 +12,7 @@ from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.checks.arguments import check_key, check_params
 from fedjax_lite.data.population.dataset import ClientData, SizedPopulation, check_data
 from fedjax_lite.engine.counted import population_of
+from fedjax_lite.engine.phases import check_splits
 from fedjax_lite.engine.program import message_shape
 from fedjax_lite.engine.prologue import Prefaced, preface_shape
 from fedjax_lite.engine.table_memory import check_table
@@ -19,7 +20,7 @@ from fedjax_lite.round.errand import told, traffic_of
 from fedjax_lite.round.ledger import empty
 from fedjax_lite.round.optimizer_rounds import local_steps
 from fedjax_lite.round.server import start_server
-from fedjax_lite.round.wiring import Wired
+from fedjax_lite.round.wiring import Wired, read_phases
 from fedjax_lite.types import Array, Key, Params, RoundState
 
 
@@ -42,6 +43,8 @@ def fresh_state(
     program, server, prologue = wires.program, wires.server, wires.prologue
     for phase in wires.phases:
         phase.plan.check_population(population.num_clients)
+    if hasattr(population, "splits"):  # a population may be told by its sizes alone
+        check_splits(read_phases(wires), population)
     # Copies: the state may be donated, and the caller's arrays must survive that.
     params = jax.tree.map(strongly_typed_copy, params)
     state = start_server(server, params, population_of(population, program.client.counts))

@@ -9,7 +9,7 @@ from fedjax_lite.checks.arguments import check_slot
 from fedjax_lite.engine.auto import auto
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.program import Program, Strategy
-from fedjax_lite.engine.prologue import Prologue
+from fedjax_lite.engine.prologue import Prologue, prologue_program
 from fedjax_lite.round.downlink import Downlink, downlinked
 from fedjax_lite.round.private_runs import prepared
 from fedjax_lite.round.private_slots import blindfolded, private_slots
@@ -110,6 +110,13 @@ def wired(
     program = Program(client, plan, uplink, aggregator, weighed=privacy is None)
     worn = dressed(server, downlink, privacy)
     return Wired(program, program.phases, sampler, worn, strategy, prologue, privacy, slots)
+
+
+def read_phases(wires: Wired) -> tuple[Phase, ...]:
+    """The phases of a round that read data, a prologue's among them."""
+    if wires.prologue is None:
+        return wires.phases
+    return (*prologue_program(wires.prologue).phases, *wires.phases)
 
 
 def dressed(

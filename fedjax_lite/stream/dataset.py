@@ -40,6 +40,8 @@ class StreamedDataset:
         clients that have taken part, and ``state.clients`` is a `HostTable`.
       state_dir: for "disk": a folder for the rows of one run at a time. A checkpoint on disk
         needs it.
+      splits: other data of the same clients, by name, which are read with them; see
+        `fedjax_lite.data.with_splits`.
 
     Raises:
       ValueError: if `state` is unknown, or "disk" has no `state_dir`.
@@ -60,6 +62,7 @@ class StreamedDataset:
     store: ExampleStore
     state: Place = "device"
     state_dir: Path | None = None
+    splits: dict[str, StreamedDataset] = dataclasses.field(default_factory=dict)
     timings: Timings = dataclasses.field(default_factory=Timings, init=False, repr=False)
     """How long rounds took, and how much of that they waited for data."""
 
@@ -149,6 +152,10 @@ class StreamedDataset:
             num_clients=self.num_clients,
             num_examples=self.num_examples,
             max_client_size=self.max_client_size,
+            splits={
+                name: split.cohort(ids, present, sharding=sharding)
+                for name, split in self.splits.items()
+            },
         )
 
     def make_table(self, name: str, row: PyTree) -> PyTree:

@@ -56,6 +56,7 @@ def streamed_bytes(
                          \text{ or } [2 C r + 9 N \text{ (state="disk")}]
 
     and the model's part on top. On a CPU device and host are the same memory: their sum counts.
+    A split (`fedjax_lite.data.with_splits`) takes as much again, by its own sizes, without rows.
 
     Args:
       sizes: int `[N]`.

@@ -128,7 +128,7 @@ class StreamedRounds:
         self._sample = algo.sample
         self._sizes = jnp.asarray(stream.sizes)
         self._edits: dict[str, TableEdit] = {}
-        self._checked: set[int] = set()
+        self._checked: set[tuple[int, ...]] = set()
         self._told = False  # of negative labels
         self._executor: ThreadPoolExecutor | None = None
         self._forget()
@@ -192,10 +192,11 @@ class StreamedRounds:
         given = (self._key, state, fetched.rows, before.rows, source, fetched.data, cohort, sampler)
         outputs, examples = outputs_of(self._algo.round), fetched.data.examples
         with watching(outputs, state.server, examples, quiet=self._told):
-            if fetched.data.num_padded not in self._checked:
+            padded = fetched.data.num_padded, *(s.num_padded for s in fetched.data.splits.values())
+            if padded not in self._checked:
                 # Compiled once for each bucket: the call below finds this very program.
                 check_fits(one_round.lower(*given, self._algo.round).compile(), None, len(source))
-                self._checked.add(fetched.data.num_padded)
+                self._checked.add(padded)
         self._told = self._told or _holds_negative(examples)
         state, rows, self._now, metrics, done = one_round(*given, self._algo.round)
         self._round += 1

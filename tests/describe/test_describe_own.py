@@ -64,6 +64,25 @@ def test_the_users_own_parts_are_called_so():
     assert f"your own `my_rule` ({module}); a message weighs what" in text
 
 
+def test_phases_are_told_in_their_order():
+    """With names, plans and what they read; the algorithm's plan where they have none."""
+    phases = (
+        fl.Phase(my_rule, fl.Plan(5), "losses"),
+        fl.Phase(my_rule),
+        fl.Phase(my_rule, fl.Plan(None, steps=2), "tuning", data="held_out"),
+    )
+    algorithm = fl.federated_algorithm(
+        my_client()._replace(step=phases),
+        plan=PLAN,
+        sampler=fl.everyone(),
+        server=fl.optimizer_server(optax.sgd(1.0)),
+    )
+    assert (
+        "Local work: 1 epoch in batches of 5 (losses), then 3 epochs in batches of 10, then 2 "
+        "steps in one batch of all its data (tuning, on 'held_out', data of its own). "
+    ) in text_of(algorithm)
+
+
 PARTS = [fl.qsgd(7), fl.krum(1), fl.optimizer_server(optax.sgd(1.0)),
          fl.local_sgd(loss, optax.sgd(0.5))]  # fmt: skip
 

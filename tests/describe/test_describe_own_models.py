@@ -34,6 +34,13 @@ CASES = {
         {"head_plan": OTHER, "head_optimizer": MORE},
         ["heads, before the body", "learning rate 0.375 for 3 epochs in batches of 5", "its head"],
     ),
+    "fedrep with heads on rows held out": (
+        {"head_data": "held_out"},
+        [
+            "Local work: 1 epoch in batches of 10 (head, on 'held_out', data of its own), "
+            "then 1 epoch in batches of 10."
+        ],
+    ),
     "fedbabu": ({}, ["the head stays as it was drawn"]),
     "lg_fedavg": ({}, ["LG-FedAvg", "keep: its body"]),
 }

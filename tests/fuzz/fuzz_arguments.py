@@ -372,6 +372,7 @@ OWN: dict[str, dict[str, Any]] = {
     "data.dirichlet_quantity": {"sigma": 1.0},
     "data.pachinko": {"coarse": "y"},
     "data.split_clients": {"seed": 0},
+    "data.with_splits": {"splits": {"held_out": DATA}},
     "data.deal_like": {"seed": 0},
     "engine.imbalance": {"num_devices": 2},
     "engine.train_clients": {

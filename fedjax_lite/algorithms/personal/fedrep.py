@@ -48,6 +48,7 @@ def fedrep(
     plan: Plan,
     head_plan: Plan | None = None,
     head_optimizer: ClientOptimizer | None = None,
+    head_data: str = "",
     sampler: Sampler | None = None,
     weighting: Weighting = "examples",
     server_optimizer: optax.GradientTransformation | None = None,
@@ -75,6 +76,9 @@ def fedrep(
       head_plan: work on the head before that; the paper's program gives it ten epochs. None: as
         `plan`. The metric ``head_steps`` tells how much it was.
       head_optimizer: None: as `client_optimizer`.
+      head_data: the split of each client's data that its head is fitted to, such as "held_out" of
+        ``fl.data.with_splits(train, {"held_out": held_out})``: rows that the body is not trained
+        on. Default "": the rows of the body.
       sampler: who takes part.
       weighting: see `fedavg`.
       server_optimizer: default ``optax.sgd(1.0)``, plain averaging.
@@ -113,6 +117,7 @@ def fedrep(
             body_optimizer=client_optimizer,
             is_head=mask,
             head_plan=head_plan,
+            head_data=head_data,
             weighting=weighting,
         ),
         is_local=mask,
@@ -137,6 +142,7 @@ def head_then_body(
     body_optimizer: ClientOptimizer,
     is_head: IsHead,
     head_plan: Plan | None,
+    head_data: str = "",
     weighting: Weighting,
 ) -> ClientUpdate:
     """Local training in two phases; sends ``server minus client`` of the whole model.
@@ -190,5 +196,5 @@ def head_then_body(
         losses = {"train_loss": carry.body.loss, "head_train_loss": carry.head.loss}
         return (), Message(trees.subtract(broadcast, params), own), losses
 
-    phases = (Phase(on_head, head_plan, "head", stream=1), Phase(on_body, stream=0))
+    phases = (Phase(on_head, head_plan, "head", 1, head_data), Phase(on_body, stream=0))
     return ClientUpdate(init, start, phases, finish, counts_of(loss))

@@ -45,7 +45,8 @@ def split_clients(data: Any, fraction: float, *, seed: int) -> tuple[Any, Any]:
         another one.
 
     Returns:
-      ``(train, test)``, of the type of `data`. Client rows of a stream stay with the train part.
+      ``(train, test)``, of the type of `data`, without splits beside them. Client rows of a stream
+      stay with the train part.
 
     Raises:
       TypeError: if `data` is another kind of population, with what to split instead.
@@ -205,8 +206,8 @@ def _outside(data: Any, store: ExampleStore, fraction: float, seed: int) -> tupl
     total = int(np.sum(store.sizes, dtype=np.int64))
     _check_both(int(test.sizes.sum(dtype=np.int64)), total, fraction)
     return (
-        dataclasses.replace(data, store=train),
-        dataclasses.replace(data, store=test, state="device", state_dir=None),
+        dataclasses.replace(data, store=train, splits={}),
+        dataclasses.replace(data, store=test, state="device", state_dir=None, splits={}),
     )
 
 

@@ -38,18 +38,22 @@ class FederatedDataset:
         others belong to nobody here.
       max_client_size: size of the largest client. Static: it fixes the shape of a whole-data-set
         batch, and with `N` and `E` it tells `auto()` how uneven the sizes are.
+      splits: other data of the same clients, by name, for phases of local work that read them; see
+        `with_splits`. Each is a `FederatedDataset` of `N` clients.
     """
 
     examples: PyTree
     offsets: Array
     order: Array | None
     max_client_size: int = dataclasses.field(metadata={"static": True})
+    splits: dict[str, FederatedDataset] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Counts, names and types; no values."""
         owned = length_of_all(self.examples if self.order is None else self.order)
         counts = f"{length(self.offsets, -1)} clients, {owned} examples"
-        return f"FederatedDataset({counts}{leaf_words(self.examples)})"
+        more = "".join(f", {name!r} beside it" for name in self.splits)
+        return f"FederatedDataset({counts}{leaf_words(self.examples)}{more})"
 
     @property
     def num_clients(self) -> int:
@@ -121,6 +125,7 @@ class CohortDataset:
       num_examples: examples `E` of the population; tells `auto()` how uneven it is. Static.
       max_client_size: largest client of the population, not only of this cohort. Static: the same
         round of the whole data set has batches of the same shape.
+      splits: other data of the same cohort, by name.
     """
 
     examples: PyTree
@@ -129,6 +134,7 @@ class CohortDataset:
     num_examples: int = dataclasses.field(metadata={"static": True})
     max_client_size: int = dataclasses.field(metadata={"static": True})
     order: None = dataclasses.field(default=None, metadata={"static": True})
+    splits: dict[str, CohortDataset] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Counts, names and types; no values."""

@@ -32,6 +32,7 @@ class ShardedDataset:
       sizes: int32 `[N]`, examples per client, whole on every device: samplers see them.
       num_blocks: `D`. Static.
       max_client_size: size of the largest client. Static.
+      splits: other data of the same clients, by name, dealt to the same devices.
     """
 
     examples: PyTree
@@ -40,6 +41,7 @@ class ShardedDataset:
     num_blocks: int = dataclasses.field(metadata={"static": True})
     max_client_size: int = dataclasses.field(metadata={"static": True})
     order: None = dataclasses.field(default=None, metadata={"static": True})
+    splits: dict[str, ShardedDataset] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Counts, names and types; no values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +60,10 @@ def owners_compute(
         acc: PyTree,
         broadcast: PyTree,
         round: Array,
-        examples: PyTree,
-        offsets: Array,
+        lying: _Lying,
         work: Work,
     ) -> tuple[Table, PyTree, dict[str, Any]]:
-        block = FederatedDataset(examples, offsets, None, data.max_client_size)
+        block = _block(data, lying)
         places = work.members - jax.lax.axis_index(AXIS) * block_size
         mine = (places >= 0) & (places < block_size)
         places = jnp.clip(places, 0, block_size - 1)
@@ -83,13 +82,33 @@ def owners_compute(
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(whole, part, whole, whole, whole, part, part, whole),
+        in_specs=(whole, part, whole, whole, whole, part, whole),
         out_specs=(part, whole, whole),
         check_vma=False,
     )(
         *(job.key, table, acc, job.broadcast, job.round),
-        *(data.examples, data.block_offsets, work),
+        *(_lying(data), work),
     )
+
+
+class _Lying(NamedTuple):
+    """What a device holds of a population: the examples of its clients, and where each begins."""
+
+    examples: PyTree
+    offsets: Array
+    splits: dict[str, Any]
+
+
+def _lying(data: ShardedDataset) -> _Lying:
+    """The arrays of a population that are split over devices."""
+    splits = {name: _lying(split) for name, split in data.splits.items()}
+    return _Lying(data.examples, data.block_offsets, splits)
+
+
+def _block(data: ShardedDataset, here: _Lying) -> FederatedDataset:
+    """The clients of one device, given its part of the arrays."""
+    splits = {name: _block(split, here.splits[name]) for name, split in data.splits.items()}
+    return FederatedDataset(here.examples, here.offsets, None, data.max_client_size, splits)
 
 
 def imbalance(

@@ -75,7 +75,12 @@ def replicate(tree: PyTree, *, mesh: Mesh) -> PyTree:
       [0, 1, 2]
     """
     check_mesh(mesh)
-    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
+    whole = NamedSharding(mesh, PartitionSpec())
+    if not isinstance(tree, FederatedDataset):
+        return jax.tree.map(lambda leaf: _put(leaf, whole), tree)
+    once = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}  # splits may share their examples
+    placed = {name: _put(leaf, whole) for name, leaf in once.items()}
+    return jax.tree.map(lambda leaf: placed[id(leaf)], tree)
 
 
 def shard_population(
@@ -92,8 +97,9 @@ def shard_population(
     similar sizes should not be neighbours: number them at random.
 
     Args:
-      data: a `FederatedDataset`; or arrays, leaves `[E, ...]` (``numpy.memmap`` too), that hold
-        the examples client by client; or ``(low, high) -> leaves [high - low, ...]``, which
+      data: a `FederatedDataset`, whose splits are dealt to the same devices; or arrays, leaves
+        `[E, ...]` (``numpy.memmap`` too), that hold the examples client by client; or
+        ``(low, high) -> leaves [high - low, ...]``, which
         loads a range of such examples.
       mesh: as in `sharded`.
       sizes: int `[N]`, examples per client, where `data` is not a `FederatedDataset`.
@@ -111,6 +117,7 @@ def shard_population(
       (2, [1, 3])
     """
     check_mesh(mesh)
+    splits = data.splits if isinstance(data, FederatedDataset) else {}
     load, sizes = _loader(data, sizes)
     devices = list(mesh.devices.flat)
     num_blocks, num_clients = len(devices), len(sizes)
@@ -152,6 +159,7 @@ def shard_population(
         sizes=replicate(sizes.astype(np.int32), mesh=mesh),
         num_blocks=num_blocks,
         max_client_size=int(sizes.max()),
+        splits={name: shard_population(split, mesh=mesh) for name, split in splits.items()},
     )
 
 

@@ -161,6 +161,7 @@ def with_canaries(data: FederatedDataset, num_canaries: int, *, size: int = 1) -
         offsets=jnp.concatenate([data.offsets, data.offsets[-1] + added]),
         order=jnp.concatenate([order, jnp.zeros(size * num_canaries, jnp.int32)]),
         max_client_size=max(data.max_client_size, size),
+        splits={},
     )
 
 

@@ -67,6 +67,29 @@ def test_head_steps_then_body_steps(float64, num_steps):
     assert float(metrics["uplink_bits"]) == 2 * 64  # a body each
 
 
+def test_heads_are_fitted_to_rows_held_out(float64):
+    """Two head steps towards other targets, ``h - .5 w (w h - d)``, then a body step as ever."""
+    held = np.array([1.0, 3.0])
+    h = np.zeros(2)
+    for _ in range(2):
+        h = h - 0.5 * (h - held)
+    w = 1 - 0.1 * h * (h - C)
+    data = fl.data.with_splits(two(), {"held_out": fl.data.from_arrays({"c": held}, [0, 1])})
+    algo = fl.fedrep(
+        product,
+        optax.sgd(0.1),
+        plan=steps(1),
+        head_plan=steps(2),
+        head_optimizer=optax.sgd(0.5),
+        head_data="held_out",
+        sampler=fl.everyone(),
+    )
+    state = algo.init(KEY, {"body": jnp.array(1.0), "head": jnp.array(0.0)}, data)
+    state, _ = algo.round(KEY, state, data)
+    np.testing.assert_allclose(fl.personal_models(state)["head"], h, atol=1e-12)
+    np.testing.assert_allclose(state.server.params["body"], w.mean(), atol=1e-12)
+
+
 def test_bodies_of_their_own_under_a_shared_head(float64):
     state, metrics = one_round(fl.lg_fedavg, plan=steps(1), head=1.0)
     residual = 1.0 - C  # of body 1, head 1

@@ -183,6 +183,7 @@ def test_with_four_devices():
         "laws/test_slots_under_strategies.py",
     )
     elsewhere += ("algorithms/personal/test_personal_composed.py::test_several_devices",)
+    elsewhere += ("engine/test_phase_splits.py::test_on_devices",)
     elsewhere += ("privacy/test_dp_adaptive.py::test_several_devices_agree",)
     elsewhere += ("evaluate/test_metrics.py::test_populations_on_devices_agree_with_numpy",)
     elsewhere += ("evaluate/test_fine_tuned.py::test_populations_on_devices",)
