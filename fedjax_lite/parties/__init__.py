@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedjax_lite.parties.split import split_learning, splitfed
     from fedjax_lite.parties.tables import from_tables
     from fedjax_lite.parties.vertical import fedbcd, vertical_sgd
+    from fedjax_lite.parties.wiretap import Tapped, wiretap
 
 __all__ = [
     "Alignment",
@@ -28,6 +29,7 @@ __all__ = [
     "Joint",
     "Matched",
     "Part",
+    "Tapped",
     "VerticalModel",
     "align",
     "cut_columns",
@@ -45,6 +47,7 @@ __all__ = [
     "splitfed",
     "vertical_model",
     "vertical_sgd",
+    "wiretap",
 ]
 
 load_when_asked(__name__)

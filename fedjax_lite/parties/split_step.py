@@ -57,6 +57,8 @@ class Stepped(NamedTuple):
     down: Wire
     smashed: Array
     """The activations as the server received them, `[B, ...]`."""
+    returned: Array
+    """The gradient at them as the client got it back, `[B, ...]`."""
 
 
 def split_gradients(
@@ -118,7 +120,7 @@ def split_gradients(
 
         loss, (of_server, gradient) = jax.value_and_grad(on_server, argnums=(0, 1))(server, smashed)
         gradient, down = _returned(downlink, fold(key, DOWN), gradient, mask)
-        return Stepped(loss, back(gradient)[0], of_server, up, down, smashed)
+        return Stepped(loss, back(gradient)[0], of_server, up, down, smashed, gradient)
 
     middle, back_server = jax.vjp(lambda s, h: cut.stages[1](s, h, key), server, smashed)
     middle, down = carried(downlink, fold(key, DOWN), middle, mask)
@@ -132,7 +134,7 @@ def split_gradients(
     of_server, gradient = back_server(gradient)
     gradient, more = _returned(downlink, fold(key, DOWN_AGAIN), gradient, mask)
     of_client = jax.tree.map(jnp.add, back(gradient)[0], of_top)
-    return Stepped(loss, of_client, of_server, up, add_cost(down, more), smashed)
+    return Stepped(loss, of_client, of_server, up, add_cost(down, more), smashed, gradient)
 
 
 def _returned(

@@ -65,6 +65,7 @@ LEFT_OUT = {
     "privacy.audit.audit": "trains for seconds",
     "attacks.leakage.observe": "compiles a round; tests/attacks/test_leakage_inversion.py",
     "attacks.leakage.invert": "trains for seconds",
+    "attacks.leakage.invert_smashed": "trains for seconds",
     "crypto.CkksServer": "takes a public context",
     "drift.with_client_losses": "wraps: its client is asked when a round is built",
     "crypto.CkksSecret": "makes keys for a second; tests/crypto/test_crypto_ckks.py",

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from flax import linen, nnx
-from fuzz_world import MODEL, PLAN, SGD
+from fuzz_world import KEY, MODEL, PLAN, SGD
 
 import fedjax_lite as fl
 
@@ -54,6 +54,13 @@ PARTIES: dict[str, dict[str, Any]] = {
     "crypto.private_intersection": {"mine": [1, 2], "theirs": [2, 3]},
     "parties.private_align": {"ids": IDS, "holder": "a"},
     "parties.regression": {"kind": "linear", "data": COLUMNS},
+    "attacks.leakage.label_leakage": {"gradients": [[0.1], [-0.2], [0.3]], "labels": [1, 0, 1]},
+    "parties.wiretap": {
+        "model": REGRESSION,
+        "params": REGRESSION.init(KEY),
+        "examples": COLUMNS,
+        "key": KEY,
+    },
     "parties.vertical_model": {"bottoms": {"a": MODEL}, "head": MODEL, "holder": "a"},
     "parties.vertical_sgd": TRAINING,
     "parties.split_rows": {"data": COLUMNS, "fraction": 0.25, "seed": 0},

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from fedjax_lite.checks.later import load_when_asked
 
 if TYPE_CHECKING:
+    from fedjax_lite.attacks.leakage.cut import LabelLeakage, invert_smashed, label_leakage
     from fedjax_lite.attacks.leakage.inversion import Inversion, invert, total_variation
     from fedjax_lite.attacks.leakage.linear import infer_label, linear_input, linear_inputs
     from fedjax_lite.attacks.leakage.psnr import Matched, matched_psnr, psnr
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Inversion",
+    "LabelLeakage",
     "Matched",
     "Simulation",
     "gradient_of",
     "infer_label",
     "invert",
+    "invert_smashed",
+    "label_leakage",
     "linear_input",
     "linear_inputs",
     "local_steps",
