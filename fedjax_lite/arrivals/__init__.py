@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fedjax_lite.arrivals.asynchronous import asynchronous
     from fedjax_lite.arrivals.availability import Availability, day_and_night
     from fedjax_lite.arrivals.clock import Clock, clocked
+    from fedjax_lite.arrivals.edge_clock import EdgeClock, edge_clocked
     from fedjax_lite.arrivals.fedasync import fedasync
     from fedjax_lite.arrivals.fedbuff import fedbuff
     from fedjax_lite.arrivals.latency import Latency, Seconds, failing, latency
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Availability",
     "Clock",
+    "EdgeClock",
     "Hours",
     "Latency",
     "Quantity",
@@ -53,6 +55,7 @@ __all__ = [
     "clocked",
     "constant",
     "day_and_night",
+    "edge_clocked",
     "exponential",
     "failing",
     "fedasync",

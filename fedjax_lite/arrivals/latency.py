@@ -151,7 +151,7 @@ def failing(inner: Latency, rate: float | Array) -> Latency:
     return Latency(parts)
 
 
-def as_latency(value: Any) -> Latency:
+def as_latency(value: Any, name: str = "latency") -> Latency:
     """A `Latency`, or a plain function ``(key, info, traffic) -> seconds`` as one.
 
     Raises:
@@ -166,7 +166,7 @@ def as_latency(value: Any) -> Latency:
         return value
     if not callable(value) or isinstance(value, type | Quantity):
         raise TypeError(
-            "latency must be a Latency, or a function (key, info, traffic) -> seconds, got "
+            f"{name} must be a Latency, or a function (key, info, traffic) -> seconds, got "
             f"{shown(value)}; for example fl.arrivals.latency(compute=fl.arrivals.exponential(0.1))"
         )
     zero = as_float(0)

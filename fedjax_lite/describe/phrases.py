@@ -186,6 +186,11 @@ WORDS: dict[str, Segments] = {
         " (when {available})",
         " ({latency})",
     ),
+    "edge_clocked": (
+        "{sampler}, each edge by its own clock",
+        ", at most {deadline:finite} seconds a round",
+        " ({latency})",
+    ),
     "in_flight": (
         "the next {buffer} to arrive of {concurrency} clients in flight",
         " (asked when {available})",

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from fedjax_lite.aggregation.mean import mean
-from fedjax_lite.arrivals import clocked, exponential, in_flight, latency
+from fedjax_lite.arrivals import clocked, edge_clocked, exponential, in_flight, latency
 from fedjax_lite.attacks import (
     alie,
     byzantine,
@@ -124,6 +124,14 @@ def samplers() -> dict[str, Sampler]:
         "once an epoch": once_an_epoch(7, 3),
         "in flight": in_flight(4, buffer=3, latency=latency(overhead=exponential(1.0))),
         "clocked": clocked(uniform(5), latency(overhead=exponential(1.0)), keep=3, deadline=2.0),
+        "edge clocked": edge_clocked(
+            uniform(5),
+            latency(overhead=exponential(1.0)),
+            edges=[0, 1, 0, 1, 0, 1, 1],
+            edge_rounds=2,
+            cloud=latency(overhead=exponential(2.0)),
+            deadline=3.0,
+        ),
         "poisson cohorts": poisson_cohorts(7, 0.4).sampler,
         "cyclic": cyclic(3),
         "cyclic reshuffled": cyclic(3, reshuffle=True),

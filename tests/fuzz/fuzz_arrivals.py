@@ -18,6 +18,11 @@ ARRIVALS: dict[str, dict[str, Any]] = {
     "fedasync": IN_FLIGHT,
     "fedbuff": {**IN_FLIGHT, "buffer": 2},
     "clocked": {"latency": LATENCY},
+    "arrivals.edge_clocked": {
+        "latency": LATENCY,
+        "edges": [0, 1, 0, 1, 0, 1],
+        "edge_rounds": 2,
+    },
     "arrivals.in_flight": {**IN_FLIGHT, "buffer": 2},
     "arrivals.constant": {"value": 2.0},
     "arrivals.exponential": {"mean": 2.0},
