@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         local_only,
         pooled,
     )
+    from fedjax_lite.algorithms.clusters.fedem import fedem
     from fedjax_lite.algorithms.clusters.ifca import ifca
     from fedjax_lite.algorithms.clusters.membership import cluster_assignments
     from fedjax_lite.algorithms.clusters.several import several_models
@@ -69,6 +70,7 @@ __all__ = [
     "fedbn",
     "fedcurv",
     "feddyn",
+    "fedem",
     "fedlora",
     "fedmgda",
     "fednova",

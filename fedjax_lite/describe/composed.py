@@ -48,6 +48,7 @@ METHODS = {
     "fedmgda": "FedMGDA+",
     "precision_weighted": "FedAvg with inverse-variance weights",
     "ifca": "IFCA",
+    "fedem": "FedEM",
     "fedasync": "FedAsync",
     "fedbuff": "FedBuff",
     "fedbn": "FedBN",

@@ -35,6 +35,7 @@ LOCAL_KEEPS = {
     "feddyn": "its gradient correction",
     "local_leaves": "its local leaves",
     "ifca": "the number of its cluster",
+    "fedem": "its weights of the shared models",
     "fedbn": "its local leaves",
     **OWN_KEEPS,
 }

@@ -44,11 +44,13 @@ if TYPE_CHECKING:
     from fedjax_lite.models.precision import with_precision
     from fedjax_lite.models.recurrent import char_lstm
     from fedjax_lite.models.transformer import char_transformer
+    from fedjax_lite.models.weighted import WeightedModels, weighted_models
 
 __all__ = [
     "Adapted",
     "LowRank",
     "Model",
+    "WeightedModels",
     "accuracy",
     "augmented",
     "avg_pool",
@@ -86,6 +88,7 @@ __all__ = [
     "stacked_adapters",
     "statistics_mask",
     "unmerged",
+    "weighted_models",
     "with_averaged_statistics",
     "with_counts",
     "with_precision",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.algorithms import ifca
+from fedjax_lite.algorithms import fedem, ifca
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
 from fedjax_lite.testing.algorithm_laws import Make
@@ -23,22 +23,22 @@ def clusters() -> dict[str, Make]:
 
     Example:
       >>> sorted(clusters())
-      ['ifca', 'ifca gradient']
+      ['fedem', 'ifca', 'ifca gradient']
     """
     return {
-        "ifca": of_two(optax.sgd),
-        "ifca gradient": of_two(optax.adam, averaging="gradient"),
+        "fedem": of_two(fedem, optax.sgd, num_models=2),
+        "ifca": of_two(ifca, optax.sgd, num_clusters=2),
+        "ifca gradient": of_two(ifca, optax.adam, num_clusters=2, averaging="gradient"),
     }
 
 
-def of_two(client: Any, **options: Any) -> Make:
+def of_two(method: Any, client: Any, **options: Any) -> Make:
     """Two models: the problem's own, and one on its other side."""
 
     def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
-        algo = ifca(
+        algo = method(
             loss,
             client(learning_rate),
-            num_clusters=2,
             plan=PLAN,
             sampler=sampler,
             strategy=strategy,

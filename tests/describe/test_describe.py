@@ -96,6 +96,7 @@ TITLES = {
     "ditto": "Ditto (Li et al., 2021)",
     "precision weighted": "FedAvg with inverse-variance weights (Cochran, 1954)",
     "ifca": "IFCA (Ghosh et al., 2020)",
+    "fedem": "FedEM (Marfoq et al., 2021)",
 }
 
 

@@ -15,6 +15,8 @@ CLUSTERS: dict[str, dict[str, Any]] = {
     "data.dealt_groups": {"num_clients": 6, "num_groups": 2},
     "data.label_permutation": {"permutations": [[0, 1, 2], [1, 2, 0]]},
     "data.label_sign": {"signs": [1, -1], "label": "x"},
+    "fedem": {"num_models": 2},
     "ifca": {"num_clusters": 2},
+    "models.weighted_models": {"num_models": 2},
     "several_models": {"init": MODEL.init, "num_models": 2},
 }

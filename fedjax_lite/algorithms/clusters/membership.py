@@ -35,8 +35,11 @@ class ClusterRow(NamedTuple):
 def cluster_assignments(state: RoundState, ids: Any = None) -> np.ndarray:
     """The cluster of each client, as it chose when it last took part.
 
+    Of mixtures (`fedjax_lite.fedem`) it is the model that weighs most.
+
     Args:
-      state: of `fedjax_lite.ifca`, also where rows lie on the host or on disk.
+      state: of `fedjax_lite.ifca` or `fedjax_lite.fedem`, also where rows lie on the host or on
+        disk.
       ids: integers `[n]`, the clients; None: all `N` of them.
 
     Returns:
@@ -58,7 +61,7 @@ def cluster_assignments(state: RoundState, ids: Any = None) -> np.ndarray:
         number = rows.num_clients
         rows = rows.rows(np.arange(number) if ids is None else check_ids(ids, number))
         ids = None
-    if not isinstance(rows, ClusterRow):
+    if not hasattr(rows, "cluster"):
         raise TypeError(
             f"state must be of an algorithm with clusters, such as fl.ifca, got "
             f"{type(state).__name__} with rows {type(rows).__name__}"

@@ -42,19 +42,24 @@ def several_models(init: Callable[[Key], Params], key: Key, num_models: int) -> 
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
 
 
-def check_several(params: Params, num_clusters: int) -> None:
+def check_several(params: Params, num_models: int, name: str = "num_clusters") -> None:
     """Raises ValueError where parameters are not `K` models side by side.
+
+    Args:
+      params: leaves `[K, ...]`.
+      num_models: `K`.
+      name: what the method calls it.
 
     Example:
       >>> check_several({"w": jnp.zeros((2, 3)), "b": jnp.zeros(2)}, 2)
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         shape = list(jnp.shape(leaf))
-        if shape[:1] != [num_clusters]:
+        if shape[:1] != [num_models]:
             raise ValueError(
-                f"params must hold num_clusters={num_clusters} models, leaves [{num_clusters}, "
+                f"params must hold {name}={num_models} models, leaves [{num_models}, "
                 f"...], got shape {shape} for params{jax.tree_util.keystr(path)}; give "
-                f"fl.several_models(model.init, key, {num_clusters})"
+                f"fl.several_models(model.init, key, {num_models})"
             )
 
 
