@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedjax_lite.algorithms.clusters.fedem import fedem
     from fedjax_lite.algorithms.clusters.ifca import ifca
     from fedjax_lite.algorithms.clusters.membership import cluster_assignments
+    from fedjax_lite.algorithms.clusters.mixture_of_experts import mixture_of_experts
     from fedjax_lite.algorithms.clusters.several import several_models
     from fedjax_lite.algorithms.ewc import ewc, with_old_tasks
     from fedjax_lite.algorithms.factor_products import mean_of_products
@@ -90,6 +91,7 @@ __all__ = [
     "mean_of_products",
     "mime",
     "mimelite",
+    "mixture_of_experts",
     "per_fedavg",
     "personal_models",
     "pfedme",

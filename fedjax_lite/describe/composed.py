@@ -49,6 +49,7 @@ METHODS = {
     "precision_weighted": "FedAvg with inverse-variance weights",
     "ifca": "IFCA",
     "fedem": "FedEM",
+    "mixture_of_experts": "Federated mixture of experts",
     "fedasync": "FedAsync",
     "fedbuff": "FedBuff",
     "fedbn": "FedBN",

@@ -36,6 +36,7 @@ LOCAL_KEEPS = {
     "local_leaves": "its local leaves",
     "ifca": "the number of its cluster",
     "fedem": "its weights of the shared models",
+    "mixture_of_experts": "its router",
     "fedbn": "its local leaves",
     **OWN_KEEPS,
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedjax_lite.models.dense_nets import linear, mlp
     from fedjax_lite.models.flax_adapters import from_linen, from_nnx
     from fedjax_lite.models.functions import from_functions
+    from fedjax_lite.models.gated import gated_experts
     from fedjax_lite.models.lora import (
         Adapted,
         LowRank,
@@ -72,6 +73,7 @@ __all__ = [
     "from_functions",
     "from_linen",
     "from_nnx",
+    "gated_experts",
     "init_batch_norm",
     "init_bottleneck",
     "lenet",

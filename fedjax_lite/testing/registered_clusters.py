@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.algorithms import fedem, ifca
+from fedjax_lite.algorithms import fedem, ifca, mixture_of_experts
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
-from fedjax_lite.types import FederatedAlgorithm
+from fedjax_lite.types import Array, FederatedAlgorithm, Key, Params, PyTree
 
 PLAN = Plan(batch_size=2, epochs=2)
 
@@ -23,12 +23,13 @@ def clusters() -> dict[str, Make]:
 
     Example:
       >>> sorted(clusters())
-      ['fedem', 'ifca', 'ifca gradient']
+      ['fedem', 'ifca', 'ifca gradient', 'mixture of experts']
     """
     return {
         "fedem": of_two(fedem, optax.sgd, num_models=2),
         "ifca": of_two(ifca, optax.sgd, num_clusters=2),
         "ifca gradient": of_two(ifca, optax.adam, num_clusters=2, averaging="gradient"),
+        "mixture of experts": routed,
     }
 
 
@@ -52,3 +53,24 @@ def of_two(method: Any, client: Any, **options: Any) -> Make:
         return signed(algo._replace(init=init), algo.made)
 
     return make
+
+
+def routed_loss(params: Params, examples: PyTree, key: Key) -> Array:
+    """The problem's loss, each of two experts' by what a router of two numbers says."""
+    first, second = (jax.tree.map(lambda leaf, k=k: leaf[k], params["experts"]) for k in range(2))
+    gates = jax.nn.softmax(params["router"])
+    one, other = loss(first, examples, key), loss(second, examples, None)  # type: ignore[arg-type]
+    return gates[0] * one + gates[1] * other
+
+
+def routed(learning_rate: Any, sampler: Any, strategy: Any) -> FederatedAlgorithm:
+    """Two experts, and a router for each client."""
+    algo = mixture_of_experts(
+        routed_loss, optax.sgd(learning_rate), plan=PLAN, sampler=sampler, strategy=strategy
+    )
+
+    def init(key: Key, params: Params, data: Any) -> Any:
+        both = jax.tree.map(lambda leaf: jnp.stack([leaf, -0.5 - leaf]), params)
+        return algo.init(key, {"experts": both, "router": jnp.zeros(2)}, data)
+
+    return signed(algo._replace(init=init), algo.made)

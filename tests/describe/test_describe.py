@@ -97,6 +97,7 @@ TITLES = {
     "precision weighted": "FedAvg with inverse-variance weights (Cochran, 1954)",
     "ifca": "IFCA (Ghosh et al., 2020)",
     "fedem": "FedEM (Marfoq et al., 2021)",
+    "mixture of experts": "Federated mixture of experts (Reisser et al., 2021)",
 }
 
 

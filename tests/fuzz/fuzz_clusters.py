@@ -8,6 +8,8 @@ import fedjax_lite as fl
 
 BOTH = fl.several_models(MODEL.init, KEY, 2)
 IFCA = fl.ifca(MODEL.loss, SGD, num_clusters=2, plan=PLAN, sampler=fl.uniform(2))
+ROUTER = fl.models.linear(2, (4,))
+GATED = fl.models.gated_experts(MODEL, ROUTER, 2)
 
 CLUSTERS: dict[str, dict[str, Any]] = {
     "cluster_assignments": {"state": IFCA.init(KEY, BOTH, DATA)},
@@ -17,6 +19,8 @@ CLUSTERS: dict[str, dict[str, Any]] = {
     "data.label_sign": {"signs": [1, -1], "label": "x"},
     "fedem": {"num_models": 2},
     "ifca": {"num_clusters": 2},
+    "mixture_of_experts": {"loss": GATED.loss, "router_optimizer": SGD},
+    "models.gated_experts": {"expert": MODEL, "router": ROUTER, "num_experts": 2},
     "models.weighted_models": {"num_models": 2},
     "several_models": {"init": MODEL.init, "num_models": 2},
 }
