@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(script, folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    flags = script.Flags(smoke=True, data_dir=folder, output_dir=out)
+    flags = script.Flags(smoke=True, data_dir=folder, output_dir=out, cut_ranks=(0, 1, 8))
     return flags, script.main(flags)
 
 
@@ -76,6 +76,25 @@ def test_bytes_are_those_of_what_is_trained(script, finished):
         assert row["rounds"] == [1, 2]
     assert [row["method"] for row in rows] == list(setting.methods)
     assert next(row for row in rows if row["method"] == "full")["gain_kept"] in (1.0, None)
+
+
+def test_changes_are_cut_to_low_rank(script, finished):
+    """Of kernels `[8, n]` rank 8 is all of it, and so full training's accuracy; rank 0 nothing."""
+    flags, rows = finished
+    cuts = json.loads((flags.output_dir / "results.json").read_text())["cut"]
+    full = next(row for row in rows if row["method"] == "full")
+    assert [row["rank"] for row in cuts] == [0, 1, 8]
+    assert cuts[0]["share"] == 0
+    assert 0 < cuts[1]["share"] < 1
+    assert cuts[2]["share"] == pytest.approx(1)
+    assert cuts[2]["gain"] == pytest.approx(full["after"] - full["before"], abs=0.02)
+    # By hand: singular values 3 and 1 along the axes; cut to the first, and scored by what is left.
+    parts = importlib.import_module("shared.low_rank_change").low_rank_parts
+    trained = {"up": {"kernel": np.diag([3.0, 1.0]), "bias": np.ones(2)}}
+    base = {"up": {"kernel": np.zeros((2, 2)), "bias": np.zeros(2)}}
+    score = lambda w: {"test_accuracy": w["up"]["kernel"].sum() + w["up"]["bias"].sum()}  # noqa: E731
+    expected = [{"rank": 1, "share": pytest.approx(0.9), "accuracy": pytest.approx(5)}]
+    assert parts(base, trained, score, [1]) == expected
 
 
 def test_a_method_starts_from_the_pretrained_model(script, folder):
