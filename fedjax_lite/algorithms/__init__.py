@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedjax_lite.algorithms.fedcurv import fedcurv
     from fedjax_lite.algorithms.feddyn import feddyn
     from fedjax_lite.algorithms.fedlora import fedlora
+    from fedjax_lite.algorithms.fedma import fedma
     from fedjax_lite.algorithms.fednova import fednova
     from fedjax_lite.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
     from fedjax_lite.algorithms.fedprox import fedprox
@@ -73,6 +74,7 @@ __all__ = [
     "feddyn",
     "fedem",
     "fedlora",
+    "fedma",
     "fedmgda",
     "fednova",
     "fedper",

@@ -47,6 +47,7 @@ METHODS = {
     "term": "TERM",
     "fedmgda": "FedMGDA+",
     "precision_weighted": "FedAvg with inverse-variance weights",
+    "fedma": "FedMA",
     "ifca": "IFCA",
     "fedem": "FedEM",
     "mixture_of_experts": "Federated mixture of experts",

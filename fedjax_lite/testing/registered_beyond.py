@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from fedjax_lite.algorithms import precision_weighted
+from fedjax_lite.algorithms import fedma, precision_weighted
+from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
-from fedjax_lite.types import FederatedAlgorithm
+from fedjax_lite.types import FederatedAlgorithm, Key, Params
 
 PLAN = Plan(batch_size=2, epochs=2)
 
@@ -20,11 +23,13 @@ def beyond() -> dict[str, Make]:
 
     Example:
       >>> sorted(beyond())
-      ['precision weighted', 'precision weighted by labels']
+      ['fedma', 'fedma own starts', 'precision weighted', 'precision weighted by labels']
     """
     return {
         "precision weighted": _precise(),
         "precision weighted by labels": _precise(measure=lambda params, e, key: e["y"]),
+        "fedma": _matched(),
+        "fedma own starts": _matched(init=_hidden),
     }
 
 
@@ -39,5 +44,44 @@ def _precise(**options: Any) -> Make:
             strategy=strategy,
             **options,
         )
+
+    return make
+
+
+def _hidden(key: Key) -> Params:
+    """A network of three hidden units."""
+    kernel = jax.random.normal(key, (3, 3))
+    return {
+        "dense1": {"kernel": kernel, "bias": jnp.zeros(3)},
+        "head": {"kernel": jnp.ones((3, 1))},
+    }
+
+
+def _matched(**options: Any) -> Make:
+    """The problem's regression by such a network, which its own parameters begin."""
+
+    def network_loss(params: Params, examples: Any, key: Any) -> jax.Array:
+        layer = params["dense1"]
+        hidden = jnp.tanh(examples["x"] @ layer["kernel"] + layer["bias"])
+        linear = {"w": params["head"]["kernel"][:, 0], "b": jnp.zeros(())}
+        return loss(linear, {"x": hidden, "y": examples["y"]}, key)
+
+    def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+        algo = fedma(
+            network_loss,
+            optax.sgd(learning_rate),
+            plan=PLAN,
+            sampler=sampler,
+            strategy=strategy,
+            **options,
+        )
+
+        def init(key, params, data):
+            net = _hidden(jax.random.key(1))
+            kernel = net["dense1"]["kernel"] + params["w"]
+            net["dense1"] = {"kernel": kernel, "bias": params["b"] + net["dense1"]["bias"]}
+            return algo.init(key, net, data)
+
+        return signed(algo._replace(init=init), algo.made)
 
     return make

@@ -95,6 +95,7 @@ TITLES = {
     "fedbabu": "FedBABU (Oh et al., 2022)",
     "ditto": "Ditto (Li et al., 2021)",
     "precision weighted": "FedAvg with inverse-variance weights (Cochran, 1954)",
+    "fedma": "FedMA (Wang et al., 2020)",
     "ifca": "IFCA (Ghosh et al., 2020)",
     "fedem": "FedEM (Marfoq et al., 2021)",
     "mixture of experts": "Federated mixture of experts (Reisser et al., 2021)",

@@ -28,6 +28,7 @@ PACKAGES = (
     "drift",
     "lifelong",
     "engine",
+    "matching",
     "metrics",
     "models",
     "parties",

@@ -71,6 +71,7 @@ KIN = {
     "adapted models": ("per-fedavg", "fomaml", "reptile"),
     "adapters": ("fedlora", "frozen leaves"),
     "fair weights": ("q-fedavg", "q-fedsgd", "afl", "term", "fedmgda", "precision"),
+    "matched layers": ("fedma",),
     "choice of clients": ("power of choice", "optimal", "unbiased"),
 }
 """Families of variants, by the words their names begin with; any other is a family of its own."""

@@ -1,0 +1,167 @@
+"""Matched averages: copies come back exactly, assignments are scipy's, widths grow as they must."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+import fedjax_lite as fl
+from fedjax_lite.aggregation.matching.pfnm import costs_of
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+MT = fl.matching
+
+
+def shuffled(params, seed):
+    """The same function, every hidden layer in another order."""
+    rng = np.random.default_rng(seed)
+    layers = MT.hidden_layers(params)
+    orders = [rng.permutation(layer.width) for layer in layers]
+
+    @jax.jit
+    def turned(params, orders):
+        for layer, order in zip(layers, orders, strict=True):
+            params = MT.reorder(params, layer, order)
+        return params
+
+    return turned(params, orders)
+
+
+def stacked(*models):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+
+
+def test_assignments_are_scipys():
+    costs = np.concatenate([RNG.normal(size=(20, 4, 6)), [np.ones((4, 6))]])
+    found = jax.jit(jax.vmap(MT.assignment))(costs)
+    for cost, columns in zip(costs, found, strict=True):
+        rows, best = linear_sum_assignment(cost)
+        assert len(set(columns.tolist())) == 4
+        np.testing.assert_allclose(
+            cost[np.arange(4), columns].sum(), cost[rows, best].sum(), rtol=1e-6
+        )
+    assert MT.assignment([[4, 1, 3], [2, 0, 5], [3, 2, 2]]).tolist() == [1, 0, 2]
+
+
+def test_the_known_network_comes_back():
+    """KNOWN_ANSWERS 9: W1 = C(5, 3), W2 = sin(i + j^2), hidden order (2, 0, 4, 1, 3)."""
+    with jax.enable_x64(True):
+        W1 = np.cos(np.outer(range(5), range(3)) + 1)
+        W2 = np.sin(np.arange(2)[:, None] + np.arange(5.0) ** 2)
+        net = {"dense1": {"kernel": W1.T}, "head": {"kernel": W2.T}}
+        twin = MT.reorder(net, MT.hidden_layers(net)[0], np.array([2, 0, 4, 1, 3]))
+        both = stacked(net, twin)
+        found = MT.matched_average(both)
+        x = np.array([0.5, -1.0, 2.0])
+        hidden = np.maximum(x @ np.asarray(found["dense1"]["kernel"]), 0)
+        answer = hidden @ np.asarray(found["head"]["kernel"])
+        np.testing.assert_allclose(answer, (-0.3809253450, -2.3932717188), atol=1e-9)
+        naive = jax.tree.map(lambda leaf: leaf.mean(0), both)
+        hidden = np.maximum(x @ np.asarray(naive["dense1"]["kernel"]), 0)
+        answer = hidden @ np.asarray(naive["head"]["kernel"])
+        np.testing.assert_allclose(answer, (-0.1239749665, -0.1977875735), atol=1e-9)
+
+
+@pytest.fixture(params=["dense", "convolutions", "lstm"])
+def network(request):
+    """A chain, its parameters without zeros, and an input."""
+    if request.param == "dense":
+        model, x = (
+            fl.models.mlp((6, 5, 4), num_classes=3, input_shape=(4,)),
+            RNG.normal(size=(2, 4)),
+        )
+    elif request.param == "convolutions":
+        model = fl.models.conv_net((4,), (5,), num_classes=3, input_shape=(8, 8, 1))
+        x = RNG.normal(size=(2, 8, 8, 1))
+    else:
+        model = fl.models.char_lstm(7, embedding_size=3, hidden_size=4, num_layers=2)
+        x = RNG.integers(0, 7, (2, 5))
+    x = x.astype(np.float32) if x.dtype.kind == "f" else x
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(RNG.normal(size=leaf.shape), jnp.float32),
+        jax.eval_shape(model.init, KEY),
+    )
+    return model, params, {"x": x, "y": np.zeros(x.shape[:1] if x.ndim != 2 else x.shape, int)}
+
+
+def test_permuted_copies_of_chains_give_the_network_back_in_every_bit(network):
+    model, params, examples = network
+    twins = [shuffled(params, seed) for seed in (1, 2)]
+    for leaf, other in zip(*map(jax.tree.leaves, (params, twins[0])), strict=True):
+        assert leaf.shape == other.shape
+    assert any(
+        bool((leaf != other).any())
+        for leaf, other in zip(*map(jax.tree.leaves, (params, twins[0])), strict=True)
+    )
+    predict = jax.jit(model.predict)
+    np.testing.assert_allclose(
+        predict(params, examples), predict(twins[0], examples), rtol=2e-4, atol=1e-4
+    )
+    found = MT.matched_average(stacked(params, *twins), weights=[5, 1, 2])
+    for mine, theirs in zip(*map(jax.tree.leaves, (found, params)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def plain_costs(units, others, size, sigma, sigma0, gamma, capacity):
+    """PFNM's costs by loops: `others` are lists of units, one an atom."""
+    table = np.zeros((len(units), capacity))
+    for l, j in itertools.product(range(len(units)), range(capacity)):  # noqa: E741
+        v = units[l] / sigma**2
+        if j < len(others):
+            s = np.sum(others[j], 0) / sigma**2
+            m = len(others[j])
+            q = 1 / sigma0**2 + m / sigma**2
+            gain = (s + v) @ (s + v) / (q + 1 / sigma**2) - s @ s / q + 2 * np.log(m / (size - m))
+        else:
+            gain = v @ v / (1 / sigma0**2 + 1 / sigma**2)
+            gain -= 2 * np.log((j - len(others) + 1) * size / gamma)
+        table[l, j] = -gain
+    return table
+
+
+def test_costs_of_pfnm_by_loops():
+    units, others = RNG.normal(size=(3, 2)), [RNG.normal(size=(m, 2)) for m in (1, 2, 2)]
+    sums = np.array([np.sum(atom, 0) / 0.7**2 for atom in others] + [np.zeros(2)] * 4)
+    counts = np.array([len(atom) for atom in others] + [0] * 4)
+    found = costs_of(
+        jnp.asarray(units), jnp.asarray(sums), jnp.asarray(counts), 4, 0.7**-2, 3.0**-2, 1.5
+    )
+    expected = plain_costs(units, others, 4, 0.7, 3.0, 1.5, 7)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_networks_of_other_widths_become_one_of_all_their_units():
+    """Three subsets of five units, each in an order of its own: their union, each unit once."""
+    model = fl.models.mlp((5,), num_classes=3, input_shape=(4,))
+    net = jax.tree.map(lambda leaf: RNG.normal(size=leaf.shape), model.init(KEY))
+    layer = MT.hidden_layers(net)[0]
+
+    def part(units):
+        kernel, bias = (net["dense1"][name][..., units] for name in ("kernel", "bias"))
+        head = {"kernel": net["head"]["kernel"][units], "bias": net["head"]["bias"]}
+        return {"dense1": {"kernel": kernel, "bias": bias}, "head": head}
+
+    found = MT.pfnm([part([0, 1, 2]), part([3, 1]), part([4, 2, 3, 0])], sigma=0.05)
+    for path, along in (("kernel", -1), ("bias", -1)):
+        expected = np.take(net["dense1"][path], range(5), along)  # as they come, 0 to 4
+        np.testing.assert_allclose(found["dense1"][path], expected, atol=1e-6)
+    np.testing.assert_allclose(found["head"]["kernel"], net["head"]["kernel"], atol=1e-6)
+    atoms = MT.pfnm_atoms(np.zeros((2, 1, 1)) + [[[3.0]], [[3.0]]], sigma=1.0, prior_sigma=1.0)
+    np.testing.assert_allclose(atoms.values[0], 2 * 3 / (2 + 1), rtol=1e-6)  # shrunk to 0
+    assert atoms.counts.tolist() == [2, 0]
+    assert layer.width == 5
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"costs must be \[L, J\] with L <= J"):
+        MT.assignment(np.ones((3, 2)))
+    with pytest.raises(ValueError, match="does not read the 6 units"):
+        MT.hidden_layers({"a": {"kernel": np.ones((2, 6))}, "b": {"kernel": np.ones((4, 3))}})
+    with pytest.raises(ValueError, match="must hold a kernel"):
+        MT.hidden_layers({"b": np.zeros(3)})
+    with pytest.raises(ValueError, match="layers must name axes of 3 units"):
+        MT.reorder({"w": np.ones((2, 4))}, MT.Layer(3, (("w", -1),), ()), np.arange(3))
