@@ -131,6 +131,32 @@ def test_streamed_splits_come_with_the_cohort():
     check(state, history[0])
 
 
+def test_streams_draw_the_batches_of_memory():
+    """FedRep for three rounds: batches of 2, cohorts of 3, heads on rows held out, on the host."""
+    loss = lambda w, e, key: 0.5 * (w["head"] * w["body"] - 0.01 * e["b"]) ** 2  # noqa: E731
+    algo = fl.fedrep(
+        loss,
+        optax.sgd(0.05),
+        head_data="held_out",
+        plan=fl.Plan(2, epochs=2),
+        sampler=fl.uniform(3),
+        strategy=fl.chunked(2),
+    )
+    stream = fl.data.with_splits(
+        fl.StreamedDataset(ArrayStore(TRAINED, SIZES), state="host"),
+        {"held_out": fl.StreamedDataset(ArrayStore(TESTED, HELD))},
+    )
+    found = []
+    for data in (DATA, stream):
+        state, history = fl.run(algo, KEY, start(algo, data), data, num_rounds=3, progress=False)
+        heads = fl.personal_models(state, jnp.arange(5))["head"]
+        steps = [row["head_steps"] for row in history]
+        found.append((state.server.params["body"], heads, steps))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert len(set(np.asarray(found[0][1]).tolist())) > 1
+
+
 def test_epochs_are_passes_over_the_split():
     """Batches of 2 out of 2, 0, 1 and 3 rows, twice: ``2 (1 + 0 + 1 + 2)`` steps."""
     algo = tuned(plan=fl.Plan(2, epochs=2))
