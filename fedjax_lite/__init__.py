@@ -110,7 +110,7 @@ if TYPE_CHECKING:
         with_frozen,
         with_old_tasks,
     )
-    from fedjax_lite.arrivals import asynchronous, clocked, fedasync, fedbuff
+    from fedjax_lite.arrivals import asynchronous, ca2fl, clocked, fedasync, fedbuff
     from fedjax_lite.attacks import alie, byzantine, ipm, label_flip, sign_flip
     from fedjax_lite.checks.made import Made, made
     from fedjax_lite.data.population.population import Population
@@ -246,6 +246,7 @@ __all__ = [
     "bucketing",
     "bulyan",
     "byzantine",
+    "ca2fl",
     "fastest",
     "centered_clipping",
     "centralised",

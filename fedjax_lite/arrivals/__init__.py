@@ -7,6 +7,7 @@ from fedjax_lite.checks.later import load_when_asked
 if TYPE_CHECKING:
     from fedjax_lite.arrivals.asynchronous import asynchronous
     from fedjax_lite.arrivals.availability import Availability, day_and_night
+    from fedjax_lite.arrivals.ca2fl import ca2fl
     from fedjax_lite.arrivals.clock import Clock, clocked
     from fedjax_lite.arrivals.edge_clock import EdgeClock, edge_clocked
     from fedjax_lite.arrivals.fedasync import fedasync
@@ -52,6 +53,7 @@ __all__ = [
     "Trace",
     "Traffic",
     "asynchronous",
+    "ca2fl",
     "clocked",
     "constant",
     "day_and_night",

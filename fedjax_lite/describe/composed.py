@@ -51,6 +51,7 @@ METHODS = {
     "ifca": "IFCA",
     "fedem": "FedEM",
     "mixture_of_experts": "Federated mixture of experts",
+    "ca2fl": "CA2FL",
     "fedasync": "FedAsync",
     "fedbuff": "FedBuff",
     "fedbn": "FedBN",

@@ -256,6 +256,8 @@ def server_words(whole: Composed) -> str:
     if method == "afl":
         rate = figure(known["mixture_rate"])
         return f"{words}; the mixture rises by {rate} times the losses, back onto the simplex"
+    if method == "ca2fl":
+        return f"{optimizer.words} on the mean of all clients' last updates, corrected by the new"
     if method == "fednova":
         return f"{words}, scaled by the mean number of effective steps"
     if method == "ifca":

@@ -1,4 +1,4 @@
-"""Methods beyond one mean of one network: weights that clients measure, matched and paired nets."""
+"""Methods beyond one mean of one network, and beyond one cohort at a time: caches of updates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite.algorithms import fedma, precision_weighted
+from fedjax_lite.arrivals import ca2fl, exponential, latency
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
 from fedjax_lite.testing.algorithm_laws import Make
@@ -22,15 +23,29 @@ def beyond() -> dict[str, Make]:
     """Entries of the registry.
 
     Example:
-      >>> sorted(beyond())
-      ['fedma', 'fedma own starts', 'precision weighted', 'precision weighted by labels']
+      >>> sorted(beyond())[:3]
+      ['ca2fl', 'fedma', 'fedma own starts']
     """
     return {
+        "ca2fl": _calibrated,
         "precision weighted": _precise(),
         "precision weighted by labels": _precise(measure=lambda params, e, key: e["y"]),
         "fedma": _matched(),
         "fedma own starts": _matched(init=_hidden),
     }
+
+
+def _calibrated(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+    """Who takes part is not the laws' to choose."""
+    return ca2fl(
+        loss,
+        optax.sgd(learning_rate),
+        plan=PLAN,
+        concurrency=4,
+        buffer=2,
+        latency=latency(overhead=exponential(1.0)),
+        strategy=strategy,
+    )
 
 
 def _precise(**options: Any) -> Make:

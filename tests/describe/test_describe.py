@@ -99,6 +99,7 @@ TITLES = {
     "ifca": "IFCA (Ghosh et al., 2020)",
     "fedem": "FedEM (Marfoq et al., 2021)",
     "mixture of experts": "Federated mixture of experts (Reisser et al., 2021)",
+    "ca2fl": "CA2FL (Wang et al., 2024)",
 }
 
 
@@ -114,7 +115,12 @@ def test_every_algorithm_is_told(name):
     if "0.0625" not in text:  # a rate inside the user's own function of the round
         assert "your own" in text
         assert name == "fedavg schedule"
-    if name in ("fedbuff", "fedasync", "scaffold asynchronous"):  # arrivals, not a sampler's
+    if name in (
+        "fedbuff",
+        "fedasync",
+        "ca2fl",
+        "scaffold asynchronous",
+    ):  # arrivals, not a sampler's
         assert "Cohort: each round the next" in text
     elif name != "centralised":
         assert "Cohort: each round 5 clients, uniformly without replacement." in text

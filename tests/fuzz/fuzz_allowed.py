@@ -51,7 +51,7 @@ ALLOWANCES = (
               r"Any",
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"
-              r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness|"
+              r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness|cloud|"
               r"schedule|combine|measure)\)|.*power_of_choice\(model\)"),
     Allowance("seconds are numbers, however many, and may be traced",
               "zero, fraction, huge int, huge float, traced", r"Any",

@@ -15,6 +15,7 @@ TRACE = Path(fl.arrivals.__file__).parent / "sample_trace.json"
 IN_FLIGHT: dict[str, Any] = {"concurrency": 2, "latency": LATENCY}
 ARRIVALS: dict[str, dict[str, Any]] = {
     "asynchronous": {"algorithm": FEDAVG, **IN_FLIGHT, "buffer": 2},
+    "ca2fl": {**IN_FLIGHT, "buffer": 2},
     "fedasync": IN_FLIGHT,
     "fedbuff": {**IN_FLIGHT, "buffer": 2},
     "clocked": {"latency": LATENCY},
