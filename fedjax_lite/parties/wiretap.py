@@ -71,7 +71,11 @@ def wiretap(
             )
         rows: Any = {"x": examples.features, "y": examples.labels}
         batch = Batch(rows, jnp.ones(examples.num_entities, bool), key)
-        found = exchange(model, params, batch, uplink=uplink, downlink=downlink, present=None)
+        found = jax.jit(
+            lambda params, batch: exchange(
+                model, params, batch, uplink=uplink, downlink=downlink, present=None
+            )
+        )(params, batch)
         others = {
             party: gradient
             for party, gradient in found.returned.items()
@@ -90,6 +94,11 @@ def wiretap(
         )
     rows = jax.tree.map(jnp.asarray, {"x": examples["x"], "y": examples["y"]})
     batch = Batch(rows, jnp.ones(rows["y"].shape[0], bool), key)
-    client, server = model.halves(params)
-    one = split_gradients(model, client, server, batch, uplink=uplink, downlink=downlink)
-    return Tapped(one.smashed, one.returned)
+
+    @jax.jit
+    def tapped(params: Params, batch: Batch) -> Tapped:
+        client, server = model.halves(params)
+        one = split_gradients(model, client, server, batch, uplink=uplink, downlink=downlink)
+        return Tapped(one.smashed, one.returned)
+
+    return tapped(params, batch)

@@ -1,0 +1,331 @@
+"""CIFAR-10 over a cut network: accuracy, bytes and what activations tell, by where it is cut.
+
+    python experiments/split_cifar.py                    # an hour on two CPU cores
+    python experiments/split_cifar.py --preset short     # minutes
+    python experiments/split_cifar.py --smoke            # half a minute
+
+A network of two convolutions and two dense layers is cut behind its first, second or third layer:
+the clients have what is before the cut, the server the rest (Gupta, Raskar 2018, arXiv:1810.06060).
+SplitFed 1 and 2 (Thapa et al. 2020, arXiv:2004.12088) average the clients' halves; in turn, one
+half is handed on. Every activation, gradient, label and half of a network is counted.
+
+Beside each: FedAvg of the whole network, with as many bytes on the wire, and with as many FLOPs at
+the clients (by XLA's count of a training step), on the same clients and batches; how alike to the
+image, in dB, is what a server that knows the client's half gets back from an activation
+(He et al. 2019), without noise and with; and how well one class is told from the others by the
+directions of the gradients that come back (Li et al. 2021, arXiv:2102.08504). Writes results.json
+and cuts.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from shared.script import script
+from shared.smoke import chosen_preset, shrunk
+
+import fedjax_lite as fl
+from fedjax_lite.attacks.leakage import invert_smashed, label_leakage, psnr
+from fedjax_lite.models.layers import conv_layer, dense, init_affine
+from fedjax_lite.parties import Part
+from fedjax_lite.run.files import save_json_atomic
+
+METHODS = ("splitfed 1", "splitfed 2", "in turn")
+PRESETS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "short": {"num_images": 2000, "num_clients": 20, "num_rounds": 10, "cohort_size": 5},
+    "smoke": {
+        "num_images": 80,
+        "num_clients": 4,
+        "num_rounds": 2,
+        "cohort_size": 2,
+        "features": 2,
+        "hidden": 8,
+        "num_attacked": 2,
+        "num_iterations": 5,
+        "num_test": 40,
+        "every": 1,
+        "cuts": (2,),
+        "methods": ("splitfed 1",),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """Images and clients."""
+
+    data_dir: Path | None = None
+    """Folder of CIFAR-10 (else FEDJAX_LITE_DATA, the cache, network)."""
+    num_images: int = 10000
+    """Training images that are dealt, at random."""
+    num_test: int = 2000
+    """Test images that are scored."""
+    num_clients: int = 100
+    """Clients in the population."""
+    alpha: float = 0.5
+    """Concentration of the Dirichlet partition; smaller is more skewed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """The network, where it is cut, and rounds."""
+
+    features: int = 16
+    """Channels of the first convolution; the second has twice as many."""
+    hidden: int = 64
+    """Units of the dense layer before the last."""
+    cuts: tuple[int, ...] = (1, 2, 3)
+    """Layers at the clients, each in a run of its own."""
+    methods: tuple[str, ...] = METHODS
+    """What is run at each cut."""
+    num_rounds: int = 100
+    """Rounds of each run."""
+    cohort_size: int = 10
+    """Clients in a round."""
+    batch_size: int = 20
+    """Examples in a local step; a round is one pass over a client's data."""
+    learning_rate: float = 0.05
+    """Learning rate of both halves."""
+    every: int = 5
+    """Rounds between evaluations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackFlags:
+    """What an honest but curious server tries."""
+
+    num_attacked: int = 8
+    """Images that are reconstructed."""
+    num_iterations: int = 1000
+    """Iterations of the reconstruction."""
+    noise: float = 0.5
+    """Deviation of the noise on activations, in units of their own deviation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Seed, and where results go."""
+
+    preset: Literal["full", "short", "smoke"] = "full"
+    """How much is run."""
+    seed: int = 0
+    """Seed of the deal, the parameters and batches."""
+    output_dir: Path = Path("outputs/split_cifar")
+    """Where results.json and cuts.png go."""
+    overwrite: bool = False
+    """Replace the results of an earlier run."""
+    smoke: bool = False
+    """As --preset smoke: half a minute, to see that everything works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(DataFlags, TrainingFlags, AttackFlags, RunFlags):
+    """CIFAR-10 over a cut network."""
+
+
+def check(flags: Flags) -> Flags:
+    """The flags of the preset, looked at before anything is loaded."""
+    flags = shrunk(flags, **PRESETS[chosen_preset(flags)])
+    if unknown := [name for name in flags.methods if name not in METHODS]:
+        raise ValueError(f"--methods must be among {METHODS}, got {unknown}")
+    if not flags.cuts or not all(1 <= at <= 3 for at in flags.cuts):
+        raise ValueError(f"--cuts must be 1, 2 or 3 of the four layers, got {flags.cuts}")
+    return flags
+
+
+def main(flags: Flags) -> dict[str, Any]:
+    """Trains at every cut and as a whole, attacks, prints and writes what came of it."""
+    flags = check(flags)
+    target = flags.output_dir / "results.json"
+    if target.exists() and not flags.overwrite:
+        raise FileExistsError(f"{target} is there from an earlier run; give --overwrite")
+    data, test = problem(flags)
+    key = jax.random.key(flags.seed)
+    slots: Any = {"plan": fl.Plan(flags.batch_size), "sampler": fl.uniform(flags.cohort_size)}
+    layers = network(flags)
+    whole = fl.parties.cut_layers(layers, at=1).model
+    params = whole.init(key)
+    sgd = optax.sgd(flags.learning_rate)
+    evaluate = fl.evaluator(whole, test)
+
+    def run(algo: fl.FederatedAlgorithm) -> tuple[Any, list[dict[str, float]]]:
+        state, history = fl.run(
+            algo, key, algo.init(key, params, data), data, num_rounds=flags.num_rounds,
+            every=flags.every, evaluate=evaluate, progress=False,
+        )  # fmt: skip
+        return state, curve_of(history)
+
+    _, fedavg = run(fl.fedavg(whole.loss, sgd, **slots))
+    flops = [training_flops(layers[:at], flags) for at in (*flags.cuts, len(layers))]
+    rows = []
+    for at, mine in zip(flags.cuts, flops, strict=False):
+        cut = fl.parties.cut_layers(layers, at=at)
+        for method in flags.methods:
+            state, curve = run(algorithm(method, cut, sgd, slots))
+            last = curve[-1]
+            row = {
+                "method": method,
+                "cut": at,
+                "accuracy": last["accuracy"],
+                "megabytes": last["megabytes"],
+                "client_flops_share": mine / flops[-1],
+                "fedavg_at_equal_bytes": reached(fedavg, "megabytes", last["megabytes"]),
+                "fedavg_at_equal_flops": reached(
+                    fedavg, "round", flags.num_rounds * mine / flops[-1]
+                ),
+                "curve": curve,
+                **attacked(cut, state.server.params, test, flags),
+            }
+            rows.append(row)
+            print(
+                f"cut {at} {method:11} accuracy {row['accuracy']:.3f}  "
+                f"{row['megabytes']:8.1f} MB  client FLOPs {row['client_flops_share']:.2f}  "
+                f"FedAvg {row['fedavg_at_equal_bytes']:.3f} / {row['fedavg_at_equal_flops']:.3f}  "
+                f"PSNR {row['psnr']:.1f} / {row['psnr_with_noise']:.1f} dB  "
+                f"AUC {row['label_auc']:.2f}",
+                flush=True,
+            )
+    results = {
+        "fedavg": fedavg,
+        "rows": rows,
+        "flags": {k: str(v) for k, v in vars(flags).items()},
+    }
+    flags.output_dir.mkdir(parents=True, exist_ok=True)
+    save_json_atomic(target, results)
+    plot(results, flags.output_dir / "cuts.png")
+    return results
+
+
+def problem(flags: Flags) -> tuple[Any, dict[str, np.ndarray]]:
+    """Clients, and test images."""
+    train, test = fl.data.load("cifar10", data_dir=flags.data_dir)
+    rng = np.random.default_rng(flags.seed)
+    chosen = rng.permutation(len(train["y"]))[: flags.num_images]
+    train = {name: np.asarray(train[name])[chosen] for name in ("x", "y")}
+    dealt = fl.data.dirichlet(
+        alpha=flags.alpha, num_clients=flags.num_clients, seed=flags.seed, min_size=1
+    )
+    return fl.data.partition(train, dealt), {
+        name: np.asarray(test[name])[: flags.num_test] for name in ("x", "y")
+    }
+
+
+def network(flags: Flags) -> list[Part]:
+    """Two convolutions, each with ReLU and pooling, and two dense layers."""
+    size, width = flags.features, flags.hidden
+
+    def convolution(channels: int, out: int) -> Part:
+        def apply(params: Any, x: Any, key: Any) -> Any:
+            return fl.models.max_pool(jax.nn.relu(conv_layer(params, x)))
+
+        return Part(lambda key: init_affine(key, (3, 3, channels, out)), apply)
+
+    def affine(inputs: int, out: int, *, last: bool = False) -> Part:
+        def apply(params: Any, x: Any, key: Any) -> Any:
+            h = dense(params, x.reshape(x.shape[0], -1))
+            return h if last else jax.nn.relu(h)
+
+        return Part(lambda key: init_affine(key, (inputs, out)), apply)
+
+    return [
+        convolution(3, size),
+        convolution(size, 2 * size),
+        affine(8 * 8 * 2 * size, width),
+        affine(width, 10, last=True),
+    ]
+
+
+def algorithm(method: str, cut: Any, sgd: Any, slots: Any) -> fl.FederatedAlgorithm:
+    """The method at a cut."""
+    if method == "in turn":
+        return fl.parties.split_learning(cut, sgd, **slots)
+    return fl.parties.splitfed(cut, sgd, version=1 if method.endswith("1") else 2, **slots)
+
+
+def curve_of(history: Any) -> list[dict[str, float]]:
+    """Accuracy and traffic, both ways, of the rounds that were scored."""
+    return [
+        {
+            "round": row["round"],
+            "accuracy": row["test_accuracy"],
+            "megabytes": (row["uplink_bits_total"] + row["downlink_bits_total"]) / 8e6,
+        }
+        for row in history
+        if "test_accuracy" in row and row["round"]
+    ]
+
+
+def reached(curve: list[dict[str, float]], name: str, budget: float) -> float:
+    """The best accuracy of the rounds within a budget; NaN where not one of them is."""
+    within = [row["accuracy"] for row in curve if row[name] <= budget * (1 + 1e-9)]
+    return max(within, default=float("nan"))
+
+
+def training_flops(layers: list[Part], flags: Flags) -> float:
+    """FLOPs of forward and backward through some layers, of a batch, as XLA counts them."""
+    params = jax.eval_shape(
+        lambda key: tuple(layer.init(key) for layer in layers), jax.random.key(0)
+    )
+
+    def total(params: Any, x: Any) -> Any:
+        for layer, mine in zip(layers, params, strict=True):
+            x = layer.apply(mine, x, None)
+        return (x**2).sum()
+
+    x = jax.ShapeDtypeStruct((flags.batch_size, 32, 32, 3), jnp.float32)
+    cost = jax.jit(jax.grad(total)).lower(params, x).compile().cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost or {})["flops"])
+
+
+def attacked(cut: Any, params: Any, test: Any, flags: Flags) -> dict[str, float]:
+    """What the wire tells of images and of one class, after training."""
+    key = jax.random.key(flags.seed + 1)
+    some = {name: leaf[: flags.num_attacked] for name, leaf in test.items()}
+    images = cut.inputs(jnp.asarray(some["x"]))
+    quiet = fl.parties.wiretap(cut, params, some, key=key).activations
+    noise = fl.gaussian_noise(flags.noise * float(jnp.std(quiet)))
+    loud = fl.parties.wiretap(cut, params, some, key=key, uplink=noise).activations
+    found = {}
+    for name, smashed in (("psnr", quiet), ("psnr_with_noise", loud)):
+        guess = invert_smashed(
+            lambda x: cut.stages[0](params, x, None), smashed, input_shape=images.shape[1:],
+            key=key, num_iterations=flags.num_iterations,
+        )  # fmt: skip
+        found[name] = float(psnr(guess.x, images).mean())
+    all_of_them = {name: leaf[:256] for name, leaf in test.items()}
+    returned = fl.parties.wiretap(cut, params, all_of_them, key=key).gradients
+    wanted = int(np.bincount(all_of_them["y"]).argmax())
+    told = label_leakage(returned, all_of_them["y"], positive=wanted)
+    return {**found, "label_auc": told.direction_auc}
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Accuracy by bytes, of every cut and of FedAvg; and PSNR by cut."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = results["rows"]
+    curves = [(f"{row['method']}, cut {row['cut']}", row["curve"]) for row in rows]
+    for name, curve in [("FedAvg", results["fedavg"]), *curves]:
+        x, y = ([row[field] for row in curve] for field in ("megabytes", "accuracy"))
+        left.plot(x, y, marker=".", label=name)
+    left.set(xscale="log", xlabel="megabytes on the wire, both ways", ylabel="test accuracy")
+    left.legend(fontsize="small")
+    for name, label in (("psnr", "as sent"), ("psnr_with_noise", "with noise")):
+        right.plot([r["cut"] for r in rows], [r[name] for r in rows], "o", label=label)
+    right.set(xlabel="layers at the clients", ylabel="PSNR of reconstructions, dB")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    script(main, Flags, __doc__)

@@ -1,0 +1,56 @@
+"""split_cifar.py: a smoke run, its arithmetic, and what it refuses."""
+
+import importlib
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent.parent / "experiments" / "split_cifar.py"
+FOLDER = Path(os.environ.get("FEDJAX_LITE_DATA", "/nonexistent")) / "cifar-10-batches-bin"
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        yield importlib.import_module(SCRIPT.stem)
+
+
+@pytest.fixture(scope="module")
+def finished(script, tmp_path_factory):
+    if not FOLDER.is_dir():
+        pytest.skip("cifar-10-batches-bin/ is not under FEDJAX_LITE_DATA")
+    folder = tmp_path_factory.mktemp("run")
+    return folder, script.main(script.Flags(smoke=True, output_dir=folder))
+
+
+def test_a_smoke_run(script, finished):
+    folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert (folder / "cuts.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    (row,) = results["rows"]
+    # SplitFed 1 learns what FedAvg learns, over another wire.
+    accuracies = [point["accuracy"] for point in row["curve"]]
+    assert accuracies == pytest.approx([point["accuracy"] for point in results["fedavg"]])
+    assert row["megabytes"] != results["fedavg"][-1]["megabytes"]
+    assert 0 < row["client_flops_share"] < 1
+    assert 0 <= row["label_auc"] <= 1
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        script.main(script.Flags(smoke=True, output_dir=folder))
+
+
+def test_budgets(script):
+    curve = [{"round": r, "accuracy": a, "megabytes": 2.0 * r} for r, a in ((5, 0.3), (10, 0.2))]
+    assert script.reached(curve, "megabytes", 10.0) == 0.3
+    assert script.reached(curve, "round", 10) == 0.3  # the best so far
+    assert math.isnan(script.reached(curve, "round", 4.9))
+
+
+def test_refusals(script):
+    with pytest.raises(ValueError, match="--methods must be among"):
+        script.check(script.Flags(methods=("fedavg",)))
+    with pytest.raises(ValueError, match="--cuts must be 1, 2 or 3"):
+        script.check(script.Flags(cuts=(4,)))
