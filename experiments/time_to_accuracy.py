@@ -48,6 +48,7 @@ SERVERS = {
     "FedAsync": ("#56B4E9", "-"),
     "FedBuff": ("#D55E00", "-"),
 }
+SMOKE = ("FedAvg", "partial work", "FedBuff")
 SECONDS_PER_STEP = 0.05
 LINK = 2e6
 """Bits a second of the median device, either way."""
@@ -98,8 +99,10 @@ class RunFlags:
     """Seed of parameters, cohorts, batches and latencies."""
     worlds: tuple[str, ...] = WORLDS
     """Some of the worlds, as the table names them."""
+    servers: tuple[str, ...] = tuple(SERVERS)
+    """Some of the servers, as the table names them."""
     smoke: bool = False
-    """Digits, few rounds and one world."""
+    """Digits, few rounds, one world and three servers."""
     output_dir: Path = Path("outputs/time_to_accuracy")
     """Where results.json and curves.png go."""
 
@@ -263,11 +266,13 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs every server in every world."""
     if flags.smoke:
         flags = shrunk(flags, dataset="digits", num_rounds=4, cohort_size=4, buffer=2, target=0.5,
-                       worlds=WORLDS[1:2])  # fmt: skip
+                       worlds=WORLDS[1:2], servers=SMOKE)  # fmt: skip
     if not 0 < flags.target < 1:
         raise ValueError(f"--target must lie in (0, 1), got {flags.target}")
     if not flags.worlds or not set(flags.worlds) <= set(WORLDS):
         raise ValueError(f"--worlds must be among {WORLDS}, got {flags.worlds}")
+    if not flags.servers or not set(flags.servers) <= set(SERVERS):
+        raise ValueError(f"--servers must be among {tuple(SERVERS)}, got {flags.servers}")
     data, test, model = population(flags)
     key = jax.random.key(flags.seed)
     params = model.init(key)
@@ -278,7 +283,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     order = order_statistics(flags.seed)
     for world in flags.worlds:
         totals = totals_of(world_of(world)[0], data, bits, flags)
-        for server in SERVERS:
+        for server in flags.servers:
             algo = algorithm(server, world, data, model, bits, flags)
             messages = {"FedAsync": 1, "FedBuff": flags.buffer}.get(server, flags.cohort_size)
             num_rounds = flags.num_rounds * flags.cohort_size // messages

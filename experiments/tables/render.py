@@ -32,6 +32,7 @@ SECTIONS = {
     "personal_fashion": ("personal_fashion",),
     "personal_har": ("personal_har",),
     "lifelong_har": ("lifelong_har",),
+    "time": ("time_to_accuracy",),
     "shakespeare": ("shakespeare",),
     "heart": ("heart_disease",),
     "fedprox": ("fedprox_synthetic",),

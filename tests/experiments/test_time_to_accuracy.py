@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ def test_a_smoke_run(script, tmp_path, capsys):
     saved = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert saved == json.loads(json.dumps(rows))
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert len(rows) == len(script.SERVERS)
+    assert [row["server"] for row in rows] == list(script.SMOKE)
     assert capsys.readouterr().out.count("\n") == len(rows) + 1
     for row in rows:
         curve = row["curve"]
@@ -32,7 +33,28 @@ def test_a_smoke_run(script, tmp_path, capsys):
             assert (np.diff(curve[name]) >= 0).all()
             assert curve[name][-1] > 0
     last = {row["server"]: row["curve"]["seconds"][-1] for row in rows}
-    assert last["deadline"] < last["FedAvg"]  # no round lasts longer than the median client
+    assert last["partial work"] < last["FedAvg"]  # no round lasts longer than the median client
+    document = json.loads((tmp_path / "results.json").read_text())
+    for place in document["order_statistics"].values():
+        assert abs(place["simulated"] - place["formula"]) < 0.1
+    assert document["order_statistics"]["10 of 13"]["formula"] == pytest.approx(1.3468004218)
+    assert all(0 <= row["clients"][who] <= 1 for row in rows for who in ("all", "slow"))
+
+
+def test_every_server_in_every_world(script):
+    """Made, not run: a state is shaped, and the last cohort is as large as it should be."""
+    flags = script.Flags(dataset="digits", cohort_size=4, buffer=2)
+    data, _, model = script.population(flags)
+    key = jax.random.key(0)
+    slots = {"over-selection": 5, "power-of-choice": 8, "FedAsync": 1, "FedBuff": 2}
+    for world in script.WORLDS:
+        for name in script.SERVERS:
+            algo = script.algorithm(name, world, data, model, 1e5, flags)
+            sampler = jax.eval_shape(
+                lambda algo=algo: algo.init(key, model.init(key), data).sampler
+            )
+            _, cohort = jax.eval_shape(algo.sample, key, jax.numpy.int32(0), sampler, data.sizes)
+            assert cohort.ids.shape == (slots.get(name, 4),)
 
 
 def test_costs_by_hand(script):
@@ -49,5 +71,7 @@ def test_costs_by_hand(script):
 def test_mistakes(script, tmp_path):
     with pytest.raises(ValueError, match="--worlds must be among"):
         script.main(script.Flags(worlds=("flat",), output_dir=tmp_path))
+    with pytest.raises(ValueError, match="--servers must be among"):
+        script.main(script.Flags(servers=("nobody",), output_dir=tmp_path))
     with pytest.raises(ValueError, match="--target must lie in"):
         script.main(script.Flags(smoke=True, target=1.5, output_dir=tmp_path))

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from on_devices import (
@@ -26,6 +27,7 @@ from on_devices import (
     on_one_device,
     one,
     population,
+    regression,
     sharded_algorithm,
     slots,
     three_rounds,
@@ -128,6 +130,37 @@ def test_asynchronous_rounds_equal_those_of_one_device():
         algo, key, state, data = start(registry.ALGORITHMS[name], strategy=fl.sharded(mesh))
         found = rounds(algo, key, *fl.replicate((state, data), mesh=mesh)).server.params
         close(found, expected)
+
+
+def chosen_by_loss(strategy):
+    """Samplers around one another: one learns from losses, a clock, a count of who came."""
+    away = fl.arrivals.latency(overhead=fl.arrivals.exponential(1.0))
+    learning = fl.selection.oort(6, seconds=np.arange(1.0, 11.0), patience=4.0)
+    sampler = fl.selection.counted(fl.clocked(learning, away, keep=4), of="trained")
+    return fl.fedavg(**{**slots(strategy), "sampler": sampler}, **TRAINING)
+
+
+def chosen_in_a_first_pass(strategy):
+    """Of four candidates, drawn by their sizes, two train, weighed by how often they are drawn."""
+    sampler = fl.selection.importance(4)
+    plain = fl.fedavg(**{**slots(strategy), "sampler": sampler}, **TRAINING)
+    return fl.selection.power_of_choice(
+        fl.selection.unbiased(plain), regression, cohort_size=2, model=lambda sent: sent[0]
+    )
+
+
+TRAINING = {"loss": regression, "client_optimizer": optax.sgd(0.05)}
+
+
+@four
+@pytest.mark.parametrize("make", [chosen_by_loss, chosen_in_a_first_pass])
+def test_samplers_choose_alike_on_several_devices(make):
+    """What devices measured decides who comes: models, counts, clocks and every metric."""
+    mesh, data = fl.client_mesh(), population()
+    expected = three_rounds(make(CHUNKED), data)
+    algo = make(fl.sharded(mesh, CHUNKED))
+    state = fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh=mesh)
+    close(three_rounds(algo, fl.replicate(data, mesh=mesh), state), expected)
 
 
 # -- on any machine -------------------------------------------------------------------------
