@@ -144,7 +144,7 @@ def asynchronous(
 
     @jax.jit
     def sample(key: Key, round: Array, state: Queue, sizes: Array) -> tuple[Queue, Cohort]:
-        return told(wires, key, round).sample(round_keys(key, round)[0], state, sizes)
+        return told(wires, key, round).sample(round_keys(key, round).sample, state, sizes)
 
     def with_strategy(other: Strategy) -> FederatedAlgorithm:
         return asynchronous(
@@ -171,11 +171,11 @@ def _next_state(
     data: Any,
     cohort: Cohort | None,
 ) -> tuple[RoundState, dict[str, Array]]:
-    key_sample, key_clients, key_server, _ = round_keys(key, state.round)
+    keys = round_keys(key, state.round)
     queue: Queue = state.sampler
     drawn = cohort is None
     if cohort is None:
-        queue, cohort = told(wires, key, state.round).sample(key_sample, queue, data.sizes)
+        queue, cohort = told(wires, key, state.round).sample(keys.sample, queue, data.sizes)
     place, stale = _downloaded(queue, cohort)
     known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
     cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known)
@@ -189,10 +189,10 @@ def _next_state(
     )
     done = one_pass(
         program,
-        *(wires.strategy, key_clients, Table(state.clients, state.uplink), state.aggregator),
+        *(wires.strategy, keys.training, Table(state.clients, state.uplink), state.aggregator),
         *(sent, cohort, state.round, data, {"place": place}),
     )
-    inner = wires.server.update(key_server, versions.inner, done.value, done.cohort, done.metrics)
+    inner = wires.server.update(keys.server, versions.inner, done.value, done.cohort, done.metrics)
     newest = travelling(wires.server.broadcast(inner))
     held = [old.at[queue.here].set(leaf) for old, leaf in zip(versions.held, newest)]
     new = RoundState(

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.data.population.dataset import ClientData
+from fedjax_lite.engine.derived_keys import derive
 from fedjax_lite.engine.shuffle import permute
 from fedjax_lite.types import Array, Batch, ClientInfo, Key
 
@@ -159,7 +160,7 @@ def take_batch(
     rows = jax.lax.optimization_barrier(rows)
     # clip: an empty client's rows may lie one past the end; it has no steps, so nothing is read.
     examples = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data.examples)
-    return Batch(examples, mask, jax.random.fold_in(key, step))
+    return Batch(examples, mask, derive(key, [(step,)])[0])
 
 
 def _check_amount(amount: Amount | None, name: str) -> None:

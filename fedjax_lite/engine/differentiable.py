@@ -12,6 +12,7 @@ from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.checks.made import made
 from fedjax_lite.engine.batches import Amount, Plan
+from fedjax_lite.engine.columns import placed
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS
 from fedjax_lite.engine.phases import read_by
 from fedjax_lite.engine.program import (
@@ -90,8 +91,7 @@ def differentiable(max_steps: int | None = None, *, remat: bool = True) -> Strat
         done = _train(job, table, lengths=lengths, remat=remat)
         acc = job.program.aggregator.add(acc, done.message, work.slots, work.mask & done.counts)
         table = trees.scatter_rows(table, work.rows, work.mask & done.moved, done.row)
-        empty = jax.tree.map(jnp.zeros_like, done.metrics)
-        return table, acc, trees.scatter_rows(empty, work.slots, work.mask, done.metrics)
+        return table, acc, placed(done.metrics, work.slots, work.mask, work.slots.shape[0])
 
     return Strategy(execute, f"differentiable({'' if max_steps is None else max_steps})")
 

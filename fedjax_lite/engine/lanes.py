@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.checks.made import made
+from fedjax_lite.engine.columns import as_columns, from_columns
 from fedjax_lite.engine.program import (
     Job,
     Strategy,
@@ -85,27 +86,34 @@ def _execute(
     metrics = empty_metrics(job, table)
 
     def run_chunk(
-        chunk: Work, table: Table, acc: PyTree, metrics: dict[str, Any]
-    ) -> tuple[Table, PyTree, dict[str, Any]]:
+        chunk: Work, table: Table, acc: PyTree, columns: list[Array]
+    ) -> tuple[Table, PyTree, list[Array]]:
         done = train_lanes(job._replace(work=chunk), table)
         acc = program.aggregator.add(acc, done.message, chunk.slots, chunk.mask & done.counts)
         table = trees.scatter_rows(table, chunk.rows, chunk.mask & done.moved, done.row)
-        metrics = trees.scatter_rows(metrics, chunk.slots, chunk.mask, done.metrics)
-        return table, acc, metrics
+        theirs = as_columns(done.metrics)
+        return table, acc, trees.scatter_rows(columns, chunk.slots, chunk.mask, theirs)
 
     if num_lanes == cohort_size:
-        return run_chunk(work, table, acc, metrics)
+        table, acc, columns = run_chunk(work, table, acc, as_columns(metrics))
+        return table, acc, from_columns(columns, metrics)
 
     # Longest first, empty slots last; a client that takes part with 0 steps still has a message.
     order = jnp.argsort(jnp.where(work.mask, -work.num_steps, 1), stable=True)
+    # The last chunk is filled up with the shortest client, masked there.
     padding = -cohort_size % num_lanes
-    work = jax.tree.map(lambda leaf: jnp.pad(leaf[order], (0, padding)), work)
+    order, mask = jnp.pad(order, (0, padding), "edge"), jnp.pad(work.mask[order], (0, padding))
+    listed = as_columns(work)
     num_chunks = (work.mask.sum(dtype=jnp.int32) + num_lanes - 1) // num_lanes
 
-    def body(i: Array, carry: tuple[Table, PyTree, dict]) -> tuple[Table, PyTree, dict]:
-        chunk = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * num_lanes, num_lanes), work
-        )
-        return run_chunk(chunk, *carry)
+    def body(
+        i: Array, carry: tuple[Table, PyTree, list[Array]]
+    ) -> tuple[Table, PyTree, list[Array]]:
+        cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * num_lanes, num_lanes)  # noqa: E731
+        some = [jnp.take(column, cut(order), axis=0, mode="clip") for column in listed]
+        chunk = from_columns(some, work)
+        return run_chunk(chunk._replace(mask=cut(mask)), *carry)
 
-    return jax.lax.fori_loop(0, num_chunks, body, (table, acc, metrics))
+    start = (table, acc, as_columns(metrics))
+    table, acc, columns = jax.lax.fori_loop(0, num_chunks, body, start)
+    return table, acc, from_columns(columns, metrics)

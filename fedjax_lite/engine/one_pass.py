@@ -13,7 +13,7 @@ from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.messages import CLIENT_COUNTED
 from fedjax_lite.engine.phases import read_by
 from fedjax_lite.engine.program import Job, Program, Strategy, Table, Work, message_shape
-from fedjax_lite.engine.round_keys import split_pass_key
+from fedjax_lite.engine.round_keys import PassKeys
 from fedjax_lite.types import Array, Cohort, Key, Phase
 
 
@@ -41,7 +41,7 @@ class Pass(NamedTuple):
 def one_pass(
     program: Program,
     strategy: Strategy,
-    key: Key,
+    keys: PassKeys,
     table: Table,
     aggregator_state: Any,
     broadcast: Any,
@@ -56,19 +56,18 @@ def one_pass(
     it must not tell whether anybody was there. ``found``, leaves `[C]`, is what clients measured in
     a pass before this one.
     """
-    key_clients, key_aggregate = split_pass_key(key)
-    work = work_list(program.phases, key_clients, cohort, data, round)
+    work = work_list(program.phases, keys.clients, cohort, data, round)
     work = count_work(program.client.counts, data, work)._replace(found=found)
     if program.aggregator.at is not None:
         program = program._replace(aggregator=program.aggregator.at(aggregator_state))
-    job = Job(program, key_clients, broadcast, round, data, work)
+    job = Job(program, keys.clients, broadcast, round, data, work)
     row, own = jax.tree.map(lambda leaf: leaf[0], (table, found))
     message, _ = message_shape(program, broadcast, row.clients, row.uplink, own)
     acc = program.aggregator.init(message, cohort.ids.shape[0])
     table, acc, metrics = strategy.execute(job, table, acc)
     if program.weighed:
         cohort = cohort._replace(mask=metrics[CLIENT_COUNTED] > 0)
-    state, value = program.aggregator.finish(key_aggregate, aggregator_state, acc, cohort)
+    state, value = program.aggregator.finish(keys.aggregate, aggregator_state, acc, cohort)
     measured = measured_by(state)
     if program.weighed:
         state = trees.where(cohort.mask.any(), state, aggregator_state)

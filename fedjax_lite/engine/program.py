@@ -13,6 +13,7 @@ from fedjax_lite.checks.made import Made
 from fedjax_lite.data.population.counting import Counts, apply_counts
 from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.batches import Plan, take_batch
+from fedjax_lite.engine.derived_keys import derive, word
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS, ENGINE_METRICS, well_formed
 from fedjax_lite.engine.phases import (
     phases_of,
@@ -211,10 +212,11 @@ def start_client(
     program: Program, key: Key, broadcast: PyTree, round: Array, work: Work, row: Table
 ) -> Started:
     """The start of one client, everything random drawn by its id."""
-    key_start, key_shuffle, key_batch, key_uplink = jax.random.split(
-        jax.random.fold_in(key, work.ids), 4
-    )
-    seed = jax.random.bits(key_shuffle, (2,), jnp.uint32)
+    client = work.ids
+    paths = [(client, 0), (client, 2), (client, 3), (client, 1, 0), (client, 1, 1)]
+    keys = derive(key, paths)
+    key_start, key_batch, key_uplink = keys[0], keys[1], keys[2]
+    seed = word(keys[3:])
     info = ClientInfo(
         work.ids, work.sizes, work.num_steps, round, work.stored, work.phase_steps, work.found
     )

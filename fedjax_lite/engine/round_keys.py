@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 
+from fedjax_lite.engine.derived_keys import derive
 from fedjax_lite.types import Array, Key
 
 ROUND_STREAM = 0x726F756E
 
 
-def round_keys(key: Key, round: Array) -> Array:
-    """Keys of one round: sampling, clients, server, prologue.
+class PassKeys(NamedTuple):
+    """The keys of one pass over a cohort."""
+
+    clients: Key
+    """Each client folds its id into it."""
+    aggregate: Key
+
+    def clone(self) -> PassKeys:
+        """The same keys once more, for a pass that is meant to repeat another."""
+        return PassKeys(*map(jax.random.clone, self))
+
+
+class RoundKeys(NamedTuple):
+    """The keys of one round, no two of them alike."""
+
+    sample: Key
+    server: Key
+    choice: Key
+    """Of who goes on after a prologue."""
+    training: PassKeys
+    prologue: PassKeys
+
+
+_TRAINING = 1
+
+
+def round_keys(key: Key, round: Array) -> RoundKeys:
+    """Keys of one round.
 
     A stream apart: ``split(key)[i]`` equals ``fold_in(key, i)``, and the caller may have used the
     same key to initialise the model.
+
+    Args:
+      key: of the run.
+      round: int32 scalar.
     """
-    return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, ROUND_STREAM), round), 4)
+    ends = [(0,), (2,), (4,), (_TRAINING, 0), (_TRAINING, 1), (3, 0), (3, 1)]
+    keys = derive(key, [(ROUND_STREAM, round, *end) for end in ends])
+    return RoundKeys(*keys[:3], PassKeys(*keys[3:5]), PassKeys(*keys[5:]))
 
 
-def split_pass_key(key: Key) -> tuple[Key, Key]:
-    """Keys of one pass over a cohort: its clients' (each folded with an id), its aggregate's."""
-    key_clients, key_aggregate = jax.random.split(key)
-    return key_clients, key_aggregate
+def pass_keys(key: Key) -> PassKeys:
+    """The keys of one pass that is no part of a round."""
+    return PassKeys(*derive(key, [(0,), (1,)]))
 
 
 def clients_key(key: Key, round: Array) -> Key:
     """The key that a round gives to its clients, each of which folds its id into it."""
-    return split_pass_key(round_keys(key, round)[1])[0]
+    return derive(key, [(ROUND_STREAM, round, _TRAINING, 0)])[0]

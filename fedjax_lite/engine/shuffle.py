@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite.checks.arguments import check_whole
+from fedjax_lite.engine.derived_keys import derive, word
 from fedjax_lite.types import Array, Key
 
 NUM_ROUNDS = 28
@@ -39,14 +40,16 @@ def shuffle_index(key: Key, index: Array, size: Array | int) -> Array:
     """
     check_whole(index, "index")
     check_whole(size, "size")
-    return permute(jax.random.bits(key, (2,), jnp.uint32), 0, index, size)
+    return permute(word(derive(key, [(0,), (1,)])), 0, index, size, unroll=1)
 
 
-def permute(seed: Array, epoch: Array | int, index: Array, size: Array | int) -> Array:
+def permute(
+    seed: Array, epoch: Array | int, index: Array, size: Array | int, *, unroll: int = 4
+) -> Array:
     """`shuffle_index` with its key as two words, uint32 `[2]`, and a counter.
 
     The words of the rounds come from an integer hash, not from threefry: inside a training loop
-    that is a handful of fused integer operations a step.
+    that is a handful of fused integer operations a step; ``unroll`` of its rounds at a time.
     """
     size = jnp.maximum(jnp.asarray(size), 1).astype(jnp.uint32)
     counter = jnp.arange(NUM_ROUNDS, dtype=jnp.uint32) * jnp.uint32(2)
@@ -65,7 +68,7 @@ def permute(seed: Array, epoch: Array | int, index: Array, size: Array | int) ->
 
     # A loop, not 28 rounds in a row: XLA fuses a long chain into one kernel, and where several
     # users of it fuse it again, compiling takes minutes (seen with jaxlib 0.12).
-    x = jax.lax.fori_loop(0, NUM_ROUNDS, swap, x, unroll=4)
+    x = jax.lax.fori_loop(0, NUM_ROUNDS, swap, x, unroll=unroll)
     return x.astype(jnp.int32)
 
 

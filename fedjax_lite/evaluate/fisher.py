@@ -17,6 +17,7 @@ from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.lanes import sequential
 from fedjax_lite.engine.one_pass import one_pass
 from fedjax_lite.engine.program import Program, Table
+from fedjax_lite.engine.round_keys import pass_keys
 from fedjax_lite.objectives.fisher import Fisher
 from fedjax_lite.round.own_models import one_model
 from fedjax_lite.transforms.chain import identity
@@ -142,7 +143,7 @@ def _of_all(
     ids = jnp.arange(data.num_clients, dtype=jnp.int32)
     rows = trees.repeat_rows(trees.zeros(params), data.num_clients) if per_client else ()
     done = one_pass(
-        *(program, sequential(), key, Table(rows, ()), (), params),
+        *(program, sequential(), pass_keys(key), Table(rows, ()), (), params),
         *(Cohort(ids, jnp.ones(ids.shape, bool)), jnp.int32(0), data),
     )
     if per_client:

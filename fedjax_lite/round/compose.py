@@ -141,7 +141,7 @@ def federated_algorithm(
 
     @jax.jit
     def sample(key: Key, round: Array, state: Any, sizes: Array) -> tuple[Any, Cohort]:
-        return told(wires, key, round).sample(round_keys(key, round)[0], state, sizes)
+        return told(wires, key, round).sample(round_keys(key, round).sample, state, sizes)
 
     def with_strategy(other: Strategy) -> FederatedAlgorithm:
         return federated_algorithm(**{**wires.slots._asdict(), "strategy": other})

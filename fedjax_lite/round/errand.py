@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.engine.one_pass import steps_in
 from fedjax_lite.engine.prologue import prologue_program
-from fedjax_lite.engine.round_keys import round_keys, split_pass_key
+from fedjax_lite.engine.round_keys import round_keys
 from fedjax_lite.round.downlink import Downlinked, travelling
 from fedjax_lite.round.wiring import Wired, read_phases
 from fedjax_lite.transforms.chain import send
@@ -56,15 +56,16 @@ def told(wires: Wired, key: Key, round: Array, *traffic: Traffic) -> Sampler:
             f"nobody tells it, got {sampler.made} and splits {sorted(names)}; take one that draws "
             "blind (fl.uniform ...), or let all phases read what clients train on"
         )
-    _, key_clients, _, key_prologue = round_keys(key, round)
+    keys = round_keys(key, round)
 
     def infos(ids: Array, sizes: Array) -> ClientInfo:
-        key_of_clients = split_pass_key(key_clients)[0]
-        own = tuple(steps_in(phase, key_of_clients, ids, sizes, round) for phase in wires.phases)
+        own = tuple(
+            steps_in(phase, keys.training.clients, ids, sizes, round) for phase in wires.phases
+        )
         steps = sum(own[1:], start=own[0])
         if wires.prologue is not None:
             again = wires.prologue.rehearsal
-            key_first = split_pass_key(key_clients if again else key_prologue)[0]
+            key_first = (keys.training if again else keys.prologue).clients
             for phase in prologue_program(wires.prologue).phases:
                 steps = steps + steps_in(phase, key_first, ids, sizes, round)
         rounds = jnp.broadcast_to(jnp.asarray(round, jnp.int32), ids.shape)

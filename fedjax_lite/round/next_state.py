@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from fedjax_lite.engine.one_pass import Pass, measured_by, one_pass
@@ -16,7 +15,7 @@ from fedjax_lite.engine.prologue import (
     narrowed,
     prologue_program,
 )
-from fedjax_lite.engine.round_keys import round_keys
+from fedjax_lite.engine.round_keys import PassKeys, round_keys
 from fedjax_lite.round.downlink import downlink_cost
 from fedjax_lite.round.errand import told
 from fedjax_lite.round.metrics import COSTS, round_metrics
@@ -38,24 +37,24 @@ def next_state(
       data: the population, or that of the cohort.
       cohort: who takes part; None: the sampler draws.
     """
-    key_sample, key_clients, key_server, key_prologue = round_keys(key, state.round)
+    keys = round_keys(key, state.round)
     ledger = recorded(wires.privacy, state, data, cohort)
     sampler = told(wires, key, state.round)
-    sampler_state, asked = _drawn(wires, sampler, key_sample, state, data, cohort)
+    sampler_state, asked = _drawn(wires, sampler, keys.sample, state, data, cohort)
     sent = wires.server.broadcast(state.server)
     rehearsal = wires.prologue is not None and wires.prologue.rehearsal
-    key_first = jax.random.clone(key_clients) if rehearsal else key_prologue
-    first = _first_pass(wires, key_first, key_prologue, state, sent, asked, data)
+    keys_first = keys.training.clone() if rehearsal else keys.prologue
+    first = _first_pass(wires, keys_first, keys.choice, state, sent, asked, data)
     done = one_pass(
         wires.program,
-        *(wires.strategy, key_clients, Table(state.clients, state.uplink), state.aggregator),
+        *(wires.strategy, keys.training, Table(state.clients, state.uplink), state.aggregator),
         *(first.broadcast, first.cohort, state.round, data, first.found),
     )
     value, metrics = done.value, done.metrics
     if first.done is not None:
         value = Prefaced(value, first.done.value)
         metrics |= {name: metrics[name] + first.done.metrics[name] for name in COSTS}
-    server = wires.server.update(key_server, state.server, value, done.cohort, metrics)
+    server = wires.server.update(keys.server, state.server, value, done.cohort, metrics)
     if wires.sampler.learn is not None and cohort is None:
         sampler_state = wires.sampler.learn(sampler_state, done.cohort, metrics)
     new = RoundState(
@@ -110,7 +109,7 @@ class FirstPass(NamedTuple):
 
 def _first_pass(
     wires: Wired,
-    key: Key,
+    keys: PassKeys,
     key_choice: Key,
     state: RoundState,
     broadcast: Any,
@@ -122,9 +121,9 @@ def _first_pass(
         return FirstPass(None, broadcast, cohort, ())
     done = one_pass(
         prologue_program(prologue),
-        *(wires.strategy, key, Table((), ()), ()),
+        *(wires.strategy, keys, Table((), ()), ()),
         *(broadcast, cohort, state.round, data),
     )
     found = measured_in(done.metrics)
-    cohort = narrowed(prologue, jax.random.fold_in(key_choice, 1), cohort, found)
+    cohort = narrowed(prologue, key_choice, cohort, found)
     return FirstPass(done, Prefaced(broadcast, done.value), cohort, found)

@@ -40,7 +40,7 @@ def by_heap(seconds, concurrency, buffer, num_rounds, *, weigh, anchored, rate):
     heap, idle, busy, log = [], concurrency, set(), []
     for r in range(num_rounds):
         places = jnp.arange(num_clients, dtype=jnp.int32)
-        key_sample = round_keys(KEY, r)[0]
+        key_sample = round_keys(KEY, r).sample
         drawn = iter(fl.shuffle_index(key_sample, places, num_clients).tolist())
         total, came, stale = 0.0, [], []
         while len(came) < buffer:

@@ -228,7 +228,7 @@ def test_the_inner_sampler_goes_on_learning():
     algo = fl.fedavg(testing.loss, optax.sgd(0.05), plan=fl.Plan(batch_size=2), sampler=timed)
     state, data = start(algo)
     after, _ = algo.round(KEY, state, data)
-    drawn, cohort = timed.sample(round_keys(KEY, 0)[0], state.sampler, data.sizes)
+    drawn, cohort = timed.sample(round_keys(KEY, 0).sample, state.sampler, data.sizes)
     learnt, unlearnt = (jax.tree.leaves(one.inner) for one in (after.sampler, drawn))
     assert cohort.late.any() or cohort.mask.any()
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(learnt, unlearnt))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite import trees
+from fedjax_lite.engine.columns import placed
 from fedjax_lite.types import Array, PyTree
 
 AXIS = "clients"
@@ -40,7 +40,4 @@ def spread_metrics(
     metrics: dict[str, Any], slots: Array, mask: Array, cohort_size: int
 ) -> dict[str, Any]:
     """A device's metrics at their places `[C]` and zeros elsewhere, so that devices' add up."""
-    empty = jax.tree.map(
-        lambda leaf: jnp.zeros((cohort_size, *leaf.shape[1:]), leaf.dtype), metrics
-    )
-    return trees.scatter_rows(empty, slots, mask, metrics)
+    return placed(metrics, slots, mask, cohort_size)
