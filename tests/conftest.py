@@ -23,6 +23,11 @@ import pytest
 # Unknown flags end the process, and newer backends have only the new emitters.
 QUICK_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 ONE_THREAD = "--xla_cpu_parallel_codegen_split_count=1"  # the other cores have workers of their own
+# What makes loops faster costs a sixth of the time in which rounds, all loops, compile.
+SLOW_PASSES = (
+    "--xla_disable_hlo_passes=while-loop-invariant-code-motion,small-while-loop-hoisting,"
+    "while-loop-constant-sinking,reshape-mover"
+)
 KNOW_THEM = ((0, 8), (0, 11))
 
 
@@ -42,7 +47,7 @@ if not os.environ.get("FEDJAX_LITE_OPTIMISED"):
     jaxlib = tuple(map(int, version("jaxlib").split(".")[:2]))
     flags = os.environ.get("XLA_FLAGS", "")
     if KNOW_THEM[0] <= jaxlib < KNOW_THEM[1] and QUICK_EMITTERS.split("=")[0] not in flags:
-        flags = f"{flags} {QUICK_EMITTERS} {ONE_THREAD}".strip()
+        flags = f"{flags} {QUICK_EMITTERS} {ONE_THREAD} {SLOW_PASSES}".strip()
         os.environ["XLA_FLAGS"] = flags  # read by the first backend
 
 
@@ -69,7 +74,8 @@ def optimised(monkeypatch):
     """For a test that trains for long, or looks at compiled programs: XLA's optimizations."""
     before = quick()
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(QUICK_EMITTERS, ""))
+    flags = os.environ.get("XLA_FLAGS", "").replace(QUICK_EMITTERS, "").replace(SLOW_PASSES, "")
+    monkeypatch.setenv("XLA_FLAGS", flags)
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -7,6 +7,7 @@ link as a loop of its own, which took half of the time in which a round compiled
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,7 @@ from jax.extend.random import threefry2x32_p
 
 from fedjax_lite.types import Array, Key
 
-_THREEFRY = "fry"
-_PARITY = np.uint32(0x1BD11BDA)
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_THREEFRY = ("fry", "threefry2x32")
 
 
 def derive(key: Key, paths: Sequence[Sequence[Array | int]]) -> Key:
@@ -40,28 +39,22 @@ def derive(key: Key, paths: Sequence[Sequence[Array | int]]) -> Key:
 
     Reference: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
-    if str(jax.random.key_impl(key)) not in (_THREEFRY, "threefry2x32"):
+    if str(jax.random.key_impl(key)) not in _THREEFRY:
         return jnp.stack([_followed(key, path) for path in paths])
-    longest = max(map(len, paths))
     lengths = np.array([len(path) for path in paths])
-    padded = [[*path, *(0,) * (longest - len(path))] for path in paths]
-    words = jnp.stack(
-        [
-            jnp.stack([jnp.asarray(word).astype(jnp.uint32) for word in link])
-            for link in zip(*padded)
-        ]
-    )
-    first, second = jax.random.key_data(key)
+    goes_on = np.arange(lengths.max())[:, None] < lengths
+    words = _words(paths, goes_on)
+    halves = tuple(jnp.broadcast_to(half, lengths.shape) for half in jax.random.key_data(key))
 
-    def link(i: Array | int, halves: tuple[Array, Array]) -> tuple[Array, Array]:
-        new = _threefry(*halves, words[i])
-        if (lengths == longest).all():
-            return new
-        goes_on = i < lengths
-        return jnp.where(goes_on, new[0], halves[0]), jnp.where(goes_on, new[1], halves[1])
+    def link(halves: tuple[Array, Array], at: tuple[Array, Array]) -> tuple[Any, None]:
+        word, goes_on = at
+        new = _threefry(*halves, word)
+        return (jnp.where(goes_on, new[0], halves[0]), jnp.where(goes_on, new[1], halves[1])), None
 
-    halves = jnp.broadcast_to(first, lengths.shape), jnp.broadcast_to(second, lengths.shape)
-    halves = link(0, halves) if longest == 1 else jax.lax.fori_loop(0, longest, link, halves)
+    if len(words) == 1:
+        halves = _threefry(*halves, words[0])
+    else:
+        halves, _ = jax.lax.scan(link, halves, (words, goes_on))
     return jax.random.wrap_key_data(jnp.stack(halves, -1), impl=jax.random.key_impl(key))
 
 
@@ -75,8 +68,18 @@ def word(key: Key) -> Array:
     return jax.lax.reduce(halves, np.uint32(0), jax.lax.bitwise_xor, (halves.ndim - 1,))
 
 
-def _words(link: Sequence[Array | int]) -> Array:
-    return jnp.stack([jnp.asarray(word).astype(jnp.uint32) for word in link])
+def _words(paths: Sequence[Sequence[Array | int]], goes_on: np.ndarray) -> Array:
+    """The links of all paths, uint32 `[longest, T]`; each traced one is put in place once."""
+    words, traced = np.zeros(goes_on.shape, np.uint32), {}
+    for t, path in enumerate(paths):
+        for i, link in enumerate(path):
+            if isinstance(link, int):
+                words[i, t] = link
+            else:
+                traced.setdefault(id(link), (link, np.zeros(goes_on.shape, bool)))[1][i, t] = True
+    for link, places in traced.values():
+        words = jnp.where(places, jnp.asarray(link).astype(jnp.uint32), words)
+    return words
 
 
 def _followed(key: Key, path: Sequence[Array | int]) -> Key:
@@ -86,4 +89,5 @@ def _followed(key: Key, path: Sequence[Array | int]) -> Key:
 
 
 def _threefry(first: Array, second: Array, count: Array) -> tuple[Array, Array]:
+    """Threefry of the counter ``(0, count)``, which is what `jax.random.fold_in` makes a key of."""
     return tuple(threefry2x32_p.bind(first, second, jnp.zeros_like(count), count))

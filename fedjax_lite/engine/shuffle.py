@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_lite.checks.arguments import check_whole
 from fedjax_lite.engine.derived_keys import derive, word
@@ -52,28 +53,32 @@ def permute(
     that is a handful of fused integer operations a step; ``unroll`` of its rounds at a time.
     """
     size = jnp.maximum(jnp.asarray(size), 1).astype(jnp.uint32)
-    counter = jnp.arange(NUM_ROUNDS, dtype=jnp.uint32) * jnp.uint32(2)
-    base = mix(seed[1] ^ mix(jnp.asarray(epoch).astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
-    shifts = mix(mix(counter ^ seed[0]) + base)
-    shifts = jax.lax.rem(shifts, jnp.broadcast_to(size, shifts.shape))  # no signs to look at
-    coins = mix(mix((counter + jnp.uint32(1)) ^ seed[0]) + base)
+    counter = np.arange(2 * NUM_ROUNDS, dtype=np.uint32)
+    base = mix(seed[1] ^ mix(jnp.asarray(epoch).astype(jnp.uint32) + np.uint32(0x9E3779B9)))
+    words = mix(mix(seed[0] ^ counter) + base).reshape(NUM_ROUNDS, 2)
+    coins = words[:, 1]
+    shifts = jax.lax.rem(words[:, 0], jnp.broadcast_to(size, coins.shape))  # no signs to look at
     x = jnp.asarray(index).astype(jnp.uint32)
 
-    def swap(r: Array, x: Array) -> Array:
+    def swap(x: Array, words: tuple[Array, Array]) -> tuple[Array, None]:
         # k - x mod n without overflow: both are below n < 2**31.
-        shift = shifts[r]
-        partner = shift + jnp.where(x > shift, size, jnp.uint32(0)) - x
-        coin = mix(jnp.maximum(x, partner) ^ coins[r]) >> 31
-        return jnp.where(coin == 1, partner, x)
+        shift, coin = words
+        partner = shift + jnp.where(x > shift, size, np.uint32(0)) - x
+        heads = mix(jnp.maximum(x, partner) ^ coin) >= np.uint32(1 << 31)
+        return jnp.where(heads, partner, x), None
 
     # A loop, not 28 rounds in a row: XLA fuses a long chain into one kernel, and where several
     # users of it fuse it again, compiling takes minutes (seen with jaxlib 0.12).
-    x = jax.lax.fori_loop(0, NUM_ROUNDS, swap, x, unroll=unroll)
+    x, _ = jax.lax.scan(swap, x, (shifts, coins), unroll=unroll)
     return x.astype(jnp.int32)
 
 
 def mix(x: Array) -> Array:
     """A 32-bit integer hash in which every input bit flips about half of the output."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    x = _shifted(x, 16) * np.uint32(0x7FEB352D)
+    x = _shifted(x, 15) * np.uint32(0x846CA68B)
+    return _shifted(x, 16)
+
+
+def _shifted(x: Array, distance: int) -> Array:
+    return jax.lax.bitwise_xor(x, jax.lax.shift_right_logical(x, jax.lax.full_like(x, distance)))
