@@ -13,7 +13,6 @@ from fedjax_lite.checks.made import Made
 from fedjax_lite.data.population.counting import Counts, apply_counts
 from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.batches import Plan, take_batch
-from fedjax_lite.engine.derived_keys import derive, word
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS, ENGINE_METRICS, well_formed
 from fedjax_lite.engine.phases import (
     phases_of,
@@ -22,6 +21,7 @@ from fedjax_lite.engine.phases import (
     stream_key,
     stream_seed,
 )
+from fedjax_lite.engine.round_keys import client_keys
 from fedjax_lite.transforms.chain import send
 from fedjax_lite.types import (
     Aggregator,
@@ -212,16 +212,12 @@ def start_client(
     program: Program, key: Key, broadcast: PyTree, round: Array, work: Work, row: Table
 ) -> Started:
     """The start of one client, everything random drawn by its id."""
-    client = work.ids
-    paths = [(client, 0), (client, 2), (client, 3), (client, 1, 0), (client, 1, 1)]
-    keys = derive(key, paths)
-    key_start, key_batch, key_uplink = keys[0], keys[1], keys[2]
-    seed = word(keys[3:])
+    keys = client_keys(key, work.ids)
     info = ClientInfo(
         work.ids, work.sizes, work.num_steps, round, work.stored, work.phase_steps, work.found
     )
-    carry = program.client.start(key_start, row.clients, broadcast, info)
-    return Started(carry, seed, key_batch, key_uplink)
+    carry = program.client.start(keys.start, row.clients, broadcast, info)
+    return Started(carry, keys.seed, keys.batch, keys.uplink)
 
 
 class Finished(NamedTuple):

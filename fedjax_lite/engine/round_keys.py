@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_lite.engine.derived_keys import derive
+from fedjax_lite.engine.derived_keys import derive, word
 from fedjax_lite.types import Array, Key
 
 ROUND_STREAM = 0x726F756E
@@ -56,6 +56,24 @@ def round_keys(key: Key, round: Array) -> RoundKeys:
 def pass_keys(key: Key) -> PassKeys:
     """The keys of one pass that is no part of a round."""
     return PassKeys(*derive(key, [(0,), (1,)]))
+
+
+class ClientKeys(NamedTuple):
+    """What is random in one client's round."""
+
+    start: Key
+    seed: Array
+    """uint32 `[2]`: of its shuffle."""
+    batch: Key
+    """Each step folds its number into it."""
+    uplink: Key
+
+
+def client_keys(key: Key, client: Array) -> ClientKeys:
+    """The keys of one client, from the one that a pass gives to all of them, and its id."""
+    paths = [(client, 0), (client, 2), (client, 3), (client, 1, 0), (client, 1, 1)]
+    keys = derive(key, paths)
+    return ClientKeys(keys[0], word(keys[3:]), keys[1], keys[2])
 
 
 def clients_key(key: Key, round: Array) -> Key:

@@ -16,7 +16,7 @@ from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.engine.one_pass import work_list
 from fedjax_lite.engine.program import client_batch
-from fedjax_lite.engine.round_keys import round_keys, split_pass_key
+from fedjax_lite.engine.round_keys import client_keys, round_keys
 from fedjax_lite.parties.cut import CutModel
 from fedjax_lite.parties.split_parallel import crossed, moved
 from fedjax_lite.parties.split_step import optimizer_of, split_gradients
@@ -107,26 +107,23 @@ def split_in_turn(
     def next_state(
         key: Key, state: RoundState, data: FederatedDataset, cohort: Cohort | None
     ) -> tuple[RoundState, dict[str, Array]]:
-        key_sample, key_pass, key_order, _ = round_keys(key, state.round)
+        keys = round_keys(key, state.round)
         sampler_state = state.sampler
         if cohort is None:
-            sampler_state, cohort = sampler.sample(key_sample, state.sampler, data.sizes)
+            sampler_state, cohort = sampler.sample(keys.sample, state.sampler, data.sizes)
         known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
         cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known)
-        key_clients, _ = split_pass_key(key_pass)
-        work = work_list((phase,), key_clients, cohort, data, state.round)
+        work = work_list((phase,), keys.training.clients, cohort, data, state.round)
         client, server = cut.halves(state.server.params)
 
         def turn(turns: _Turns, slot: Array) -> tuple[_Turns, None]:
             one = jax.tree.map(lambda leaf: leaf[slot], work)
-            key_own = jax.random.fold_in(key_clients, one.ids)
-            _, key_shuffle, key_batch, _ = jax.random.split(key_own, 4)
-            seed = jax.random.bits(key_shuffle, (2,), jnp.uint32)
+            own = client_keys(keys.training.clients, one.ids)
             begun = of_client(state.round).init(turns.client)
 
             def step(number: Array, at: Any) -> Any:
                 mine, mine_state, theirs, theirs_state, loss, up, down = at
-                batch = client_batch(phase, counts, data, seed, key_batch, one.members, number)
+                batch = client_batch(phase, counts, data, own.seed, own.batch, one.members, number)
                 found = split_gradients(cut, mine, theirs, batch, uplink=uplink, downlink=downlink)
                 mine, mine_state = moved(of_client(state.round), found.client, mine_state, mine)
                 theirs, theirs_state = moved(
@@ -150,7 +147,7 @@ def split_in_turn(
                 *(turns.counted + (one.num_steps > 0), turns.steps + one.num_steps),
             ), None
 
-        slots = jax.random.permutation(key_order, cohort.ids.shape[0])
+        slots = jax.random.permutation(keys.server, cohort.ids.shape[0])
         nothing = jnp.int32(0)
         turns = _Turns(
             *(client, trees.wide_zeros(client), jnp.float32(0), server, state.server.opt_state),

@@ -58,7 +58,7 @@ def by_heap(world: World, num_rounds: int) -> np.ndarray:
     rows = []
     for r in range(num_rounds):
         places = jnp.arange(num, dtype=jnp.int32)
-        order = iter(shuffle_index(round_keys(key, jnp.int32(r))[0], places, num).tolist())
+        order = iter(shuffle_index(round_keys(key, jnp.int32(r)).sample, places, num).tolist())
         total, came, stale = 0.0, [], []
         while len(came) < world.buffer:
             if not heap or heap[0][0] > now:  # nobody else comes in this instant
