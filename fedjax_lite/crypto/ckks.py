@@ -149,6 +149,29 @@ class CkksServer:
             parts.append((tenseal.ckks_vector_from(self._context, part) * factor).serialize())
         return Ciphertexts(tuple(parts), message.size)
 
+    def multiply(self, message: Ciphertexts, values: Any) -> Ciphertexts:
+        """The product with plain floats `[D]`, one by one; uses up a modulus."""
+        return self._with(message, values, lambda vector, plain: vector * plain)
+
+    def shift(self, message: Ciphertexts, values: Any) -> Ciphertexts:
+        """The sum with plain floats `[D]`, one by one."""
+        return self._with(message, values, lambda vector, plain: vector + plain)
+
+    def _with(self, message: Ciphertexts, values: Any, combine: Any) -> Ciphertexts:
+        plain = np.asarray(values, np.float64)
+        if plain.shape != (message.size,) or not np.isfinite(plain).all():
+            raise ValueError(
+                f"values must be [{message.size}] finite floats, as many as the message holds, got "
+                f"shape {list(plain.shape)}"
+            )
+        tenseal, parts, low = _tenseal(), [], 0
+        for part in message.parts:
+            vector = tenseal.ckks_vector_from(self._context, part)
+            some = plain[low : low + vector.size()]
+            low += len(some)
+            parts.append(combine(vector, some.tolist()).serialize())
+        return Ciphertexts(tuple(parts), message.size)
+
 
 class CkksReport(NamedTuple):
     """What encryption cost."""

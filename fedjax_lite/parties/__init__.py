@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedjax_lite.parties.cut_flax import cut_linen, cut_nnx
     from fedjax_lite.parties.model import Joint, Part, VerticalModel, joint, vertical_model
     from fedjax_lite.parties.private_alignment import private_align
+    from fedjax_lite.parties.protected import Protected, protected_gradients
     from fedjax_lite.parties.regression import regression
     from fedjax_lite.parties.split import split_learning, splitfed
     from fedjax_lite.parties.tables import from_tables
@@ -29,6 +30,7 @@ __all__ = [
     "Joint",
     "Matched",
     "Part",
+    "Protected",
     "Tapped",
     "VerticalModel",
     "align",
@@ -41,6 +43,7 @@ __all__ = [
     "from_tables",
     "joint",
     "private_align",
+    "protected_gradients",
     "regression",
     "split_learning",
     "split_rows",

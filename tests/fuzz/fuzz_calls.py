@@ -71,6 +71,7 @@ LEFT_OUT = {
     "drift.with_client_losses": "wraps: its client is asked when a round is built",
     "crypto.CkksSecret": "makes keys for a second; tests/crypto/test_crypto_ckks.py",
     "crypto.ckks_mean": "needs such keys",
+    "parties.protected_gradients": "makes such keys; tests/parties/test_protected.py",
 }
 """By full name, or by package."""
 
