@@ -11,6 +11,7 @@ from fedjax_lite.checks.later import load_when_asked
 if TYPE_CHECKING:
     from fedjax_lite.report.baselines import Beside, baselines
     from fedjax_lite.report.clients import plot_client_accuracies, plot_partition
+    from fedjax_lite.report.clusters import plot_clusters
     from fedjax_lite.report.comparison import Comparison, compare
     from fedjax_lite.report.curves import plot_curves, plot_sweep
     from fedjax_lite.report.groups import Group, group_runs
@@ -38,6 +39,7 @@ __all__ = [
     "find_runs",
     "group_runs",
     "plot_client_accuracies",
+    "plot_clusters",
     "plot_curves",
     "plot_partition",
     "plot_reliability",

@@ -22,5 +22,6 @@ CLUSTERS: dict[str, dict[str, Any]] = {
     "mixture_of_experts": {"loss": GATED.loss, "router_optimizer": SGD},
     "models.gated_experts": {"expert": MODEL, "router": ROUTER, "num_experts": 2},
     "models.weighted_models": {"num_models": 2},
+    "report.plot_clusters": {"history": [{"round": 1, "cluster_0": 1.0, "cluster_changes": 0.0}]},
     "several_models": {"init": MODEL.init, "num_models": 2},
 }

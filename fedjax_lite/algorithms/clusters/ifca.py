@@ -10,6 +10,7 @@ import optax
 
 from fedjax_lite.aggregation.mean import Weighting, mean
 from fedjax_lite.algorithms.clusters.in_clusters import cluster_server, in_clusters
+from fedjax_lite.algorithms.clusters.known_groups import with_purity
 from fedjax_lite.algorithms.clusters.membership import NOWHERE, ClusterRow
 from fedjax_lite.algorithms.clusters.several import one_of_several
 from fedjax_lite.algorithms.one_epoch import one_epoch
@@ -65,6 +66,7 @@ def ifca(
     weighting: Weighting = "examples",
     averaging: Averaging = "model",
     server_optimizer: optax.GradientTransformation | None = None,
+    groups: Any = None,
     **slots: Unpack[SlotOptions],
 ) -> FederatedAlgorithm:
     r"""The iterative federated clustering algorithm: `K` models, each client trains its best.
@@ -80,8 +82,10 @@ def ifca(
     The losses are those of *all* of the client's data, forward passes in the plan's batches before
     it trains; of equal ones the lowest number wins, and NaN never does. A client none of whose
     losses is finite sends nothing. A cluster that nobody joined keeps its model, and its server
-    optimizer's state, exactly. With one cluster this is `fedavg`. HypCluster of Mansour et al. is
-    the same with ``averaging="model"`` and weights by examples.
+    optimizer's state, exactly. With one cluster this is `fedavg`. A round of HypCluster of Mansour
+    et al. is a round of this one with the defaults, ``averaging="model"`` and weights by examples,
+    so there is no method of that name; it begins otherwise, with models that sampled clients
+    trained, which `init` takes as it takes any.
 
     Args:
       loss: ``(params, examples, key) -> [B]``, of one model.
@@ -93,6 +97,9 @@ def ifca(
       averaging: "model", or "gradient", which is the paper's gradient averaging with a plan of one
         step of SGD on all data: the rate then is divided among the clusters.
       server_optimizer: default ``optax.sgd(1.0)``, plain averaging; each cluster has its own state.
+      groups: int `[N]`, the true group of every client where a simulation knows them: the history
+        then has ``cluster_purity`` of all clients that ever chose, see `cluster_purity`. They
+        change nothing else.
       **slots: `uplink`, `downlink`, `strategy` as in `fedavg`; `aggregator` is used within each
         cluster. `privacy` is refused, since a client tells its cluster.
 
@@ -102,13 +109,14 @@ def ifca(
       scored with its cluster's (`client_evaluator`, ``algo.models(state)``), and
       `cluster_assignments` tells which that is. Metrics: ``train_loss``; ``loss`` at the chosen
       models before training; ``cluster_0`` ..., the clusters' shares of the cohort;
-      ``cluster_changes``, the share of the cohort that left the cluster where it was last. A client
+      ``cluster_changes``, the share of the cohort that left the cluster where it was last;
+      `fedjax_lite.report.plot_clusters` draws them. A client
       downloads `K` models and sends one; the number of its cluster beside it is not billed.
 
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if `num_clusters` is below 1, a name is unknown, or `privacy` is given; from
-        `init`, if the parameters are not `K` models.
+        `init`, if the parameters are not `K` models or `groups` not one integer a client.
 
     Example:
       >>> import fedjax_lite as fl
@@ -135,11 +143,12 @@ def ifca(
     rule = in_clusters(mean() if inner is None else inner, num_clusters)
     client = local_sgd(loss, client_optimizer, weighting=weighting)
     server = optimizer_server(optax.sgd(1.0) if server_optimizer is None else server_optimizer)
+    of_clusters = cluster_server(server, num_clusters, averaging)
     return federated_algorithm(
         best_of_several(client, loss, plan, num_clusters),
         plan=plan,
         sampler=sampler,
-        server=cluster_server(server, num_clusters, averaging),
+        server=of_clusters if groups is None else with_purity(of_clusters, num_clusters, groups),
         **{**slots, "aggregator": rule},
     )
 
