@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedjax_lite.algorithms.ewc import ewc, with_old_tasks
     from fedjax_lite.algorithms.factor_products import mean_of_products
     from fedjax_lite.algorithms.fair.afl import afl
+    from fedjax_lite.algorithms.fair.debiasing import debiasing
     from fedjax_lite.algorithms.fair.fedmgda import fedmgda
     from fedjax_lite.algorithms.fair.q_fedavg import q_fedavg
     from fedjax_lite.algorithms.fair.q_fedsgd import q_fedsgd
@@ -61,6 +62,7 @@ __all__ = [
     "centralised",
     "client_models",
     "cluster_assignments",
+    "debiasing",
     "ditto",
     "evaluate_personal",
     "ewc",

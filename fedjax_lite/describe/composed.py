@@ -46,6 +46,7 @@ METHODS = {
     "afl": "AFL",
     "term": "TERM",
     "fedmgda": "FedMGDA+",
+    "debiasing": "Adversarial debiasing",
     "precision_weighted": "FedAvg with inverse-variance weights",
     "fedma": "FedMA",
     "ifca": "IFCA",

@@ -6,6 +6,7 @@ from fedjax_lite.checks.later import load_when_asked
 
 if TYPE_CHECKING:
     from fedjax_lite.data.population.counting import counted, with_counts
+    from fedjax_lite.models.adversarial import Adversarial, adversarial
     from fedjax_lite.models.augment import augmented, random_images
     from fedjax_lite.models.batch_norm import (
         batch_norm,
@@ -44,15 +45,18 @@ if TYPE_CHECKING:
     from fedjax_lite.models.pooling import avg_pool, max_pool
     from fedjax_lite.models.precision import with_precision
     from fedjax_lite.models.recurrent import char_lstm
+    from fedjax_lite.models.reversal import gradient_reversal, ramped_strength
     from fedjax_lite.models.transformer import char_transformer
     from fedjax_lite.models.weighted import WeightedModels, weighted_models
 
 __all__ = [
     "Adapted",
+    "Adversarial",
     "LowRank",
     "Model",
     "WeightedModels",
     "accuracy",
+    "adversarial",
     "augmented",
     "avg_pool",
     "batch_norm",
@@ -74,6 +78,7 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gated_experts",
+    "gradient_reversal",
     "init_batch_norm",
     "init_bottleneck",
     "lenet",
@@ -84,6 +89,7 @@ __all__ = [
     "merged",
     "mlp",
     "pfl_cnn",
+    "ramped_strength",
     "random_images",
     "record_statistics",
     "sigmoid_focal_loss",

@@ -1,4 +1,4 @@
-"""Methods of several models that must pass the laws."""
+"""Methods of several models, or of several parts of one, that must pass the laws."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.algorithms import fedem, ifca, mixture_of_experts
+from fedjax_lite.algorithms import debiasing, fedem, ifca, mixture_of_experts
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
+from fedjax_lite.models import Model, adversarial
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
 from fedjax_lite.types import Array, FederatedAlgorithm, Key, Params, PyTree
@@ -22,10 +23,12 @@ def clusters() -> dict[str, Make]:
     """Entries of the registry.
 
     Example:
-      >>> sorted(clusters())
-      ['fedem', 'ifca', 'ifca gradient', 'mixture of experts']
+      >>> len(clusters()), sorted(clusters())[2:]
+      (6, ['fedem', 'ifca', 'ifca gradient', 'mixture of experts'])
     """
     return {
+        "debiasing": against(strength=0.5),
+        "debiasing own adversary": against(strength=0.5, adversary="client"),
         "fedem": of_two(fedem, optax.sgd, num_models=2),
         "ifca": of_two(ifca, optax.sgd, num_clusters=2),
         "ifca gradient": of_two(ifca, optax.adam, num_clusters=2, averaging="gradient"),
@@ -74,3 +77,37 @@ def routed(learning_rate: Any, sampler: Any, strategy: Any) -> FederatedAlgorith
         return algo.init(key, {"experts": both, "router": jnp.zeros(2)}, data)
 
     return signed(algo._replace(init=init), algo.made)
+
+
+def against(**options: Any) -> Make:
+    """The problem's model as the predictor, on inputs that an encoder scales; an adversary."""
+
+    def features(scale: Array, e: PyTree) -> Array:
+        return scale * e["x"]
+
+    def guess(tilt: Array, e: PyTree) -> Array:
+        return jnp.stack([e["x"] @ tilt, jnp.zeros(len(e["x"]))], axis=-1)
+
+    def fooled(tilt: Array, e: PyTree, key: Key | None) -> Array:
+        return 0.5 * (e["x"] @ tilt - jnp.sign(e["y"])) ** 2
+
+    parts = adversarial(
+        Model(lambda key: jnp.ones(3), None, features),  # type: ignore[arg-type]
+        Model(lambda key: (), loss, lambda params, e: e["x"] @ params["w"] + params["b"]),  # type: ignore[arg-type]
+        Model(lambda key: jnp.zeros(3), fooled, guess),
+        group="y",
+    )
+
+    def make(learning_rate: Any, sampler: Any, strategy: Any) -> FederatedAlgorithm:
+        algo = debiasing(
+            parts, optax.sgd(learning_rate), plan=PLAN, sampler=sampler, strategy=strategy,
+            **options,
+        )  # fmt: skip
+
+        def init(key: Key, params: Params, data: Any) -> Any:
+            whole = {"encoder": jnp.ones(3), "predictor": params, "adversary": 0.1 * jnp.ones(3)}
+            return algo.init(key, whole, data)
+
+        return signed(algo._replace(init=init), algo.made)
+
+    return make

@@ -97,6 +97,7 @@ TITLES = {
     "precision weighted": "FedAvg with inverse-variance weights (Cochran, 1954)",
     "fedma": "FedMA (Wang et al., 2020)",
     "ifca": "IFCA (Ghosh et al., 2020)",
+    "debiasing": "Adversarial debiasing (Zhang et al., 2018)",
     "fedem": "FedEM (Marfoq et al., 2021)",
     "mixture of experts": "Federated mixture of experts (Reisser et al., 2021)",
     "ca2fl": "CA2FL (Wang et al., 2024)",

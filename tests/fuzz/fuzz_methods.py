@@ -23,5 +23,6 @@ OF_METHODS: dict[str, Any] = {
     "q": 1.0,
     "rank": 1,
     "server_learning_rate": 1.0,
+    "strength": 0.5,
     "tilt": 0.5,
 }
