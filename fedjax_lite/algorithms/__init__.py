@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedjax_lite.algorithms.fedavg import fedavg
     from fedjax_lite.algorithms.fedcurv import fedcurv
     from fedjax_lite.algorithms.feddyn import feddyn
+    from fedjax_lite.algorithms.fedgan import fedgan
     from fedjax_lite.algorithms.fedlora import fedlora
     from fedjax_lite.algorithms.fedma import fedma
     from fedjax_lite.algorithms.fednova import fednova
@@ -75,6 +76,7 @@ __all__ = [
     "fedcurv",
     "feddyn",
     "fedem",
+    "fedgan",
     "fedlora",
     "fedma",
     "fedmgda",

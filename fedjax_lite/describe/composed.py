@@ -48,6 +48,7 @@ METHODS = {
     "fedmgda": "FedMGDA+",
     "debiasing": "Adversarial debiasing",
     "precision_weighted": "FedAvg with inverse-variance weights",
+    "fedgan": "FedGAN",
     "fedma": "FedMA",
     "ifca": "IFCA",
     "fedem": "FedEM",

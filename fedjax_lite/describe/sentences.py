@@ -12,6 +12,7 @@ from fedjax_lite.describe.composed import Composed, client_optimizer, server_opt
 from fedjax_lite.describe.models import loss_words
 from fedjax_lite.describe.notes import Piece, is_part, read
 from fedjax_lite.describe.numbers import figure
+from fedjax_lite.describe.pairs import gan_words
 from fedjax_lite.describe.personal import OWN_KEEPS, own_lines
 from fedjax_lite.describe.phrases import own_words, phrase, plain_words, weighting_words
 from fedjax_lite.describe.plans import plan_words, work_words
@@ -148,6 +149,8 @@ def training_words(whole: Composed) -> str:
     if special is not None:
         shown = {k: figure(v) for k, v in known.items() if not is_part(v)}
         return special.format(**{**shown, "learning_rate": rate_words(known.get("learning_rate"))})
+    if whole.method == "fedgan":
+        return gan_words(known)
     if whole.method == "fednova":
         extra = [f"{k} {figure(known[k])}" for k in ("momentum", "mu") if _is_set(known[k])]
         joined = f" ({', '.join(extra)})" if extra else ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedjax_lite.models.dense_nets import linear, mlp
     from fedjax_lite.models.flax_adapters import from_linen, from_nnx
     from fedjax_lite.models.functions import from_functions
+    from fedjax_lite.models.gan import Gan, dcgan, mlp_gan
     from fedjax_lite.models.gated import gated_experts
     from fedjax_lite.models.lora import (
         Adapted,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapted",
     "Adversarial",
+    "Gan",
     "LowRank",
     "Model",
     "WeightedModels",
@@ -72,6 +74,7 @@ __all__ = [
     "conv_net",
     "counted",
     "cross_entropy",
+    "dcgan",
     "dense_kernels",
     "focal_loss",
     "from_functions",
@@ -88,6 +91,7 @@ __all__ = [
     "mcmahan_cnn",
     "merged",
     "mlp",
+    "mlp_gan",
     "pfl_cnn",
     "ramped_strength",
     "random_images",

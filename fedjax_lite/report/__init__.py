@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedjax_lite.report.record import save_clients
     from fedjax_lite.report.reliability import plot_reliability
     from fedjax_lite.report.runs import Run, find_runs, read_run
+    from fedjax_lite.report.sample_grids import sample_grids
     from fedjax_lite.report.side_by_side import plot_side_by_side
     from fedjax_lite.report.statistics import Curve, Interval, curve, t_interval, to_target
     from fedjax_lite.report.style import BLUE, GREEN, GREY, ORANGE
@@ -46,6 +47,7 @@ __all__ = [
     "plot_side_by_side",
     "plot_sweep",
     "read_run",
+    "sample_grids",
     "save_clients",
     "t_interval",
     "to_target",

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_lite.algorithms import fedma, precision_weighted
+from fedjax_lite.algorithms import fedgan, fedma, precision_weighted
 from fedjax_lite.arrivals import ca2fl, exponential, latency
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
+from fedjax_lite.models.gan import Gan
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
 from fedjax_lite.types import FederatedAlgorithm, Key, Params
@@ -23,13 +24,16 @@ def beyond() -> dict[str, Make]:
     """Entries of the registry.
 
     Example:
-      >>> sorted(beyond())[:3]
-      ['ca2fl', 'fedma', 'fedma own starts']
+      >>> sorted(beyond())[:4]
+      ['ca2fl', 'fedgan', 'fedgan generator', 'fedgan private']
     """
     return {
         "ca2fl": _calibrated,
         "precision weighted": _precise(),
         "precision weighted by labels": _precise(measure=lambda params, e, key: e["y"]),
+        "fedgan": _paired(),
+        "fedgan generator": _paired(share="generator"),
+        "fedgan private": _paired(clip=1.0, noise_multiplier=0.1),
         "fedma": _matched(),
         "fedma own starts": _matched(init=_hidden),
     }
@@ -96,6 +100,35 @@ def _matched(**options: Any) -> Make:
             kernel = net["dense1"]["kernel"] + params["w"]
             net["dense1"] = {"kernel": kernel, "bias": params["b"] + net["dense1"]["bias"]}
             return algo.init(key, net, data)
+
+        return signed(algo._replace(init=init), algo.made)
+
+    return make
+
+
+def _paired(**options: Any) -> Make:
+    """A generator of three numbers, and a linear judge."""
+    gan = Gan(
+        init=lambda key: {"generator": {"w": jnp.ones(3)}, "discriminator": {"w": jnp.ones(3)}},
+        generate=lambda params, z: z * params["w"],
+        judge=lambda params, x: x @ params["w"],
+        latent_size=3,
+    )
+
+    def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+        algo = fedgan(
+            gan,
+            optax.sgd(learning_rate),
+            optax.sgd(learning_rate),
+            plan=PLAN,
+            sampler=sampler,
+            strategy=strategy,
+            **options,
+        )
+
+        def init(key, params, data):
+            both = {"generator": {"w": params["w"] + 1}, "discriminator": {"w": params["w"]}}
+            return algo.init(key, both, data)
 
         return signed(algo._replace(init=init), algo.made)
 

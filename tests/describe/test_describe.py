@@ -95,6 +95,7 @@ TITLES = {
     "fedbabu": "FedBABU (Oh et al., 2022)",
     "ditto": "Ditto (Li et al., 2021)",
     "precision weighted": "FedAvg with inverse-variance weights (Cochran, 1954)",
+    "fedgan": "FedGAN (Rasouli et al., 2020)",
     "fedma": "FedMA (Wang et al., 2020)",
     "ifca": "IFCA (Ghosh et al., 2020)",
     "debiasing": "Adversarial debiasing (Zhang et al., 2018)",

@@ -26,6 +26,7 @@ PACKAGES = (
     "data",
     "distributed",
     "drift",
+    "generation",
     "lifelong",
     "engine",
     "matching",

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from fuzz_allowed import is_allowed
+from fuzz_beyond import PAIR, WIDE
 from fuzz_calls import argument_names, public, valid_arguments
 from fuzz_parties import COLUMNS, CUT, OF_HALVES, ON_COLUMNS
 from fuzz_values import VALUES, Traced
@@ -146,7 +147,8 @@ def _use(result: Any, traced: Any, full: str = "") -> Any:
     elif isinstance(result, fl.Transform):
         jax.eval_shape(lambda: result.update(KEY, result.init(PARAMS), PARAMS))
     elif isinstance(result, fl.FederatedAlgorithm) and isinstance(traced, int):
-        params, data = (LORA.init(KEY) if full == "fedlora" else PARAMS), DATA
+        own = {"fedlora": LORA.init, "fedma": WIDE.init, "fedgan": PAIR.init}
+        params, data = (own[full](KEY) if full in own else PARAMS), DATA
         if full in ON_COLUMNS:
             params, data = None, COLUMNS
         elif full in OF_HALVES:

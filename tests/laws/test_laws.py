@@ -72,6 +72,7 @@ KIN = {
     "adapters": ("fedlora", "frozen leaves"),
     "fair weights": ("q-fedavg", "q-fedsgd", "afl", "term", "fedmgda", "precision"),
     "matched layers": ("fedma",),
+    "paired networks": ("fedgan",),
     "choice of clients": ("power of choice", "optimal", "unbiased"),
 }
 """Families of variants, by the words their names begin with; any other is a family of its own."""
