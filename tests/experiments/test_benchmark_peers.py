@@ -185,6 +185,7 @@ def test_an_environment_may_need_another_python(pip, monkeypatch):
 # -- parts of the programs ----------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("form", ["matmul", "xla"])
 @pytest.mark.parametrize("name", ["pfl-cnn", "logreg", "lenet", "lognormal"])
 def test_the_plain_network_is_ours(parts, name, form):
@@ -195,10 +196,10 @@ def test_the_plain_network_is_ours(parts, name, form):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(0, 256, (2, *net["input_shape"]), dtype=np.uint8))
     batch = {"x": x, "y": jnp.asarray([3, 7])}
-    params = model.init(key)
-    ours = jax.value_and_grad(lambda p: model.loss(p, batch, key).mean())(params)
+    params = jax.jit(model.init)(key)  # compiled whole: eagerly each operation is a program
+    ours = jax.jit(jax.value_and_grad(lambda p: model.loss(p, batch, key).mean()))(params)
     plain = parts["plain_network"].loss
-    theirs = jax.value_and_grad(lambda p: plain(net, p, batch, key, form=form))(params)
+    theirs = jax.jit(jax.value_and_grad(lambda p: plain(net, p, batch, key, form=form)))(params)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
@@ -324,6 +325,7 @@ def test_smoke_with_our_own_programs(peers, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "variant", "workload"),
     [
