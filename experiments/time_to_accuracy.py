@@ -262,17 +262,22 @@ def draw(rows: list[dict[str, Any]], flags: Flags) -> None:
     figure.savefig(flags.output_dir / "curves.png", dpi=150)
 
 
-def main(flags: Flags) -> list[dict[str, Any]]:
-    """Runs every server in every world."""
-    if flags.smoke:
-        flags = shrunk(flags, dataset="digits", num_rounds=4, cohort_size=4, buffer=2, target=0.5,
-                       worlds=WORLDS[1:2], servers=SMOKE)  # fmt: skip
+def check(flags: Flags) -> None:
+    """Raises ValueError where the target, a world or a server is none."""
     if not 0 < flags.target < 1:
         raise ValueError(f"--target must lie in (0, 1), got {flags.target}")
     if not flags.worlds or not set(flags.worlds) <= set(WORLDS):
         raise ValueError(f"--worlds must be among {WORLDS}, got {flags.worlds}")
     if not flags.servers or not set(flags.servers) <= set(SERVERS):
         raise ValueError(f"--servers must be among {tuple(SERVERS)}, got {flags.servers}")
+
+
+def main(flags: Flags) -> list[dict[str, Any]]:
+    """Runs every server in every world."""
+    if flags.smoke:
+        flags = shrunk(flags, dataset="digits", num_rounds=4, cohort_size=4, buffer=2, target=0.5,
+                       worlds=WORLDS[1:2], servers=SMOKE)  # fmt: skip
+    check(flags)
     data, test, model = population(flags)
     key = jax.random.key(flags.seed)
     params = model.init(key)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.checks.arguments import check_whole
 from fedjax_lite.data.population.dataset import ClientData, check_data
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.one_pass import work_list
@@ -83,6 +84,7 @@ def train_clients(
             "slots have a prologue, a pass over a whole cohort, so that no client trains alone; "
             "use algo.round"
         )
+    check_whole(round, "round")
     data = check_data(data)
     check_splits(phases_of(slots.client, slots.plan), data)
     uplink = slots.uplink

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_lite import trees
-from fedjax_lite.checks.arguments import check_fraction, check_non_negative, check_positive, shown
+from fedjax_lite.checks.arguments import (
+    check_fraction,
+    check_non_negative,
+    check_positive,
+    check_tree,
+    shown,
+)
 from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.checks.made import made
 from fedjax_lite.checks.optimizer import check_descends
@@ -109,6 +115,7 @@ def start_server(server: ServerUpdate, params: Params, population: Population) -
       >>> start_server(share, 6.0, Population.of([1, 1, 1]))
       2.0
     """
+    check_tree(params, "params")
     try:
         inspect.signature(server.init).bind(params, population)
     except TypeError:

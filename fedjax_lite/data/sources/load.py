@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.data.sources import cifar, digits, har, heart, idx, shakespeare
 from fedjax_lite.data.sources import tfds as tfds_source
 from fedjax_lite.data.sources.cache import Splits, cached, default_cache_dir
@@ -95,6 +96,8 @@ def load(
       ((1437, 8, 8, 1), (360,))
     """
     source, chosen = _lookup(name, options)
+    if cache_dir is not None:
+        cache_dir = as_path(cache_dir, "cache_dir")
     candidate = locate(source, data_dir=data_dir, cache_dir=cache_dir, download=download)
     if not source.cached:
         return source.read(candidate, **chosen)
