@@ -16,7 +16,7 @@ from fedjax_lite.checks.optimizer_arguments import step_optimizer
 from fedjax_lite.checks.state import check_not_donated
 from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.batches import Plan, take_batch
-from fedjax_lite.engine.round_keys import clients_key
+from fedjax_lite.engine.round_keys import client_keys, clients_key
 from fedjax_lite.parties.columns import ColumnDataset
 from fedjax_lite.parties.exchange import agents_of, exchange, local_gradient, own_params
 from fedjax_lite.parties.model import Joint, VerticalModel
@@ -158,10 +158,9 @@ def vertical_algorithm(
             {"x": data.features, "y": data.labels}, jnp.array([0, size], jnp.int32), None, size
         )
         client = jnp.int32(0)  # batches are those of a federation of one client
-        key_client = jax.random.fold_in(clients_key(key, state.round), client)
-        _, key_shuffle, key_batch, _ = jax.random.split(key_client, 4)
-        seed = jax.random.bits(key_shuffle, (2,), jnp.uint32)
-        amount = jax.random.fold_in(key_client, 4)
+        key_clients = clients_key(key, state.round)
+        own = client_keys(key_clients, client)
+        amount = jax.random.fold_in(jax.random.fold_in(key_clients, client), 4)
         steps = plan.num_steps(amount, client, jnp.int32(size), state.round)
         params = state.server.params
         zero = {party: jnp.zeros_like(h) for party, h in params.stand_ins.items()}
@@ -176,7 +175,7 @@ def vertical_algorithm(
         )
 
         def body(step: Array, carry: _Carry) -> _Carry:
-            batch = take_batch(plan, rows, seed, key_batch, client, step)
+            batch = take_batch(plan, rows, own.seed, own.batch, client, step)
             return one_batch(params, state.round, carry, batch)
 
         carry = jax.lax.fori_loop(0, steps, body, carry)

@@ -73,6 +73,7 @@ CUTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("make", "at"), CUTS, ids=lambda value: getattr(value, "__name__", value))
 def test_gradients_are_those_of_the_whole(make, at):
     cut = make(at)
