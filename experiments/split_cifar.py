@@ -263,9 +263,9 @@ def curve_of(history: Any) -> list[dict[str, float]]:
 
 
 def reached(curve: list[dict[str, float]], name: str, budget: float) -> float:
-    """The best accuracy of the rounds within a budget; NaN where not one of them is."""
+    """The accuracy of the last round within a budget; NaN where not one of them is."""
     within = [row["accuracy"] for row in curve if row[name] <= budget * (1 + 1e-9)]
-    return max(within, default=float("nan"))
+    return within[-1] if within else float("nan")
 
 
 def training_flops(layers: list[Part], flags: Flags) -> float:
