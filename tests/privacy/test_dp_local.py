@@ -1,5 +1,6 @@
 """Local DP: the analytic scale, what is composed, unit weights, and who may take part."""
 
+import functools
 import math
 
 import jax
@@ -90,37 +91,36 @@ def test_no_noise_is_clipped_uniform_fedavg():
     np.testing.assert_allclose(*models, rtol=1e-6)
 
 
-def step(privacy, uplink):
-    """What one round of FedAvg adds to the model."""
+@functools.partial(jax.jit, static_argnames="clip")
+def step(noise, own_clip=None, *, clip=1.0):
+    """What one round of FedAvg adds to the model; one program for all noise and own clips."""
     algo = fl.fedavg(
         testing.loss,
         optax.sgd(0.05),
         plan=fl.Plan(batch_size=2),
-        privacy=privacy,
-        uplink=uplink,
+        privacy=local(noise_multiplier=noise, clip=clip, num_rounds=3, cohort_size=7),
+        uplink=None if own_clip is None else fl.clip(own_clip),
     )
     data = testing.population()
     params = testing.init_params(KEY)
     state, _ = algo.round(KEY, algo.init(KEY, params, data), data)
-    return np.concatenate(
-        [np.ravel(state.server.params[name] - params[name]) for name in ("w", "b")]
+    return jnp.concatenate(
+        [jnp.ravel(state.server.params[name] - params[name]) for name in ("w", "b")]
     )
 
 
 def test_own_uplink_comes_first():
     """The user's clip to .1 and the mechanism's to 1, without and with noise."""
-    silent = {"noise_multiplier": 0.0, "num_rounds": 3, "cohort_size": 7}
-    both = step(local(**silent), fl.clip(0.1))
-    alone = step(local(**silent, clip=0.1), None)
+    both = step(0.0, 0.1)
+    alone = step(0.0, clip=0.1)
     np.testing.assert_allclose(both, alone, rtol=1e-6)
     # Some updates exceed .1 by far: without the user's clip the step is another one.
-    assert np.abs(step(local(**silent), None) - both).max() > 0.01
+    assert np.abs(step(0.0) - both).max() > 0.01
     # The noise is the mechanism's and comes after the user's clip, which would cut it off: .1 is
     # far below its norm. It is the same for the same key, whatever the clips before it.
-    loud = {**silent, "noise_multiplier": 5.0}
-    noise = step(local(**loud), fl.clip(0.1)) - both
+    noise = step(5.0, 0.1) - both
     assert np.linalg.norm(noise) > 0.5
-    small = [step(local(**change), fl.clip(0.01)) for change in (loud, silent)]
+    small = [step(z, 0.01) for z in (5.0, 0.0)]
     np.testing.assert_allclose(small[0] - noise, small[1], atol=1e-6)
 
 

@@ -176,7 +176,7 @@ def test_weak_noise_has_a_finite_epsilon():
     plain = dp.epsilon(**mechanism, noise_multiplier=0.35, num_rounds=1000)
     assert plain == pytest.approx(42.77, abs=0.01)
     assert private.accountant.spent(1000)["epsilon"] == pytest.approx(plain, rel=1e-6)
-    loose = {"clip": 1.0, "num_clients": 1000, "num_rounds": 1000, **mechanism}
+    loose = {"clip": 1.0, "num_clients": 1000, "num_rounds": 1000, "method": "rdp", **mechanism}
     assert dp.central_gaussian(**loose, epsilon=25.0).accountant.max_rounds == 1000
     with pytest.raises(ValueError, match=r"default capacity.*lower epsilon or give capacity=num"):
         dp.central_gaussian(**loose, epsilon=200.0)

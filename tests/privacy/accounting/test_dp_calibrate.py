@@ -226,8 +226,7 @@ def test_of_poisson_cohorts_the_bound_by_renyi_divergences_is():
     assert rdp.every_round(10) == rdp.spent(10)
 
 
-def history(mechanism, num_rounds, **options):
-    algo = fedavg(mechanism)
+def history(algo, num_rounds, **options):
     state = algo.init(KEY, testing.init_params(KEY), DATA)
     options = {"progress": False, "every": 3, **options}
     return fl.run(algo, KEY, state, DATA, num_rounds=num_rounds, **options)[1]
@@ -235,14 +234,15 @@ def history(mechanism, num_rounds, **options):
 
 def test_a_run_has_it_in_every_row_and_a_resumed_one_the_same(tmp_path):
     settings = {"clip": 1.0, "num_clients": NUM_CLIENTS, "sampling_rate": 0.5, "delta": DELTA}
-    mechanism = dp.central_gaussian(noise_multiplier=2.0, **settings)
-    whole = history(mechanism, 6, output_dir=tmp_path / "whole")
+    mechanism = dp.central_gaussian(noise_multiplier=4.0, **settings)
+    algo = fedavg(mechanism)
+    whole = history(algo, 6, output_dir=tmp_path / "whole")
     assert [row["round"] for row in whole if "epsilon" in row] == [3, 6]
     for row in whole:
         expected = mechanism.accountant.spent(row["round"])["epsilon_rdp"]
         assert row["epsilon_rdp"] == expected
-    history(mechanism, 3, output_dir=tmp_path / "parts")
-    history(mechanism, 6, output_dir=tmp_path / "parts", resume=True)
+    history(algo, 3, output_dir=tmp_path / "parts")
+    history(algo, 6, output_dir=tmp_path / "parts", resume=True)
     rows = [
         [
             json.dumps({k: v for k, v in json.loads(line).items() if k != "seconds"})
