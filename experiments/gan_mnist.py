@@ -55,7 +55,7 @@ class TrainingFlags:
     batch_size: int = 64
     """Examples in a local step."""
     learning_rate: float = 2e-4
-    """Adam's, of both networks."""
+    """Learning rate of Adam, of both networks."""
     latent_size: int = 64
     """Normal numbers that an image is made of."""
     features: int = 64
