@@ -90,4 +90,7 @@ def _followed(key: Key, path: Sequence[Array | int]) -> Key:
 
 def _threefry(first: Array, second: Array, count: Array) -> tuple[Array, Array]:
     """Threefry of the counter ``(0, count)``, which is what `jax.random.fold_in` makes a key of."""
-    return tuple(threefry2x32_p.bind(first, second, jnp.zeros_like(count), count))
+    zeros = (
+        count ^ count
+    )  # with the counter's batch axes, which the primitive wants of its key, too
+    return tuple(threefry2x32_p.bind(first ^ zeros, second ^ zeros, zeros, count))

@@ -41,6 +41,10 @@ def test_traced_links_are_put_in_place():
     paths = [[(c, 0), (7, c, 1), (c, c)] for c in clients.tolist()]
     expected = [[data(folded(key, path)) for path in three] for three in paths]
     np.testing.assert_array_equal(data(ours(clients)), np.array(expected))
+    with jax.disable_jit():
+        np.testing.assert_array_equal(data(ours(clients)), np.array(expected))
+    alone = jax.vmap(lambda client: derive(key, [(client,)])[0])(clients)
+    np.testing.assert_array_equal(data(alone), [data(folded(key, (c,))) for c in clients.tolist()])
 
 
 def test_one_link_is_split_and_words_are_bits():
