@@ -39,7 +39,7 @@ class DataFlags:
     num_images: int = 20000
     """Training images that are dealt, at random."""
     num_clients: int = 10
-    """Clients."""
+    """Clients that share the images."""
     alpha: float = 0.3
     """Dirichlet concentration of the classes: small is uneven."""
 
