@@ -55,38 +55,44 @@ def test_fixed_points_of_local_steps(mu):
         assert abs(found - x) < 1e-10
 
 
-def laws_run(algo, old=True):
-    data, params = testing.population(), testing.init_params(KEY)
-    state = algo.init(KEY, params, data)
-    if old and hasattr(state.server, "old"):
-        ones = jax.tree.map(jnp.ones_like, params)
-        state = fl.with_old_tasks(state, fl.remember(state.server.old, ones, ones))
-    for _ in range(3):
-        state, metrics = algo.round(KEY, state, data)
-    return state, metrics
+def laws_run(factory):
+    """``(learnt, **strengths) -> (params, bits)`` of two rounds: one program for all strengths."""
+
+    @jax.jit
+    def run(data, learnt, strengths):
+        optimizer, plan = optax.sgd(0.05, momentum=0.9), fl.Plan(batch_size=2, epochs=2)
+        algo = factory(testing.loss, optimizer, **strengths, plan=plan, sampler=fl.uniform(4))
+        params = testing.init_params(KEY)
+        state = algo.init(KEY, params, data)
+        if hasattr(state.server, "old"):
+            old = jax.tree.map(lambda leaf: learnt * jnp.ones_like(leaf), params)
+            state = fl.with_old_tasks(state, fl.remember(state.server.old, old, old))
+        state, metrics = fl.unroll(algo, KEY, state, data, num_rounds=2)
+        return state.server.params, [metrics[n] for n in ("uplink_bits", "downlink_bits")]
+
+    data = testing.population()
+    return lambda learnt=1.0, **strengths: run(data, learnt, strengths)
 
 
 def test_without_weight_it_is_fedavg_fedprox_or_ewc():
     """In every bit, half of the clients a round, with batches that are uneven."""
-    common = {"plan": fl.Plan(batch_size=2, epochs=2), "sampler": fl.uniform(4)}
-    optimizer = optax.sgd(0.05, momentum=0.9)
-    make = lambda factory, **options: factory(testing.loss, optimizer, **options, **common)  # noqa: E731
-    average, averaged = laws_run(make(fl.fedavg))
-    prox, _ = laws_run(make(fl.fedprox, mu=0.3))
-    ewc, metrics = laws_run(make(fl.ewc, lam=0.5))
-    for one, other, old in (
-        (make(fl.ewc, lam=0.0), average, True),
-        (make(fl.ewc, lam=0.5), average, False),  # nothing learnt so far
-        (make(fl.three_way, lam=0.0, mu=0.0), average, True),
-        (make(fl.three_way, lam=0.0, mu=0.3), prox, True),
-        (make(fl.three_way, lam=0.5, mu=0.3), prox, False),
-        (make(fl.three_way, lam=0.5, mu=0.0), ewc, True),
+    factories = (fl.fedavg, fl.fedprox, fl.ewc, fl.three_way)
+    fedavg, fedprox, ewc, three_way = map(laws_run, factories)
+    average, averaged = fedavg()
+    prox, _ = fedprox(mu=0.3)
+    pulled, billed = ewc(lam=0.5)
+    for one, other in (
+        (ewc(lam=0.0), average),
+        (ewc(0.0, lam=0.5), average),  # nothing learnt so far
+        (three_way(lam=0.0, mu=0.0), average),
+        (three_way(lam=0.0, mu=0.3), prox),
+        (three_way(0.0, lam=0.5, mu=0.3), prox),
+        (three_way(lam=0.5, mu=0.0), pulled),
     ):
-        same(laws_run(one, old)[0].server.params, other.server.params, exact=True)
+        same(one[0], other, exact=True)
     with pytest.raises(AssertionError):
-        same(ewc.server.params, average.server.params)
-    for name in ("uplink_bits", "downlink_bits"):  # what is known from the start is not billed
-        assert float(metrics[name]) == float(averaged[name])
+        same(pulled, average)
+    same(billed, averaged, exact=True)  # what is known from the start is not billed
 
 
 def test_old_tasks_are_replaced_without_compiling():

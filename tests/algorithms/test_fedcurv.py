@@ -1,5 +1,6 @@
 """FedCurv: a numpy loop, known answers, whose share is taken out, what is billed and refused."""
 
+import functools
 from typing import Any, cast
 
 import jax
@@ -85,22 +86,23 @@ def test_known_answer():
         assert float(state.server.total.fisher) == 2.0
 
 
-def laws_run(algo, data=None):
-    data = testing.population() if data is None else data
-    state = algo.init(KEY, testing.init_params(KEY), data)
-    for _ in range(3):
-        state, metrics = algo.round(KEY, state, data)
-    return state, metrics
-
-
 def test_without_weight_or_company_it_is_fedavg():
     common: dict[str, Any] = {"plan": fl.Plan(batch_size=2, epochs=2), "sampler": fl.uniform(4)}
     optimizer = optax.sgd(0.05, momentum=0.9)
-    average, averaged = laws_run(fl.fedavg(testing.loss, optimizer, **common))
-    state, metrics = laws_run(fl.fedcurv(testing.loss, optimizer, lam=0.0, **common))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(factory, data, **strength):
+        algo = factory(testing.loss, optimizer, **strength, **common)
+        state = algo.init(KEY, testing.init_params(KEY), data)
+        return fl.unroll(algo, KEY, state, data, num_rounds=2)
+
+    data = testing.population()
+    average, averaged = run(fl.fedavg, data)
+    state, metrics = run(fl.fedcurv, data, lam=0.0)
     same(state.server.params, average.server.params, exact=True)
-    assert int(metrics["num_steps"]) == int(averaged["num_steps"]) + int(metrics["fisher_steps"])
-    pulled, _ = laws_run(fl.fedcurv(testing.loss, optimizer, lam=0.1, **common))
+    steps = np.asarray(averaged["num_steps"]) + metrics["fisher_steps"]
+    np.testing.assert_array_equal(metrics["num_steps"], steps)
+    pulled, _ = run(fl.fedcurv, data, lam=0.1)
     with pytest.raises(AssertionError):
         same(pulled.server.params, average.server.params)
     # One client alone, whose share is all there is.
@@ -126,22 +128,18 @@ def test_three_models_travel_and_are_billed():
     algo = fl.fedcurv(
         model.loss, optax.sgd(0.1), lam=0.1, plan=fl.Plan(2), sampler=fl.everyone(), fisher=fisher
     )
-    state, metrics = algo.round(KEY, algo.init(KEY, params, data), data)
+    begin = algo.init(KEY, params, data)
+    cohort = lambda *ids: fl.Cohort(jnp.arange(3), jnp.isin(jnp.arange(3), jnp.array(ids)))  # noqa: E731
+    state, metrics = algo.round(KEY, begin, data, cohort(0, 1, 2))
     assert int(metrics["uplink_bits"]) == 3 * 3 * bits
     assert int(metrics["downlink_bits"]) == 3 * (3 * bits + 32)
     each = [
-        fl.fisher_information(fisher, model_of(algo, params, data, i), only(data, i))
+        fl.fisher_information(fisher, alone.server.params, only(data, i))
         for i in range(3)
+        for alone, _ in [algo.round(KEY, begin, data, cohort(i))]
     ]
     total = jax.tree.map(lambda *leaves: sum(leaves), *each)
     same(state.server.total.fisher, total)
-
-
-def model_of(algo, params, data, client):
-    """A client's model after a round alone."""
-    cohort = fl.Cohort(jnp.array([client]), jnp.array([True]))
-    state, _ = algo.round(KEY, algo.init(KEY, params, data), data, cohort)
-    return state.server.params
 
 
 def only(data, client):

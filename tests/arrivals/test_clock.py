@@ -87,9 +87,8 @@ def test_a_deadline_keeps_whom_it_should():
     assert abs(share - (1 - np.exp(-1.1))) > 4 * error
 
 
-def algorithm(sampler, **options):
-    options = {"plan": fl.Plan(batch_size=2, epochs=2), **options}
-    return fl.scaffold(testing.loss, 0.05, sampler=sampler, **options)
+def algorithm(sampler):
+    return fl.scaffold(testing.loss, 0.05, plan=fl.Plan(batch_size=2, epochs=2), sampler=sampler)
 
 
 def start(algo):
@@ -104,7 +103,7 @@ def test_without_a_deadline_it_is_the_unclocked_run():
     )
     state, data = start(plain)
     other, _ = start(timed)
-    for _ in range(3):
+    for _ in range(2):
         state, expected = plain.round(KEY, state, data)
         other, metrics = timed.round(KEY, other, data)
     for name in ("server", "clients"):
@@ -181,6 +180,7 @@ def nobody(**options):
     return arrivals.clocked(fl.uniform(4), EXPONENTIAL, available=never, **options)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("sampler", "seconds"),
     [
@@ -215,7 +215,7 @@ def test_the_lost_are_not_waited_for_for_ever():
 def test_who_sleeps_is_not_late():
     zones = arrivals.day_and_night(awake=0.5, zones=2)
     sampler = arrivals.clocked(fl.everyone(), EXPONENTIAL, available=zones)
-    _, cohort = one_round(sampler, 40)
+    _, cohort = jax.jit(lambda: one_round(sampler, 40))()
     there = zones.awake(jnp.arange(40), jnp.float32(0))
     assert (cohort.mask == there).all()
     assert 0 < int(there.sum()) < 40
@@ -228,7 +228,7 @@ def test_the_inner_sampler_goes_on_learning():
     algo = fl.fedavg(testing.loss, optax.sgd(0.05), plan=fl.Plan(batch_size=2), sampler=timed)
     state, data = start(algo)
     after, _ = algo.round(KEY, state, data)
-    drawn, cohort = timed.sample(round_keys(KEY, 0).sample, state.sampler, data.sizes)
+    drawn, cohort = jax.jit(timed.sample)(round_keys(KEY, 0).sample, state.sampler, data.sizes)
     learnt, unlearnt = (jax.tree.leaves(one.inner) for one in (after.sampler, drawn))
     assert cohort.late.any() or cohort.mask.any()
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(learnt, unlearnt))

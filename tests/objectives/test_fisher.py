@@ -61,18 +61,17 @@ def problem():
 
 def by_hand(model, params, examples, exact):
     """Squares per example `[7, ...]`, one gradient at a time."""
-    found = []
-    for i in range(7):
-        e = {k: v[i : i + 1] for k, v in examples.items()}
-        log_p = lambda p, e=e: jax.nn.log_softmax(model.predict(p, e)[0])  # noqa: E731
-        if exact:
-            scores, weights = jax.jacrev(log_p)(params), jnp.exp(log_p(params))
-            square = jax.tree.map(lambda s, w=weights: jnp.tensordot(w, s**2, 1), scores)
-        else:
-            square = jax.tree.map(
-                jnp.square, jax.grad(lambda p, e=e: model.loss(p, e, None)[0])(params)
-            )
-        found.append(square)
+
+    @jax.jit
+    def square(e):
+        log_p = lambda p: jax.nn.log_softmax(model.predict(p, e)[0])  # noqa: E731
+        if not exact:
+            slope = jax.grad(lambda p: model.loss(p, e, None)[0])(params)
+            return jax.tree.map(jnp.square, slope)
+        scores, weights = jax.jacrev(log_p)(params), jnp.exp(log_p(params))
+        return jax.tree.map(lambda s: jnp.tensordot(weights, s**2, 1), scores)
+
+    found = [square({k: v[i : i + 1] for k, v in examples.items()}) for i in range(7)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 

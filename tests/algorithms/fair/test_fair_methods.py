@@ -12,7 +12,7 @@ import fedjax_lite as fl
 from fedjax_lite.aggregation.min_norm import least_square, min_norm, onto_bounds
 from fedjax_lite.aggregation.stacked import aggregate_stack
 from fedjax_lite.verify.techniques import fair
-from fedjax_lite.verify.testbeds import q2, quadratic, trajectory, whole
+from fedjax_lite.verify.testbeds import q2, quadratic, sweep, trajectory, whole
 
 KEY = jax.random.key(0)
 SGD = optax.sgd(0.05)
@@ -51,11 +51,18 @@ def test_loops_and_minimisers_give_the_published_numbers():
 def test_the_majority_no_longer_rules():
     """T4: two clients of 450 want 0, two of 50 want 3; known models and losses of the minority."""
     data = q2(np.ones(4), np.array([0.0, 0.0, 3.0, 3.0]), np.array([450, 450, 50, 50]))
-    for q, x in ((0.0, 0.3), (1.0, 0.9739994618), (5.0, 1.3506853644)):
+
+    @jax.jit
+    @jax.vmap
+    def ends(q):
         algo = fl.q_fedsgd(quadratic, 0.5, q=q, sampler=fl.everyone(), weighting="examples")
-        found = trajectory(algo, 800, data=data)[-1]
-        np.testing.assert_allclose(found, x, atol=1e-9)
-    np.testing.assert_allclose(0.5 * (found - 3) ** 2, 1.3601, atol=1e-4)
+        step = lambda _, state: algo.round(KEY, state, data)[0]  # noqa: E731
+        state = algo.init(KEY, jnp.zeros(()), data)
+        return jax.lax.fori_loop(0, 800, step, state).server.params
+
+    found = np.asarray(ends(jnp.array([0.0, 1.0, 5.0])))
+    np.testing.assert_allclose(found, [0.3, 0.9739994618, 1.3506853644], atol=1e-9)
+    np.testing.assert_allclose(0.5 * (found[-1] - 3) ** 2, 1.3601, atol=1e-4)
 
 
 def test_one_client_has_nobody_to_be_fair_to():
@@ -99,25 +106,21 @@ def with_strength(name, strength, value):
     return made(name, **options)
 
 
-def test_strengths_are_traced():
-    """One program for several values, equal to a program each."""
-    for name, strength in (
+@pytest.mark.sample(2)
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    [
         *(("q_fedavg", "q"), ("q_fedsgd", "q"), ("afl", "mixture_rate"), ("term", "tilt")),
         ("fedmgda", "deviation"),
-    ):
-        values = jnp.array([0.0, 0.7])
-
-        def last(value, name=name, strength=strength):
-            algo = with_strength(name, strength, value)
-            state = algo.init(KEY, jnp.zeros(()), q2())
-            for _ in range(2):
-                state, _ = algo.round(KEY, state, q2())
-            return state.server.params
-
-        many = jax.vmap(last)(values)
-        each = [trajectory(with_strength(name, strength, float(v)), 2)[-1] for v in values]
-        np.testing.assert_allclose(many, each, atol=1e-12, err_msg=name)
-        assert abs(each[0] - each[1]) > 1e-6, name
+    ],
+)
+def test_strengths_are_traced(name, strength):
+    """One program for several values, equal to a program each."""
+    values = (0.0, 0.7)
+    many = sweep(lambda value: with_strength(name, strength, value), values, 2)
+    each = [trajectory(with_strength(name, strength, v), 2)[-1] for v in values]
+    np.testing.assert_allclose(many, each, atol=1e-12)
+    assert abs(each[0] - each[1]) > 1e-6
 
 
 def nan_where_negative(w, e, key):

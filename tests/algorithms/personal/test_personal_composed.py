@@ -60,27 +60,27 @@ MESSAGES: dict[str, Any] = {
 }
 
 
+@functools.cache
+def one_round(name, what=None):
+    algo = method(name, **MESSAGES.get(what, {}))
+    return algo.round(KEY, algo.init(KEY, MODEL.init(KEY), DATA), DATA)
+
+
 @pytest.mark.sample(3, of="personal methods under slots")
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("what", MESSAGES)
 def test_what_is_done_to_messages_touches_the_shared_part_alone(name, what):
     """Of that round: what a client keeps is what it is without compression, rules and noise."""
-    states, costs = [], []
-    for slots in ({}, MESSAGES[what]):
-        algo = method(name, **slots)
-        state, metrics = algo.round(KEY, algo.init(KEY, MODEL.init(KEY), DATA), DATA)
-        states.append(state)
-        costs.append(float(metrics["uplink_bits"]))
-    plain, changed = states
+    (plain, full), (changed, sent) = one_round(name), one_round(name, what)
     same(changed.clients, plain.clients)
     parts = SHARED.get(name, ("body", "head"))
     moved = [not np.allclose(changed.server.params[p], plain.server.params[p]) for p in parts]
     assert all(moved)
     assert all(leaf is None for p, leaf in plain.server.params.items() if p not in parts)
     numbers = sum(MODEL.init(KEY)[p].size for p in parts)
-    assert costs[0] == 3 * 32 * numbers  # the client without data sends nothing
+    assert full["uplink_bits"] == 3 * 32 * numbers  # the client without data sends nothing
     if what == "compressed":
-        assert costs[1] < costs[0]
+        assert sent["uplink_bits"] < full["uplink_bits"]
     if what == "private":
         assert changed.privacy != ()
 
