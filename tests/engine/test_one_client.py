@@ -39,7 +39,8 @@ def test_a_round_is_its_clients_and_their_mean():
         option=1,
     )
     state = algo.init(KEY, PARAMS, DATA)
-    state, _ = algo.round(KEY, state, DATA)
+    earlier = fl.Cohort(jnp.array([0, 6, 2, 5, 4]), jnp.ones(5, bool))
+    state, _ = algo.round(KEY, state, DATA, earlier)  # rows and residuals that are not zero
     after, _ = algo.round(KEY, state, DATA, fl.Cohort(IDS, jnp.ones(5, bool)))
     train = jax.jit(lambda *args: train_clients(algo.slots, *args))
     done = train(

@@ -20,6 +20,7 @@ def script():
         sys.modules.pop("time_to_accuracy", None)
 
 
+@pytest.mark.sample(5, of="smoke runs of scripts", by="file")
 def test_a_smoke_run(script, tmp_path, capsys):
     rows = script.main(script.Flags(smoke=True, output_dir=tmp_path))
     saved = json.loads((tmp_path / "results.json").read_text())["rows"]
