@@ -34,14 +34,18 @@ def trained(client, x):
     return x
 
 
+@jax.jit
+def drawn_in(r):
+    places = jnp.arange(len(SLOPES), dtype=jnp.int32)
+    return fl.shuffle_index(round_keys(KEY, r).sample, places, len(SLOPES))
+
+
 def by_heap(seconds, concurrency, buffer, num_rounds, *, weigh, anchored, rate):
     """An event loop in plain Python: a heap, absolute times, models carried by those who train."""
-    num_clients, x, now, version, turn = len(SLOPES), 0.0, 0.0, 0, 0
+    x, now, version, turn = 0.0, 0.0, 0, 0
     heap, idle, busy, log = [], concurrency, set(), []
     for r in range(num_rounds):
-        places = jnp.arange(num_clients, dtype=jnp.int32)
-        key_sample = round_keys(KEY, r).sample
-        drawn = iter(fl.shuffle_index(key_sample, places, num_clients).tolist())
+        drawn = iter(drawn_in(r).tolist())
         total, came, stale = 0.0, [], []
         while len(came) < buffer:
             if not heap or heap[0][0] > now:
@@ -68,15 +72,19 @@ WHOLE = [0, 1, 2, 1, 3, 1, 2]
 UNEVEN = [0.3, 1.7, 2.9, 0.11, 5.3, 0.77, 9.1]
 
 
+BUFFERED = pytest.mark.sample(2, of="FedBuff by an event loop")
+AT_ONCE = pytest.mark.sample(1, of="FedAsync by an event loop")
+
+
 @pytest.mark.parametrize(
     ("seconds", "concurrency", "buffer", "anchored"),
     [
-        (WHOLE, 4, 3, False),
-        (WHOLE, 3, 1, True),
-        (WHOLE, 7, 3, False),
-        (UNEVEN, 4, 3, False),
-        (UNEVEN, 5, 1, True),
-        ([1.0] * 7, 3, 2, False),
+        pytest.param(WHOLE, 4, 3, False, marks=BUFFERED),
+        pytest.param(WHOLE, 3, 1, True, marks=AT_ONCE),
+        pytest.param(WHOLE, 7, 3, False, marks=BUFFERED),
+        pytest.param(UNEVEN, 4, 3, False, marks=BUFFERED),
+        pytest.param(UNEVEN, 5, 1, True, marks=AT_ONCE),
+        pytest.param([1.0] * 7, 3, 2, False, marks=BUFFERED),
     ],
 )
 def test_an_independent_event_loop(seconds, concurrency, buffer, anchored):
@@ -151,24 +159,29 @@ PLAN = fl.Plan(batch_size=2, epochs=2)
 THIN = fl.chain(fl.clip(0.5), fl.error_feedback(fl.top_k(2)))
 
 
-@pytest.mark.parametrize("seconds", [0.0, 3.0])
-def test_without_delays_it_is_fedavg(seconds):
+def test_without_delays_it_is_fedavg():
     """Bit for bit, with all that clients keep, and with what is sent."""
-    optimizer = optax.sgd(0.05)
     shared = {"plan": PLAN, "uplink": THIN, "server_optimizer": optax.sgd(0.7, momentum=0.9)}
-    plain = fl.fedavg(testing.loss, optimizer, sampler=fl.uniform(4), weighting="uniform", **shared)
-    buffered = fl.fedbuff(
-        testing.loss, optimizer, concurrency=4, buffer=4, latency=by_id([seconds] * 7), **shared
-    )
-    data, params = testing.population(), testing.init_params(jax.random.key(7))
-    state, other = (algo.init(KEY, params, data) for algo in (plain, buffered))
-    for r in range(4):
-        state, expected = plain.round(KEY, state, data)
-        other, metrics = buffered.round(KEY, other, data)
+    local = testing.loss, optax.sgd(0.05)
+    params = testing.init_params(jax.random.key(7))
+
+    @jax.jit
+    def run(data, seconds):
+        if seconds is None:
+            algo = fl.fedavg(*local, sampler=fl.uniform(4), weighting="uniform", **shared)
+        else:
+            latency = lambda key, info, traffic: jnp.full(info.id.shape, seconds)  # noqa: E731
+            algo = fl.fedbuff(*local, concurrency=4, buffer=4, latency=latency, **shared)
+        return fl.unroll(algo, KEY, algo.init(KEY, params, data), data, num_rounds=4)
+
+    data = testing.population()
+    state, expected = run(data, None)
+    for seconds in (0.0, 3.0):
+        other, metrics = run(data, seconds)
         same(other.server.inner, state.server, exact=True)
         same(other.uplink, state.uplink, exact=True)
         same({name: metrics[name] for name in expected}, expected, exact=True)
-        assert float(metrics["simulated_seconds"]) == (r + 1) * seconds
+        assert metrics["simulated_seconds"].tolist() == [(r + 1) * seconds for r in range(4)]
 
 
 def test_stateful_clients_keep_their_rows():
@@ -192,12 +205,19 @@ def world():
     return testing.population(), testing.init_params(jax.random.key(7))
 
 
-def test_runs_go_on_where_they_were_stopped(world, tmp_path):
+RUN = {"progress": False, "every": 2}
+
+
+@pytest.fixture(scope="module")
+def run(world):
     data, params = world
     algo = uneven()
-    options = {"progress": False, "every": 2}
-    state = algo.init(KEY, params, data)
-    whole, history = fl.run(algo, KEY, state, data, num_rounds=6, **options)
+    return algo, *fl.run(algo, KEY, algo.init(KEY, params, data), data, num_rounds=6, **RUN)
+
+
+def test_runs_go_on_where_they_were_stopped(world, run, tmp_path):
+    data, params = world
+    (algo, whole, history), options = run, RUN
     folder = {"output_dir": str(tmp_path / "run"), **options}
     state = algo.init(KEY, params, data)
     fl.run(algo, KEY, state, data, num_rounds=2, **folder)
@@ -212,27 +232,28 @@ def test_runs_go_on_where_they_were_stopped(world, tmp_path):
     assert drop(other) == drop(history)
 
 
-def test_traffic_is_that_of_downloads_and_messages(world):
-    data, params = world
-    algo = uneven()
-    state = algo.init(KEY, params, data)
+def test_traffic_is_that_of_downloads_and_messages(run):
     bits = 32 * 4
-    for r in range(3):
-        state, metrics = algo.round(KEY, state, data)
+    for r, metrics in enumerate(run[2][:3]):
         assert int(metrics["num_sent"]) == (5 if r == 0 else 2)  # refilled once before the flush
         assert float(metrics["downlink_bits"]) == bits * int(metrics["num_sent"])
         assert float(metrics["uplink_bits"]) == bits * int(metrics["num_clients"])
 
 
 def test_nobody_comes(world):
+    """Everybody sleeps, or is lost on the way."""
     data, params = world
-    for options in (
-        {"available": arrivals.day_and_night(awake=0.0)},
-        {"latency": arrivals.failing(arrivals.latency(overhead=arrivals.constant(1.0)), 1.0)},
-    ):
-        algo = uneven(idle=5.0, **options)
+
+    @jax.jit
+    def one_round(data, awake, lost):
+        latency = arrivals.failing(arrivals.latency(overhead=arrivals.constant(1.0)), lost)
+        available = arrivals.day_and_night(awake=awake)
+        algo = uneven(idle=5.0, available=available, latency=latency)
         state = algo.init(KEY, params, data)
-        after, metrics = algo.round(KEY, state, data)
+        return state, *algo.round(KEY, state, data)
+
+    for awake, lost in ((0.0, 0.0), (1.0, 1.0)):
+        state, after, metrics = one_round(data, awake, lost)
         same(after.server, state.server, exact=True)
         assert float(metrics["simulated_seconds"]) == 5
         assert int(metrics["num_clients"]) == 0

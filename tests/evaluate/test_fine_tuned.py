@@ -35,10 +35,29 @@ def tuned(data=TRAIN, **options):
     return fl.fine_tuned(MODEL.loss, optax.adam(0.1), data, plan=PLAN, key=KEY, **options)
 
 
+@functools.cache
+def in_memory():
+    return tuned()
+
+
+def local(**options):
+    return fl.local_only(MODEL.loss, optax.adam(0.1), plan=PLAN, keep_optimizer=False, **options)
+
+
+@functools.cache
+def trained():
+    algo = local()
+    return algo.round(KEY, algo.init(KEY, PARAMS, TRAIN), TRAIN)[0]
+
+
 def alone():
     """What a round of local training makes of the same model, with the same keys."""
-    algo = fl.local_only(MODEL.loss, optax.adam(0.1), plan=PLAN, keep_optimizer=False)
-    return client_models(algo.round(KEY, algo.init(KEY, PARAMS, TRAIN), TRAIN)[0])
+    return client_models(trained())
+
+
+@functools.cache
+def scores():
+    return fl.evaluate_personal(MODEL, alone(), TEST)
 
 
 same = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
@@ -59,14 +78,14 @@ def test_models_are_those_of_local_training(num_lanes):
 def test_streamed_populations_in_small_blocks(monkeypatch):
     store = fl.data.ArrayStore({"x": X, "y": Y}, SIZES)
     streamed = StreamedDataset(store)
+    expected = scores()
     monkeypatch.setattr(passes, "MOST", 2)
-    expected = fl.evaluate_personal(MODEL, alone(), TEST)
     for data in (TRAIN, streamed):
         found = fl.evaluate_personal(MODEL, tuned(data, num_lanes=2)(PARAMS), TEST)
         np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
         np.testing.assert_array_equal(found["accuracy"], expected["accuracy"])
     monkeypatch.undo()
-    whole = fl.evaluate_clients(MODEL, tuned()(PARAMS), TEST, groups=[0, 0, 1, 1, 1])
+    whole = fl.evaluate_clients(MODEL, in_memory()(PARAMS), TEST, groups=[0, 0, 1, 1, 1])
     np.testing.assert_allclose(whole["loss"], expected["loss"], rtol=1e-5)
     assert set(whole) >= {"groups", "all", "size"}
 
@@ -75,30 +94,27 @@ def test_populations_on_devices():
     """Of one device here, of four in the process that test_sharded.py starts."""
     mesh = fl.client_mesh()
     split, held_out = (fl.shard_population(data, mesh=mesh) for data in (TRAIN, TEST))
-    models, ids = tuned(split, num_lanes=2)(PARAMS), np.array([3, 0, 3, 4])
+    tune, ids = tuned(split, num_lanes=2), np.array([3, 0, 3, 4])
+    models = tune(PARAMS)
     same(models.models(ids), jax.tree.map(lambda leaf: leaf[ids], alone()))
-    expected = fl.evaluate_personal(MODEL, alone(), TEST)
     for test in (held_out, TEST):
         found = fl.evaluate_personal(MODEL, models, test)
-        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
-    algo = fl.local_only(MODEL.loss, optax.sgd(0.5), plan=PLAN, strategy=fl.sharded(mesh))
+        np.testing.assert_allclose(found["loss"], scores()["loss"], rtol=1e-5)
+    algo = local(strategy=fl.sharded(mesh))
     state = fl.init_state(algo, KEY, PARAMS, split, mesh=mesh)  # rows of nobody at the end
     state, _ = algo.round(KEY, state, split)
-    first = fl.local_only(MODEL.loss, optax.sgd(0.5), plan=PLAN)
-    whole, _ = first.round(KEY, first.init(KEY, PARAMS, TRAIN), TRAIN)
-    same(tuned(split)(state).models(ids), tuned()(whole).models(ids))
+    of_one = in_memory()(trained()).models()
+    same(tune(state).models(ids), jax.tree.map(lambda leaf: leaf[ids], of_one))
 
 
 def test_models_of_their_own_are_the_start():
-    algo = fl.local_only(MODEL.loss, optax.sgd(0.5), plan=PLAN)
-    state, _ = algo.round(KEY, algo.init(KEY, PARAMS, TRAIN), TRAIN)
-    found = tuned()(state).models()
+    state = trained()
+    found = in_memory()(state).models()
     own = client_models(state)
     # In round 1 of the state: from its rows, with the batches of that round.
-    once = fl.engine.train_clients(
-        fl.fedavg(MODEL.loss, optax.adam(0.1), plan=PLAN, sampler=fl.everyone()).slots,
-        *(KEY, own, fl.engine.Table((), ()), jnp.arange(5), state.round, TRAIN),
-    )
+    slots = fl.fedavg(MODEL.loss, optax.adam(0.1), plan=PLAN, sampler=fl.everyone()).slots
+    train = jax.jit(functools.partial(fl.engine.train_clients, slots))
+    once = train(KEY, own, fl.engine.Table((), ()), jnp.arange(5), state.round, TRAIN)
     same(found, jax.tree.map(jnp.subtract, own, once.messages.value))
     fewer = fl.data.from_arrays({"x": X, "y": Y}, np.repeat([0, 1], 8))
     with pytest.raises(ValueError, match="state must have models of the 2 clients of data"):
@@ -108,21 +124,22 @@ def test_models_of_their_own_are_the_start():
 def test_new_clients_are_another_data_set():
     state, _ = FEDAVG.round(KEY, FEDAVG.init(KEY, PARAMS, TRAIN), TRAIN)
     fresh = fl.data.from_arrays({"x": -X, "y": Y}, np.repeat(np.arange(8), 2))
-    found = fl.evaluate_clients(MODEL, tuned(fresh)(state), fresh)
+    models = tuned(fresh)(state)
+    found = fl.evaluate_clients(MODEL, models, fresh)
     assert found["loss"].shape == (8,)
     before = fl.evaluate_clients(MODEL, state, fresh)
     assert (found["loss"] < before["loss"]).all()  # scored on what they were tuned on
     with pytest.raises(ValueError, match="models must be fine-tuned for the clients of data"):
-        fl.evaluate_personal(MODEL, tuned(fresh)(state), TEST)
+        fl.evaluate_personal(MODEL, models, TEST)
 
 
 def test_in_a_run_the_servers_model_stands_beside():
-    evaluate = fl.client_evaluator(MODEL, TEST, name="tuned", adapt=tuned())
+    evaluate = fl.client_evaluator(MODEL, TEST, name="tuned", adapt=in_memory())
     state = FEDAVG.init(KEY, PARAMS, TRAIN)
     state, history = fl.run(
         FEDAVG, KEY, state, TRAIN, num_rounds=2, every=1, evaluate=evaluate, progress=False
     )
-    expected = fl.evaluate_personal(MODEL, tuned()(state).models(), TEST)
+    expected = fl.evaluate_personal(MODEL, in_memory()(state).models(), TEST)
     assert history[-1]["tuned_loss"] == pytest.approx(expected["all"]["loss"], rel=1e-5)
     plain = fl.client_evaluator(MODEL, TEST)(state)
     assert history[-1]["tuned_server_accuracy"] == plain["test_accuracy"]

@@ -118,7 +118,7 @@ def run(factory, **options):
     data, params = testing.population(), testing.init_params(KEY)
     algo = factory(testing.loss, OPTIMIZER, **COMMON, **options)
     state = algo.init(KEY, params, data)
-    for _ in range(3):
+    for _ in range(2):
         state, metrics = algo.round(KEY, state, data)
     return state, metrics
 
@@ -159,6 +159,7 @@ def test_fedper_is_local_leaves_and_lg_fedavg_the_other_half():
     same(run(fl.lg_fedavg, is_head=bias)[0], by_hand(weights), exact=True)
 
 
+@pytest.mark.sample(5, of="reductions to another method")
 def test_no_head_work_leaves_heads_as_they_were():
     """And bodies are FedBABU's: both train the body under the initial head."""
     none = fl.Plan(batch_size=2, epochs=lambda key, client: jnp.int32(0))

@@ -40,6 +40,7 @@ def run(algo, data, rounds, state=None, start=0.0, **options):
     return fl.run(algo, KEY, state, data, num_rounds=rounds, progress=False, **options)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("sampler", [fl.everyone(), fl.uniform(2)])
 def test_a_run_on_a_stream_is_runs_on_its_stages(stages, sampler, tmp_path):
     """Round by round as if the data had been exchanged by hand; and resumed inside a stage."""
