@@ -44,7 +44,8 @@ def derive(key: Key, paths: Sequence[Sequence[Array | int]]) -> Key:
     lengths = np.array([len(path) for path in paths])
     goes_on = np.arange(lengths.max())[:, None] < lengths
     words = _words(paths, goes_on)
-    halves = tuple(jnp.broadcast_to(half, lengths.shape) for half in jax.random.key_data(key))
+    data = jax.random.key_data(key)
+    halves = jnp.broadcast_to(data[0], lengths.shape), jnp.broadcast_to(data[1], lengths.shape)
 
     def link(halves: tuple[Array, Array], at: tuple[Array, Array]) -> tuple[Any, None]:
         word, goes_on = at
@@ -93,4 +94,5 @@ def _threefry(first: Array, second: Array, count: Array) -> tuple[Array, Array]:
     zeros = (
         count ^ count
     )  # with the counter's batch axes, which the primitive wants of its key, too
-    return tuple(threefry2x32_p.bind(first ^ zeros, second ^ zeros, zeros, count))
+    new = threefry2x32_p.bind(first ^ zeros, second ^ zeros, zeros, count)
+    return new[0], new[1]

@@ -49,8 +49,8 @@ def round_keys(key: Key, round: Array) -> RoundKeys:
       round: int32 scalar.
     """
     ends = [(0,), (2,), (4,), (_TRAINING, 0), (_TRAINING, 1), (3, 0), (3, 1)]
-    keys = derive(key, [(ROUND_STREAM, round, *end) for end in ends])
-    return RoundKeys(*keys[:3], PassKeys(*keys[3:5]), PassKeys(*keys[5:]))
+    sample, server, choice, *passes = derive(key, [(ROUND_STREAM, round, *end) for end in ends])
+    return RoundKeys(sample, server, choice, PassKeys(*passes[:2]), PassKeys(*passes[2:]))
 
 
 def pass_keys(key: Key) -> PassKeys:
