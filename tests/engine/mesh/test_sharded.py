@@ -37,7 +37,8 @@ import fedjax_lite as fl
 from fedjax_lite.engine.mesh.sharded import deal
 from fedjax_lite.engine.program import Work
 from fedjax_lite.testing import registry
-from fedjax_lite.testing.algorithm_laws import rounds, start
+from fedjax_lite.testing.algorithm_laws import FOUR as OF_FOUR
+from fedjax_lite.testing.algorithm_laws import build, problem, rounds, start
 
 KEY = jax.random.key(0)
 
@@ -105,8 +106,10 @@ def test_no_collective_inside_the_local_loops():
     assert not found.keys() & inside
 
 
+@pytest.mark.sample(16)
 @four
-def test_every_registered_method_is_dealt():
+@pytest.mark.parametrize("name", registry.ALGORITHMS)
+def test_every_registered_method_is_dealt(name):
     """Traced, not compiled: what closes over arrays of a round is refused inside of a device."""
     mesh = fl.client_mesh()
     whole = NamedSharding(mesh, PartitionSpec())
@@ -114,22 +117,24 @@ def test_every_registered_method_is_dealt():
     def replicated(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
 
-    for make in registry.ALGORITHMS.values():
-        algo, key, state, data = start(make, strategy=fl.sharded(mesh))
-        state, data = jax.tree.map(replicated, (state, data))
-        assert "shard_map" in str(jax.jit(algo.round).trace(key, state, data).jaxpr)
+    algo = build(registry.ALGORITHMS[name], OF_FOUR, fl.sharded(mesh))
+    key, params, data = problem(False, None, None)
+    state = jax.eval_shape(lambda: algo.init(key, params, data))
+    state, data = jax.tree.map(replicated, (state, data))
+    assert "shard_map" in str(jax.jit(algo.round).trace(key, state, data).jaxpr)
 
 
+@pytest.mark.sample(1)
 @four
-def test_asynchronous_rounds_equal_those_of_one_device():
+@pytest.mark.parametrize("name", ["fedbuff", "fedasync"])
+def test_asynchronous_rounds_equal_those_of_one_device(name):
     """Messages are weighed by their staleness where they are added, and FedAsync moves them."""
     mesh = fl.client_mesh()
-    for name in ("fedbuff", "fedasync"):
-        algo, key, state, data = start(registry.ALGORITHMS[name], strategy=CHUNKED)
-        expected = rounds(algo, key, state, data).server.params
-        algo, key, state, data = start(registry.ALGORITHMS[name], strategy=fl.sharded(mesh))
-        found = rounds(algo, key, *fl.replicate((state, data), mesh=mesh)).server.params
-        close(found, expected)
+    algo, key, state, data = start(registry.ALGORITHMS[name], strategy=CHUNKED)
+    expected = rounds(algo, key, state, data).server.params
+    algo, key, state, data = start(registry.ALGORITHMS[name], strategy=fl.sharded(mesh))
+    found = rounds(algo, key, *fl.replicate((state, data), mesh=mesh)).server.params
+    close(found, expected)
 
 
 def chosen_by_loss(strategy):
@@ -152,6 +157,7 @@ def chosen_in_a_first_pass(strategy):
 TRAINING = {"loss": regression, "client_optimizer": optax.sgd(0.05)}
 
 
+@pytest.mark.sample(1)
 @four
 @pytest.mark.parametrize("make", [chosen_by_loss, chosen_in_a_first_pass])
 def test_samplers_choose_alike_on_several_devices(make):
