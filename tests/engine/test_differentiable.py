@@ -159,7 +159,7 @@ def check_gradient(value_and_grad, at, h=2.0**-16):
     return got
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 )
