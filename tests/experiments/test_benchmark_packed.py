@@ -56,7 +56,7 @@ def one_at_a_time(request):
     return request.param, cohort, result(request.param, fl.sequential(), cohort)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("num_lanes", [1, 3, 10, 64])
 def test_equals_one_client_at_a_time(packed, one_at_a_time, num_lanes):
     name, cohort, (expected, reference) = one_at_a_time

@@ -74,6 +74,8 @@ KIN = {
     "fair weights": ("q-fedavg", "q-fedsgd", "afl", "term", "fedmgda", "precision"),
     "matched layers": ("fedma",),
     "paired networks": ("fedgan",),
+    "clusters": ("ifca",),
+    "adversaries": ("debiasing",),
     "choice of clients": ("power of choice", "optimal", "unbiased"),
 }
 """Families of variants, by the words their names begin with; any other is a family of its own."""

@@ -126,13 +126,13 @@ def least_squares(num_rounds, **slots):
 
 
 def test_top_1_of_the_change_corrects_itself():
-    found, optimum, _ = least_squares(400, downlink=tr.top_k(1))
+    found, optimum, _ = least_squares(250, downlink=tr.top_k(1))
     np.testing.assert_allclose(found, optimum, atol=1e-4)
 
 
 def test_both_ways_compressed():
     found, optimum, history = least_squares(
-        600, downlink=tr.top_k(1), uplink=tr.ef21(tr.top_k(2)), server_optimizer=optax.sgd(0.3)
+        300, downlink=tr.top_k(1), uplink=tr.ef21(tr.top_k(2)), server_optimizer=optax.sgd(0.3)
     )
     np.testing.assert_allclose(found, optimum, atol=1e-3)
     assert history[5]["uplink_bits"] == 6 * 2 * (32 + 2)

@@ -1,5 +1,6 @@
 """Streamed runs: equal to runs in memory, whoever holds the rows, resumed byte for byte."""
 
+import functools
 import gc
 
 import chex
@@ -166,18 +167,23 @@ def test_a_cohort_with_empty_slots():
     assert not np.asarray(cohort.examples["y"][sizes[5] :]).any()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(jax.device_count() < 2, reason="test_sharded.py's last test runs it")
-def test_several_devices():
-    memory, streamed = pair()
-    host = pair(state="host")[1]
+@functools.cache
+def on_two_devices():
     mesh = client_mesh(jax.devices()[:2])
-    one, several = make("scaffold"), make("scaffold", strategy=sharded(mesh))
+    return make("scaffold", strategy=sharded(mesh)), mesh
+
+
+@pytest.mark.slow
+@pytest.mark.sample(2)
+@pytest.mark.skipif(jax.device_count() < 2, reason="test_sharded.py's last test runs it")
+@pytest.mark.parametrize("rows", ["on one device", "replicated", "on the host"])
+def test_several_devices(rows):
+    memory, streamed = pair(**({"state": "host"} if rows == "on the host" else {}))
+    one, several, mesh = make("scaffold"), *on_two_devices()
+    state = begin(several, streamed)
+    state = replicate(state, mesh=mesh) if rows == "replicated" else state
     expected, _ = go(one, begin(one, memory), memory)
-    for place in (lambda state: state, lambda state: replicate(state, mesh=mesh)):
-        got, _ = go(several, place(begin(several, streamed)), streamed)
-        assert_close(got, expected, 1e-5)
-    got, _ = go(several, begin(several, host), host)
+    got, _ = go(several, state, streamed)
     assert_close(got, expected, 1e-5)
 
 

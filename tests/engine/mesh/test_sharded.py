@@ -46,7 +46,7 @@ KEY = jax.random.key(0)
 # -- several devices ------------------------------------------------------------------------
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @four
 @pytest.mark.parametrize(
     ("name", "num_devices"),
