@@ -96,9 +96,15 @@ def test_alie(double):
 def test_ipm(double):
     honest = np.random.default_rng(0).normal(size=(25, 3))
     center = honest[11:].mean(0)
+
+    @jax.jit
+    def sent(scale):
+        rules = (byzantine(ipm(scale), clients=range(11), inner=i) for i in (mean(), EVERYTHING))
+        return [aggregate_stack(rule, honest) for rule in rules]
+
     for scale, share in ((0.1, 0.516), (2.0, -0.32), (14 / 11, 0.0)):
-        close(aggregate_stack(byzantine(ipm(scale), clients=range(11)), honest), share * center)
-        rows = shown(ipm(scale), honest, range(11))
+        average, rows = sent(scale)
+        close(average, share * center)
         close(rows, np.concatenate([np.tile(-scale * center, (11, 1)), honest[11:]]))
 
 
@@ -180,17 +186,23 @@ def test_mimic_repeats_the_client_that_leans_furthest(double):
     rows = 0.01 * rng.normal(size=(9, 3))
     rows[:, 1] += np.array([0, 0, 0, 0, 0, 0, 8, 0, 0.0])
     rule = byzantine(mimic(warmup=3), clients=[7, 8], inner=EVERYTHING)
-    centered, state, chosen = rows[:7] - rows[:7].mean(0), None, -1
+
+    @jax.jit
+    def step(key, state, mask):
+        return run_stack(rule, rows, key=key, state=state, mask=mask)
+
+    centered, chosen = rows[:7] - rows[:7].mean(0), -1
+    state, everybody = rule.init_state(jnp.zeros(3)), np.ones(9, bool)
     for number in range(1, 6):
         old = state
-        state, sent = run_stack(rule, rows, key=jax.random.key(number), state=state)
+        state, sent = step(jax.random.key(number), state, everybody)
         direction = np.asarray(state.attack.direction)
         close(np.linalg.norm(direction), 1.0)
         close(state.attack.center, rows[:7].mean(0))
-        if old is not None:  # Oja's step from the round before
+        if number > 1:  # Oja's step from the round before
             last = np.asarray(old.attack.direction)
-            step = (number - 1) * last + centered.T @ (centered @ last)
-            close(direction, step / np.linalg.norm(step))
+            moved = (number - 1) * last + centered.T @ (centered @ last)
+            close(direction, moved / np.linalg.norm(moved))
         furthest = int((centered @ direction).argmax())
         if number == 3:
             chosen = furthest
@@ -202,7 +214,7 @@ def test_mimic_repeats_the_client_that_leans_furthest(double):
     close(got[7:], rows[[2, 2]], 0)
     absent = shown(mimic(client=2), rows, [7, 8], mask=np.arange(9) != 2)
     assert any((absent[8] == rows[i]).all() for i in range(7) if i != 2)
-    _, nothing = run_stack(rule, rows, mask=np.zeros(9, bool))
+    _, nothing = step(jax.random.key(0), rule.init_state(jnp.zeros(3)), ~everybody)
     close(nothing, 0, 0)
 
 
@@ -210,21 +222,22 @@ def test_mimic_learns_on_after_a_message_that_is_not_finite(double):
     """Whoever sends NaN teaches nothing in that round; the others do."""
     rows = np.random.default_rng(0).normal(size=(9, 3))
     rule = byzantine(mimic(warmup=9), clients=[7, 8], inner=mean())
-    state, _ = run_stack(rule, rows)
+    step = jax.jit(lambda rows, state: run_stack(rule, rows, state=state))
+    state, _ = step(rows, rule.init_state(jnp.zeros(3)))
     for bad in (np.nan, np.inf, 1e200):
         spoiled = rows.copy()
         spoiled[2, 1] = bad
         old = state.attack
-        state, _ = run_stack(rule, spoiled, state=state)
+        state, _ = step(spoiled, state)
         left = np.delete(rows[:7], 2, 0)
         center = old.center + (left.mean(0) - old.center) / (float(old.rounds) + 1)
         close(state.attack.center, center)
         away = left - np.asarray(center)
-        step = float(old.rounds) * old.direction + away.T @ (away @ np.asarray(old.direction))
-        close(state.attack.direction, step / np.linalg.norm(step))
+        moved = float(old.rounds) * old.direction + away.T @ (away @ np.asarray(old.direction))
+        close(state.attack.direction, moved / np.linalg.norm(moved))
     old = state.attack
     nothing = np.where(np.arange(9)[:, None] < 7, np.nan, rows)
-    state, _ = run_stack(rule, nothing, state=state)
+    state, _ = step(nothing, state)
     chex.assert_trees_all_equal(state.attack, old)
 
 
@@ -320,9 +333,12 @@ def test_slots_may_be_permuted():
     rows, order = rng.normal(size=(7, 3)).astype("f4"), rng.permutation(7)
     for attack in (gaussian(1.0), alie(), min_max()):
         rule = byzantine(attack, clients=[1, 6], inner=bucketing(2, inner=median()))
-        straight = aggregate_stack(rule, rows)
-        cohort = Cohort(jnp.asarray(order), jnp.ones(7, bool))
-        shuffled = aggregate_stack(rule, rows[order], cohort=cohort)
+        run = jax.jit(
+            lambda rows, ids, rule=rule: aggregate_stack(
+                rule, rows, cohort=Cohort(ids, jnp.ones(7, bool))
+            )
+        )
+        straight, shuffled = run(rows, np.arange(7)), run(rows[order], order)
         np.testing.assert_allclose(shuffled, straight, rtol=1e-5, atol=1e-6)
 
 

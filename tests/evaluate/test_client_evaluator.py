@@ -34,13 +34,13 @@ def test_a_history_holds_the_held_out_figures_of_all_clients():
     algo = fl.local_only(MODEL.loss, optax.sgd(0.5), plan=PLAN)
     state, history = trained(algo, evaluate=evaluate)
     row, ids = history[-1], np.arange(5)
-    models = algo.models(state, ids)
+    models = jax.device_get(algo.models(state, ids))
     hits = []
     for i in ids:
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], models)
         test = TEST.client(int(i))
-        answers = MODEL.predict(mine, test).argmax(-1) if len(test["y"]) else test["y"]
-        hits.append(np.asarray(answers == test["y"]))
+        logits = np.asarray(test["x"]) @ mine["head"]["kernel"] + mine["head"]["bias"]
+        hits.append(logits.argmax(-1) == np.asarray(test["y"]))
     shares = np.array([one.mean() if len(one) else np.nan for one in hits])
     assert row["test_accuracy"] == pytest.approx(np.concatenate(hits).mean())
     assert row["test_accuracy_mean"] == pytest.approx(np.nanmean(shares))

@@ -58,7 +58,7 @@ def everything():
     asked = {"f1": fl.metrics.f1(3)}  # sums, which batches that only fill devices up must not enter
     score = fl.evaluator(MODEL, examples(), name="train_set", batch_size=10, metrics=asked)
     state, history = fl.run(
-        algo, key, state, data, num_rounds=3, every=2, evaluate=score, progress=False
+        algo, key, state, data, num_rounds=2, every=2, evaluate=score, progress=False
     )
     clients = fl.evaluate_clients(MODEL, state, data, batch_size=10, metrics=asked)
     own = own_models(data)

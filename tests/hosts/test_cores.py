@@ -54,7 +54,7 @@ def test_a_run_dealt_to_cores_is_the_run_of_one(results):
         np.testing.assert_allclose(scores, four["clients"][name], rtol=1e-5)
     for scores, other in zip(one["own"], four["own"], strict=True):
         np.testing.assert_allclose(scores, other, rtol=1e-5)
-    assert len(one["rows"]) == 4
+    assert len(one["rows"]) == 3
     for row, other in zip(one["rows"], four["rows"], strict=True):
         assert row.keys() == other.keys()
         np.testing.assert_allclose(list(row.values()), list(other.values()), rtol=1e-5)

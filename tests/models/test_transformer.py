@@ -13,6 +13,7 @@ PARAMS = jax.tree.map(
     MODEL.init(jax.random.key(0)),
 )
 X = np.random.default_rng(0).integers(0, 11, (3, 5))
+PREDICT = jax.jit(MODEL.predict)
 
 
 def norm(p, x):
@@ -47,7 +48,7 @@ def by_hand(params, symbols):
 
 
 def test_it_is_its_formula():
-    found = MODEL.predict(PARAMS, {"x": X})
+    found = PREDICT(PARAMS, {"x": X})
     expected = np.stack([by_hand(PARAMS, row) for row in X])
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 
@@ -55,7 +56,7 @@ def test_it_is_its_formula():
 def test_what_comes_later_changes_nothing_before_it():
     changed = X.copy()
     changed[:, 3:] = -1
-    before, after = (np.asarray(MODEL.predict(PARAMS, {"x": x}))[:, :3] for x in (X, changed))
+    before, after = (np.asarray(PREDICT(PARAMS, {"x": x}))[:, :3] for x in (X, changed))
     np.testing.assert_allclose(before, after, atol=1e-6)
 
 
@@ -63,12 +64,13 @@ def test_new_bottlenecks_change_nothing_and_lora_finds_every_kernel():
     wide = fl.models.char_transformer(
         11, max_length=6, width=8, num_layers=2, num_heads=2, bottleneck_size=3
     )
-    fresh = wide.init(jax.random.key(1))
+    fresh = jax.jit(wide.init)(jax.random.key(1))
     adapters = {b: {n: fresh[b][n] for n in ("adapter1", "adapter2")} for b in ("block1", "block2")}
     params = {**PARAMS, **{b: {**PARAMS[b], **adapters[b]} for b in adapters}}
-    plain = MODEL.predict(PARAMS, {"x": X})
-    np.testing.assert_allclose(wide.predict(params, {"x": X}), plain, atol=1e-6)
-    pairs = fl.models.lora(MODEL, PARAMS, rank=1).init(jax.random.key(0)).adapters
+    plain = PREDICT(PARAMS, {"x": X})
+    np.testing.assert_allclose(jax.jit(wide.predict)(params, {"x": X}), plain, atol=1e-6)
+    adapted = fl.models.lora(MODEL, PARAMS, rank=1)
+    pairs = jax.eval_shape(adapted.init, jax.random.key(0)).adapters
     assert len(jax.tree.leaves(pairs)) == 2 * (2 * 6 + 1)  # two factors of six kernels, and a head
 
 

@@ -72,12 +72,13 @@ def test_ties_go_to_the_lowest_slot():
         assert float(state.server.params) == pytest.approx(ends(4.0, [first]), rel=1e-5)
 
 
-def test_as_many_as_were_asked_is_the_algorithm_itself():
-    for sampler in (fl.uniform(3), fl.weighted(3)):
-        plain = averaging(sampler)
-        algo = fl.selection.power_of_choice(plain, loss, cohort_size=3)
-        states = [play(one, 3)[0] for one in (plain, algo)]
-        assert float(states[0].server.params) == float(states[1].server.params)
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("sampler", [fl.uniform(3), fl.weighted(3)])
+def test_as_many_as_were_asked_is_the_algorithm_itself(sampler):
+    plain = averaging(sampler)
+    algo = fl.selection.power_of_choice(plain, loss, cohort_size=3)
+    states = [play(one, 3)[0] for one in (plain, algo)]
+    assert float(states[0].server.params) == float(states[1].server.params)
     with pytest.raises(
         ValueError, match=r"cohort_size must be at most the candidates, got 4 of .*3"
     ):
@@ -122,7 +123,7 @@ def test_oort_asks_everybody_once_and_then_the_useful():
     )
     useful = SIZES * np.array([1.0, 1, 9, 1, 2, 1])  # client 2 by size times loss
     for seed in range(5):
-        _, cohort = greedy.sample(jax.random.key(seed), state, jnp.asarray(SIZES))
+        _, cohort = jax.jit(greedy.sample)(jax.random.key(seed), state, jnp.asarray(SIZES))
         assert cohort.ids.tolist() == [useful.argmax()]
     slow = fl.selection.oort(
         1,
@@ -133,7 +134,7 @@ def test_oort_asks_everybody_once_and_then_the_useful():
         patience=1.0,
     )
     seen = state._replace(patience=jnp.float32(1))
-    _, cohort = slow.sample(KEY, seen, jnp.asarray(SIZES))
+    _, cohort = jax.jit(slow.sample)(KEY, seen, jnp.asarray(SIZES))
     assert cohort.ids.tolist() == [4]
 
 
@@ -182,17 +183,18 @@ def test_counting_who_trained():
 # -- clients that stop midway ---------------------------------------------------------------
 
 
-def test_a_masked_loop_is_a_truncated_one_bit_for_bit():
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("strategy", [fl.vmapped(), fl.chunked(2)])
+def test_a_masked_loop_is_a_truncated_one_bit_for_bit(strategy):
     allowed = jnp.array([0, 1, 2, 3, 4, 9])
     limited = fl.Plan(batch_size=2, steps=4, limit=lambda key, info: allowed[info.id])
     truncated = fl.Plan(batch_size=2, steps=np.array([0, 1, 2, 3, 4, 4]))
-    for strategy in (fl.vmapped(), fl.chunked(2)):
-        results = []
-        for plan in (limited, truncated):
-            state, metrics = one_round(averaging(fl.everyone(), plan, strategy=strategy), 0.5)
-            results.append((float(state.server.params), int(metrics["num_steps"])))
-        assert results[0] == results[1]
-        assert results[0][1] == 14
+    results = []
+    for plan in (limited, truncated):
+        state, metrics = one_round(averaging(fl.everyone(), plan, strategy=strategy), 0.5)
+        results.append((float(state.server.params), int(metrics["num_steps"])))
+    assert results[0] == results[1]
+    assert results[0][1] == 14
 
 
 def test_partial_work_counts_and_lost_work_leaves_no_trace():

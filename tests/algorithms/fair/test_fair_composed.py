@@ -66,7 +66,7 @@ def test_compressed(name):
 def test_lambda_is_not_billed():
     """The server multiplies: neither the mixture nor the level of the tilt is sent."""
     bits = {name: plain(name)[1][-1] for name in ("afl", "term")}
-    rows = run("fedmgda")[1][-1]  # which sends models, and nothing else
+    rows = plain("fedmgda")[1][-1]  # which sends models, and nothing else
     for name, row in bits.items():
         for direction in ("uplink_bits", "downlink_bits"):
             assert row[direction] == rows[direction], (name, direction)

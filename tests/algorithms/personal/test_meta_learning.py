@@ -121,7 +121,8 @@ def test_the_hessian_is_that_of_a_third_batch():
     info = fl.ClientInfo(*map(jnp.int32, (0, 6, 1, 0)))
     curvature = jnp.array([2.0, 3.0, 5.0, 2.0, 3.0, 5.0])  # dealt in turns: two of each
     batch = fl.Batch(curvature, jnp.ones(6, bool), jax.random.key(0))
-    carry = client.step(jnp.array(1.0), client.start(None, (), jnp.array(1.0), info), batch)
+    step = jax.jit(lambda x: client.step(x, client.start(None, (), x, info), batch))
+    carry = step(jnp.array(1.0))
     # D comes first, D'' in the middle, D' last.
     expected = (1 - ALPHA * 3.0) * 5.0 * (1 - ALPHA * 2.0)
     value = client.finish(jnp.array(1.0), carry)[1].value
