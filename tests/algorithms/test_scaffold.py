@@ -87,19 +87,18 @@ def test_limit_in_float32(options, cohorts, first, limit):
 
 
 @pytest.mark.sample(5, of="reductions to another method")
-def test_first_round_is_uniform_fedavg_even_from_large_weights():
+@pytest.mark.parametrize("options", [{}, {"weighting": "examples"}])
+def test_first_round_is_uniform_fedavg_even_from_large_weights(options):
     params = testing.init_params(jax.random.key(1))
     params = jax.tree.map(lambda x: x + 3.0, params)
     data, key = testing.population(), jax.random.key(0)
     common = {"plan": fl.Plan(batch_size=2), "sampler": fl.uniform(4)}
-    for algo, base in [
-        (scaffold(testing.loss, 0.05, **common), "uniform"),
-        (scaffold(testing.loss, 0.05, weighting="examples", **common), "examples"),
-    ]:
-        fedavg = fl.fedavg(testing.loss, optax.sgd(0.05), weighting=base, **common)
-        ours_, _ = algo.round(key, algo.init(key, params, data), data)
-        theirs, _ = fedavg.round(key, fedavg.init(key, params, data), data)
-        chex.assert_trees_all_close(ours_.server.params, theirs.server.params, rtol=1e-6)
+    algo = scaffold(testing.loss, 0.05, **options, **common)
+    options = {"weighting": "uniform", **options}
+    fedavg = fl.fedavg(testing.loss, optax.sgd(0.05), **options, **common)
+    ours_, _ = algo.round(key, algo.init(key, params, data), data)
+    theirs, _ = fedavg.round(key, fedavg.init(key, params, data), data)
+    chex.assert_trees_all_close(ours_.server.params, theirs.server.params, rtol=1e-6)
 
 
 @pytest.mark.sample(5, of="reductions to another method")

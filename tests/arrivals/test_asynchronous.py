@@ -188,10 +188,13 @@ def test_stateful_clients_keep_their_rows():
     plain = fl.scaffold(testing.loss, 0.05, plan=PLAN, sampler=fl.uniform(4))
     algo = fl.asynchronous(plain, concurrency=4, buffer=4, latency=by_id([1.0] * 7))
     data, params = testing.population(), testing.init_params(jax.random.key(7))
-    state, other = (one.init(KEY, params, data) for one in (plain, algo))
-    for _ in range(3):
-        state, _ = plain.round(KEY, state, data)
-        other, _ = algo.round(KEY, other, data)
+    run = jax.jit(
+        lambda data, algo: fl.unroll(algo, KEY, algo.init(KEY, params, data), data, num_rounds=3)[
+            0
+        ],
+        static_argnums=1,
+    )
+    state, other = (run(data, one) for one in (plain, algo))
     same((other.server.inner, other.clients), (state.server, state.clients), exact=True)
 
 
@@ -287,7 +290,7 @@ def test_settings_are_swept(world):
 
     many = jax.jit(jax.vmap(final))(jnp.array([0.0, 0.5]))
     same(jax.tree.map(lambda leaf: leaf[0], many), params)
-    same(jax.tree.map(lambda leaf: leaf[1], many), final(0.5))
+    same(jax.tree.map(lambda leaf: leaf[1], many), jax.jit(final)(0.5))
 
 
 def test_in_words():

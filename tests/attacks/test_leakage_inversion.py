@@ -27,7 +27,8 @@ def apply(params, x, key):
 
 
 MODEL = fl.models.from_functions(init, apply)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
+PSNR = jax.jit(leakage.psnr)
 IMAGE = jnp.asarray(np.random.default_rng(3).uniform(0.1, 0.9, size=(1, *SHAPE)), jnp.float32)
 LABEL = jnp.array([2])
 
@@ -37,12 +38,12 @@ def attack(update, simulate, **options):
     found = leakage.invert(
         update, simulate, params=PARAMS, labels=LABEL, input_shape=SHAPE, **options
     )
-    return found, float(leakage.psnr(found.x, IMAGE)[0])
+    return found, float(PSNR(found.x, IMAGE)[0])
 
 
 @pytest.fixture(scope="module")
 def gradient():
-    return leakage.gradient_of(MODEL.loss)(PARAMS, {"x": IMAGE, "y": LABEL})
+    return jax.jit(leakage.gradient_of(MODEL.loss))(PARAMS, {"x": IMAGE, "y": LABEL})
 
 
 @pytest.fixture(scope="module")
