@@ -1,5 +1,6 @@
 """The audit of a method: a correct one passes, planted bugs are caught."""
 
+import functools
 import math
 
 import jax
@@ -256,7 +257,7 @@ def test_directions_are_unit_and_nearly_orthogonal():
     key, like = jax.random.key(0), {"a": jnp.zeros((20, 30)), "b": jnp.zeros(40, jnp.bfloat16)}
     kinds: tuple[tuple[Kind, float], ...] = (("gaussian", 6 / math.sqrt(640)), ("coordinate", 0.0))
     for kind, bound in kinds:
-        of = jax.jit(lambda i, kind=kind: audits.direction(key, i, like=like, kind=kind))
+        of = jax.jit(functools.partial(audits.direction, key, like=like, kind=kind))
         rows = [of(i) for i in range(12)]
         flat = np.stack([np.concatenate([np.ravel(r["a"]), np.ravel(r["b"])]) for r in rows])
         gram = flat.astype(np.float64) @ flat.T.astype(np.float64)
