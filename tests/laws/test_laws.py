@@ -52,7 +52,6 @@ def of(name):
 
 
 OWN_PROGRAMS = {
-    "strategies_agree": 4,
     "jit_changes_nothing": 1,
     "vmap_equals_loop": 1,
     "scan_equals_calls": 2,
