@@ -65,8 +65,8 @@ def word(key: Key) -> Array:
     ``word(derive(key, [(0,), (1,)]))`` is ``bits(key, (2,), jnp.uint32)`` of a threefry key. The
     keys must not be used for anything else.
     """
-    halves = jax.random.key_data(key)
-    return jax.lax.reduce(halves, np.uint32(0), jax.lax.bitwise_xor, (halves.ndim - 1,))
+    data = jax.random.key_data(key)  # the halves of an rbg key may be equal: all four would cancel
+    return data[..., 0] ^ data[..., 1]
 
 
 def _words(paths: Sequence[Sequence[Array | int]], goes_on: np.ndarray) -> Array:

@@ -12,7 +12,6 @@ from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.checks.made import made
 from fedjax_lite.engine.batches import Amount, Plan
-from fedjax_lite.engine.columns import placed
 from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS
 from fedjax_lite.engine.phases import read_by
 from fedjax_lite.engine.program import (
@@ -26,6 +25,7 @@ from fedjax_lite.engine.program import (
     finish_client,
     start_client,
 )
+from fedjax_lite.engine.side_by_side import placed
 from fedjax_lite.types import Array, Key, Phase, PyTree
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_count
 from fedjax_lite.checks.made import made
-from fedjax_lite.engine.columns import as_columns, from_columns
 from fedjax_lite.engine.program import (
     Job,
     Strategy,
@@ -19,6 +18,7 @@ from fedjax_lite.engine.program import (
     empty_metrics,
     train_lanes,
 )
+from fedjax_lite.engine.side_by_side import apart, side_by_side
 from fedjax_lite.types import Array, PyTree
 
 
@@ -91,19 +91,19 @@ def _execute(
         done = train_lanes(job._replace(work=chunk), table)
         acc = program.aggregator.add(acc, done.message, chunk.slots, chunk.mask & done.counts)
         table = trees.scatter_rows(table, chunk.rows, chunk.mask & done.moved, done.row)
-        theirs = as_columns(done.metrics)
+        theirs = side_by_side(done.metrics)
         return table, acc, trees.scatter_rows(columns, chunk.slots, chunk.mask, theirs)
 
     if num_lanes == cohort_size:
-        table, acc, columns = run_chunk(work, table, acc, as_columns(metrics))
-        return table, acc, from_columns(columns, metrics)
+        table, acc, columns = run_chunk(work, table, acc, side_by_side(metrics))
+        return table, acc, apart(columns, metrics)
 
     # Longest first, empty slots last; a client that takes part with 0 steps still has a message.
     order = jnp.argsort(jnp.where(work.mask, -work.num_steps, 1), stable=True)
     # The last chunk is filled up with the shortest client, masked there.
     padding = -cohort_size % num_lanes
     order, mask = jnp.pad(order, (0, padding), "edge"), jnp.pad(work.mask[order], (0, padding))
-    listed = as_columns(work)
+    listed = side_by_side(work)
     num_chunks = (work.mask.sum(dtype=jnp.int32) + num_lanes - 1) // num_lanes
 
     def body(
@@ -111,9 +111,9 @@ def _execute(
     ) -> tuple[Table, PyTree, list[Array]]:
         cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * num_lanes, num_lanes)  # noqa: E731
         some = [jnp.take(column, cut(order), axis=0, mode="clip") for column in listed]
-        chunk = from_columns(some, work)
+        chunk = apart(some, work)
         return run_chunk(chunk._replace(mask=cut(mask)), *carry)
 
-    start = (table, acc, as_columns(metrics))
+    start = (table, acc, side_by_side(metrics))
     table, acc, columns = jax.lax.fori_loop(0, num_chunks, body, start)
-    return table, acc, from_columns(columns, metrics)
+    return table, acc, apart(columns, metrics)

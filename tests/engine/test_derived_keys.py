@@ -1,12 +1,14 @@
 """Keys of one loop: those of `jax.random`, whatever the key's kind, and few in a program."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_lite.engine.derived_keys import derive, word
-from fedjax_lite.engine.round_keys import clients_key, pass_keys, round_keys
+from fedjax_lite.engine.round_keys import client_keys, clients_key, pass_keys, round_keys
 
 PATHS = [(3,), (2**32 - 1, 0), (3, 5, 7), (0, 0)]
 
@@ -52,6 +54,16 @@ def test_one_link_is_split_and_words_are_bits():
     pair = derive(key, [(0,), (1,)])
     np.testing.assert_array_equal(data(pair), data(jax.random.split(key)))
     np.testing.assert_array_equal(word(pair), jax.random.bits(key, (2,), jnp.uint32))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_words_differ_by_key_and_client(impl):
+    """Also where a key's four words are two, twice."""
+    words = [
+        np.asarray(client_keys(jax.random.key(seed, impl=impl), client).seed).tobytes()
+        for seed, client in itertools.product((0, 1, 7), (0, 1, 5))
+    ]
+    assert len(set(words)) == 9
 
 
 def test_no_two_keys_of_a_round_are_alike():

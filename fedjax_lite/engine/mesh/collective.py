@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_lite.engine.columns import placed
+from fedjax_lite.engine.side_by_side import placed
 from fedjax_lite.types import Array, PyTree
 
 AXIS = "clients"

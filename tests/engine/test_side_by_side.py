@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.engine.columns import as_columns, from_columns, placed
+from fedjax_lite.engine.side_by_side import apart, placed, side_by_side
 
 ROWS = {
     "loss": jnp.array([1.0, 2.0, 3.0]),
@@ -14,11 +14,11 @@ ROWS = {
 
 
 def test_leaves_that_are_alike_share_an_array():
-    assert sorted(array.shape for array in as_columns(ROWS)) == [(3, 1), (3, 2), (3, 2, 2)]
+    assert sorted(array.shape for array in side_by_side(ROWS)) == [(3, 1), (3, 2), (3, 2, 2)]
 
 
 def test_there_and_back():
-    back = from_columns(as_columns(ROWS), ROWS)
+    back = apart(side_by_side(ROWS), ROWS)
     np.testing.assert_array_equal(back["loss"], [1, 2, 3])
     np.testing.assert_array_equal(back["steps"], [7, 8, 9])
     np.testing.assert_array_equal(back["wide"]["other"], -np.arange(6).reshape(3, 2))

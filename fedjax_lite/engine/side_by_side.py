@@ -15,23 +15,23 @@ from fedjax_lite import trees
 from fedjax_lite.types import Array, PyTree
 
 
-def as_columns(rows: PyTree) -> list[Array]:
+def side_by_side(rows: PyTree) -> list[Array]:
     """Leaves `[C, ...]` of equal shape and type as one array `[C, k, ...]` each.
 
     Example:
-      >>> [array.shape for array in as_columns({"a": jnp.ones(4), "b": jnp.ones(4)})]
+      >>> [array.shape for array in side_by_side({"a": jnp.ones(4), "b": jnp.ones(4)})]
       [(4, 2)]
     """
     leaves = jax.tree.leaves(rows)
     return [jnp.stack([leaves[i] for i in alike], axis=1) for alike in _alike(leaves)]
 
 
-def from_columns(columns: list[Array], rows: PyTree) -> PyTree:
-    """The leaves out of `as_columns`, which had the tree, shapes and types of `rows`.
+def apart(columns: list[Array], rows: PyTree) -> PyTree:
+    """The leaves out of `side_by_side`, which had the tree, shapes and types of `rows`.
 
     Example:
       >>> rows = {"a": jnp.zeros(2), "b": jnp.ones(2)}
-      >>> from_columns(as_columns(rows), rows)["b"].tolist()
+      >>> apart(side_by_side(rows), rows)["b"].tolist()
       [1.0, 1.0]
     """
     leaves, structure = jax.tree.flatten(rows)
@@ -43,9 +43,9 @@ def from_columns(columns: list[Array], rows: PyTree) -> PyTree:
 
 def placed(rows: PyTree, slots: Array, mask: Array, size: int) -> PyTree:
     """Rows `[L, ...]` at their slots of `[size, ...]` where the mask holds, zeros elsewhere."""
-    columns = as_columns(rows)
+    columns = side_by_side(rows)
     empty = [jnp.zeros((size, *column.shape[1:]), column.dtype) for column in columns]
-    return from_columns(trees.scatter_rows(empty, slots, mask, columns), rows)
+    return apart(trees.scatter_rows(empty, slots, mask, columns), rows)
 
 
 def _alike(leaves: list[Array]) -> list[list[int]]:
