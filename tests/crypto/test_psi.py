@@ -73,8 +73,8 @@ def test_lies_are_refused(talk):
     [
         (["a", "a"], None, ValueError, "got 'a' twice"),
         ([1, 2, 3], 2, ValueError, "size must hold all 3 ids, got 2"),
-        ([1.5], None, TypeError, r"got 1.5 \(float\)"),
-        ([True], None, TypeError, "got True"),
+        ([1.5], None, TypeError, r"got \[?1\.5"),
+        ([True], None, TypeError, r"got \[?True"),
     ],
 )
 def test_refusals(ids: Any, size, kind, message):
