@@ -107,8 +107,11 @@ def fedma(
     the server's later layers are still those of the cycle before: look after ``len(layers) + 1``
     rounds.
 
-    A client finds its own order again by matching with the layer that it downloads. One that missed
-    the round before starts from the server's network. Without hidden layers it is `fedavg`, which
+    A client finds its own order again by matching with the layer that it downloads, by incoming
+    weights and biases alone: the server's weights after that layer are older. (The server compares
+    units of the last hidden layer by their outgoing weights, too.) One that missed the round before
+    starts from the server's network. A network that is not finite makes the server's so, which
+    `fedjax_lite.run` reports. Without hidden layers it is `fedavg`, which
     averages networks. Widths stay as they are; `fedjax_lite.matching.pfnm` lets them grow.
 
     Args:
@@ -205,7 +208,9 @@ def _client(
 
         def after(which: int) -> Callable[[Params, Params], Params]:
             def go(net: Params, broadcast: Params) -> Params:
-                net = reorder(net, chain[which], order_of(net, broadcast, chain, which))
+                # Not by what reads the layer: the broadcast has that of the cycle before.
+                order = order_of(net, broadcast, chain, which, outgoing=False)
+                net = reorder(net, chain[which], order)
                 ready = {p: v for p, v in leaves_of(broadcast).items() if when[p] <= which}
                 return with_leaves(net, ready)
 
@@ -220,7 +225,12 @@ def _client(
         fresh = broadcast.params
         if init is not None:
             key, own = jax.random.split(key)
-            fresh = trees.where(count == 0, trees.cast_like(init(own), fresh), fresh)
+            draw = init  # in the first round alone: a network is many draws
+            fresh = jax.lax.cond(
+                count == 0,
+                lambda: trees.cast_like(draw(own), fresh),
+                lambda: jax.tree.map(jnp.asarray, broadcast.params),
+            )
         there = (stage > 0) & (row.count == count)
         net = trees.where(there, in_order(stage, row.net, broadcast.params), fresh)
         return Working(inner.start(key, (), net, info), stage)

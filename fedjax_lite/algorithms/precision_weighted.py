@@ -95,7 +95,8 @@ def precision_weighted(
     inverse to it give the most precise mean of unbiased estimates. Clients are not unbiased: one
     that holds a single class, whose gradients all point the same way and vanish as the model gives
     in, looks precise. So a floor is demanded, and ``largest_weight`` is in the history: near 1, one
-    client decides. With a floor above every variance it is `fedavg`.
+    client decides. With a floor above every variance it is `fedavg` among the clients of two
+    examples or more.
 
     Args:
       loss: ``(params, examples, key) -> [B]``.

@@ -29,6 +29,9 @@ from fedjax_lite.round.own_models import models_of
 from fedjax_lite.round.wiring import Wired, wired
 from fedjax_lite.types import Array, Cohort, FederatedAlgorithm, Key, Params, RoundState, Slots
 
+OF_NETWORKS = ("matching",)
+"""Aggregators, by factory, of messages that are no changes: half of a network is none."""
+
 
 @made
 def asynchronous(
@@ -79,8 +82,9 @@ def asynchronous(
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if the method is private (who is in a buffer is decided by latencies, not by the
-        sampling that its accountant presumes), has a prologue, compresses its broadcast, or draws
-        its amounts of work at random; if a number is out of its range.
+        sampling that its accountant presumes), has a prologue, compresses its broadcast, draws its
+        amounts of work at random, has a phase that reads a split, or sends whole networks, which
+        are not to be scaled (`fedma`); if a number is out of its range.
 
     Example:
       >>> import optax, fedjax_lite as fl
@@ -253,10 +257,22 @@ def _checked_slots(slots: Slots | None) -> Slots:
             raise ValueError(
                 f"algorithm must have no {name} where it is asynchronous, got one: {reason}"
             )
+    if (by := slots.aggregator.made) is not None and by.name in OF_NETWORKS:
+        raise ValueError(
+            "algorithm must send changes of a model where it is asynchronous, got one with the "
+            f"aggregator {by}: its messages are whole networks, which staleness would scale; train "
+            "synchronously, or take fl.fedavg or the like"
+        )
     steps = slots.client.step
+    phases = steps if isinstance(steps, tuple) else ()
+    if splits := sorted({phase.data for phase in phases if phase.data}):
+        raise ValueError(
+            "algorithm must have no phase that reads a split where it is asynchronous, got the "
+            f"splits {splits}: how long a client is away must be known when it leaves, and the "
+            "queue is told the sizes of what clients train on alone; let all phases read that"
+        )
     plans = [slots.plan]
-    if isinstance(steps, tuple):
-        plans += [phase.plan for phase in steps if phase.plan is not None]
+    plans += [phase.plan for phase in phases if phase.plan is not None]
     if any(plan.is_random for plan in plans):
         raise ValueError(
             "plan must fix each client's work where it is asynchronous, got a random amount: how "

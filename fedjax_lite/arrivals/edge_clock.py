@@ -28,7 +28,7 @@ class EdgeClock(NamedTuple):
     since: Array
     """Seconds `[E]` that each edge has worked since then."""
     done: Array
-    """int32 scalar: edge rounds since then in which anybody counted."""
+    """int32 scalar: edge rounds since then in which anybody came who has something to train."""
     first: Traffic
     later: Traffic
     metrics: dict[str, Array]
@@ -58,6 +58,11 @@ def edge_clocked(
 
     A clock of all clients together (`clocked`) would let every edge wait for the slowest client of
     the whole population in each edge round.
+
+    It counts an edge round as `hierfavg` does where somebody came in time who has examples and
+    steps to do. It cannot know weights: where a `weighting` of your own gives everybody who came 0,
+    or no example of theirs counts (`ClientUpdate.counts`), hierfavg counts no round and this clock
+    does, and from there on meets too early.
 
     Args:
       sampler: who takes part in an edge round.
@@ -156,7 +161,7 @@ def _told(sampler: Sampler, rule: _Rule, errand: Errand | None) -> Sampler:
         lasted = jnp.zeros(rule.num_edges, float).at[places].max(waited)
         lasted = jnp.where((kept | cut).any(), lasted, rule.idle).astype(float)
         since = state.since + lasted
-        done = state.done + (kept & (sizes[ids] > 0)).any()
+        done = state.done + (kept & (sizes[ids] > 0) & (infos.num_steps > 0)).any()
         meet = done >= rule.edge_rounds
         key_cloud = jax.random.fold_in(stream, sizes.shape[0])  # nobody's id
         exchange = _exchange(rule, key_cloud, state, infos.round[0])

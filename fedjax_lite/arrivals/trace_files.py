@@ -45,7 +45,7 @@ def read_trace(*paths: str | os.PathLike[str]) -> Trace:
       "inactive": [3600, 9000], "finish_time": 172800}, ...}``, or a list of such records, or
       either of them under ``"clients"``.
     * ``.csv``: a header with ``computation,communication``, a line a device; or with ``client,
-      active,inactive``, a line an interval, and perhaps ``finish_time``.
+      active,inactive``, a line an interval, and perhaps ``finish_time``; not both in one file.
     * ``.npz``: arrays of those names, `[D]` and `[I]`, and ``offsets`` int `[D + 1]`.
 
     Args:
@@ -56,9 +56,9 @@ def read_trace(*paths: str | os.PathLike[str]) -> Trace:
 
     Raises:
       FileNotFoundError: if a file does not exist.
-      DatasetFormatError: if a file is damaged, has neither, or has numbers that cannot be: the
-        message names the file, what is wrong, and what a trace looks like. Files above 512 MiB are
-        refused; nothing is unpickled.
+      DatasetFormatError: if a file is damaged, has neither, has them of some clients only, or has
+        numbers that cannot be: the message names the file, what is wrong, and what a trace looks
+        like. Files above 512 MiB are refused; nothing is unpickled.
 
     Example:
       >>> import pathlib, tempfile
@@ -178,9 +178,9 @@ def _from_json(path: Path) -> Trace:
     if not records:
         raise ValueError("no client")
     speeds = hours = None
-    if any(name in records[0] for name in SPEEDS):
+    if _all_have(records, SPEEDS):
         speeds = Speeds(*(_array([one[name] for one in records], name) for name in SPEEDS))
-    if any(name in records[0] for name in HOURS):
+    if _all_have(records, HOURS):
         counts = [len(one["active"]) for one in records]
         parts = (_array([x for one in records for x in one[name]], name) for name in HOURS)
         if counts != [len(one["inactive"]) for one in records]:
@@ -192,6 +192,16 @@ def _from_json(path: Path) -> Trace:
     return Trace(speeds, hours)
 
 
+def _all_have(records: list[dict[str, Any]], names: tuple[str, ...]) -> bool:
+    """Whether records have these; ValueError where some do and others not."""
+    if not any(name in one for one in records for name in names):
+        return False
+    for i, one in enumerate(records):
+        if missing := [name for name in names if name not in one]:
+            raise ValueError(f"a key that is missing, {missing[0]!r}, in record {i}, not in others")
+    return True
+
+
 def _from_csv(path: Path) -> Trace:
     rows = csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""), strict=True)
     names = [name.strip() for name in rows.fieldnames or ()]
@@ -201,6 +211,8 @@ def _from_csv(path: Path) -> Trace:
         raise ValueError("no line of numbers")
     if any(None in line or None in line.values() for line in lines):
         raise ValueError("a line with more or fewer fields than the header")
+    if set(SPEEDS) & set(names) and set(HOURS) & set(names):
+        raise ValueError("columns of speeds and of hours in one table; write two files")
     if set(SPEEDS) <= set(names):
         return Trace(Speeds(*(_array([line[name] for line in lines], name) for name in SPEEDS)))
     if not {"client", *HOURS} <= set(names):

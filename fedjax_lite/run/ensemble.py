@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from fedjax_lite.checks.arguments import check_slot
-from fedjax_lite.round.own_models import one_model
+from fedjax_lite.round.own_models import one_model, server_model
 from fedjax_lite.run.sweep import Sweep, sweep
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree, RoundState
 
@@ -45,7 +46,8 @@ def ensemble(
     to rounding. It is `fedjax_lite.sweep` over seeds alone, so one program is compiled for all.
 
     Args:
-      algo: any algorithm that trains one model of the server.
+      algo: any algorithm that trains one model of the server; so do
+        `ditto` and `apfl` beside the clients' own, but not `local_only` and `fedrep`.
       init: ``(key) -> params``, such as ``model.init``.
       data: the population, shared by all members.
       num_rounds: rounds of each member.
@@ -60,7 +62,8 @@ def ensemble(
       An `Ensemble`; see `fedjax_lite.uncertainty` for what it says and how sure it is.
 
     Raises:
-      TypeError: if `algo` is no algorithm, or its state holds no one model for all clients.
+      TypeError: if `algo` is no algorithm, or its state holds no one model for all clients; before
+        anything is trained.
       ValueError: as `fedjax_lite.sweep`.
 
     Example:
@@ -77,6 +80,10 @@ def ensemble(
     Estimation using Deep Ensembles", 2017, arXiv:1612.01474.
     """
     check_slot(algo, "algo", FederatedAlgorithm)
+    if callable(init):
+        # Before anything is trained, and of one member: side by side rows look like other shapes.
+        key = jax.random.key(0)
+        one_model(jax.eval_shape(lambda data: algo.init(key, init(key), data), data))
     runs = sweep(
         lambda: algo,
         {},
@@ -90,4 +97,4 @@ def ensemble(
         mesh=mesh,
         progress=progress,
     )
-    return Ensemble(one_model(runs.states), runs)
+    return Ensemble(server_model(runs.states), runs)

@@ -47,6 +47,17 @@ def test_assignments_are_scipys():
     assert MT.assignment([[4, 1, 3], [2, 0, 5], [3, 2, 2]]).tolist() == [1, 0, 2]
 
 
+def test_costs_that_are_no_numbers_do_not_hang_a_compiled_program():
+    """They are more than all others together: finite ones decide where there are any."""
+    find, nan, inf = jax.jit(MT.assignment), np.nan, np.inf
+    some = np.array([[nan, 1.0, 3.0], [2.0, nan, inf], [nan, -4.0, 3.0]], np.float32)
+    assert find(some).tolist() == [2, 0, 1]  # 3 + 2 - 4; the one other finite choice is 1 + 2 + 3
+    low = np.array([[5.0, -inf, 5.0], [0.0, 1.0, 9.0], [0.0, 9.0, 1.0]], np.float32)
+    assert find(low).tolist() == [1, 0, 2]
+    for costs in (np.full((3, 3), nan), np.full((3, 3), 3e38), np.full((3, 3), inf)):
+        assert sorted(find(costs.astype(np.float32)).tolist()) == [0, 1, 2]
+
+
 def test_the_known_network_comes_back():
     """KNOWN_ANSWERS 9: W1 = C(5, 3), W2 = sin(i + j^2), hidden order (2, 0, 4, 1, 3)."""
     with jax.enable_x64(True):
@@ -130,8 +141,21 @@ def test_costs_of_pfnm_by_loops():
     found = costs_of(
         jnp.asarray(units), jnp.asarray(sums), jnp.asarray(counts), 4, 0.7**-2, 3.0**-2, 1.5
     )
-    expected = plain_costs(units, others, 4, 0.7, 3.0, 1.5, 7)
+    shared = (units**2).sum(-1, keepdims=True) / 0.7**2  # of all atoms of a unit: left out
+    expected = plain_costs(units, others, 4, 0.7, 3.0, 1.5, 7) + shared
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_costs_of_units_far_from_zero_keep_their_digits():
+    """Squares of 1e6 beside distances of about 1, in float32; the loops are in float64."""
+    units = np.float32(1000) + RNG.normal(size=(3, 2)).astype(np.float32)
+    others = [np.float32(1000) + RNG.normal(size=(m, 2)).astype(np.float32) for m in (1, 2)]
+    wide = [units.astype(float), [atom.astype(float) for atom in others]]
+    shared = (wide[0] ** 2).sum(-1, keepdims=True)
+    expected = plain_costs(*wide, 4, 1.0, np.inf, 1.0, 2) + shared
+    sums = np.array([np.sum(atom, 0) for atom in wide[1]], np.float32)
+    found = costs_of(jnp.asarray(units), jnp.asarray(sums), jnp.array([1, 2]), 4, 1.0, 0.0, 1.0)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_networks_of_other_widths_become_one_of_all_their_units():
@@ -163,5 +187,20 @@ def test_bad_input():
         MT.hidden_layers({"a": {"kernel": np.ones((2, 6))}, "b": {"kernel": np.ones((4, 3))}})
     with pytest.raises(ValueError, match="must hold a kernel"):
         MT.hidden_layers({"b": np.zeros(3)})
+    cnn = jax.eval_shape(fl.models.cnn(2, (8, 8, 1), widths=(8, 8)).init, KEY)
+    with pytest.raises(ValueError, match=r"block1/norm/bias.*give the layers by hand"):
+        MT.hidden_layers(cnn)
+    kernels = {"dense1": {"kernel": np.ones((2, 3))}, "dense2": {"kernel": np.ones((3, 2))}}
+    with pytest.raises(ValueError, match=r"kernels and biases only, got \['shift1/b'\]"):
+        MT.hidden_layers({**kernels, "shift1": {"b": np.ones(3)}})
+    diverged = jax.tree.map(lambda leaf: np.full((2, *leaf.shape), np.nan), kernels)
+    with pytest.raises(ValueError, match="models must be finite, but dense1/kernel is not"):
+        MT.matched_average(diverged)
+    with pytest.raises(ValueError, match="like must be finite"):
+        MT.align(kernels, jax.tree.map(lambda leaf: leaf[0], diverged))
+    units, absent = np.ones((3, 1, 1)), np.array([[True], [True], [False]])
+    units[1:] = np.inf  # the last one is padding
+    with pytest.raises(ValueError, match=r"units must be finite, .* networks \[1\] are not"):
+        MT.pfnm_atoms(units, present=absent)
     with pytest.raises(ValueError, match="layers must name axes of 3 units"):
         MT.reorder({"w": np.ones((2, 4))}, MT.Layer(3, (("w", -1),), ()), np.arange(3))

@@ -48,7 +48,7 @@ def test_clients_that_start_with_permuted_copies_give_the_network_back():
         return fl.matching.reorder(net, layer, jax.random.permutation(key, 4))
 
     algo = fl.fedma(model.loss, optax.sgd(0.0), init=init, iterations=1, **SLOTS)
-    state = algo.init(KEY, jax.tree.map(jnp.zeros_like, net), DATA)
+    state = algo.init(KEY, model.init(jax.random.key(2)), DATA)
     for _ in range(2):
         state, _ = algo.round(KEY, state, DATA, EVERYONE)
     orders = [state.clients.net["dense1"]["kernel"][i].tolist() for i in range(3)]
@@ -59,6 +59,42 @@ def test_clients_that_start_with_permuted_copies_give_the_network_back():
         return sorted(np.c_[kernel.T, bias, params["head"]["kernel"]].tolist())
 
     assert units(state.server.params) == units(net)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Two units that nobody moves, matched as (1, 3), under a head (10, -10) of the clients'."""
+    own = {"w": jnp.array([[1.0, 3.0]]), "v": jnp.array([[10.0], [-10.0]])}
+    layers = [fl.matching.Layer(2, (("w", -1),), (("v", -2),))]
+    algo = fl.fedma(
+        lambda net, e, key: e["x"] * (net["w"] @ net["v"]).sum(),
+        optax.sgd(0.0),
+        init=lambda key: own,
+        layers=layers,
+        **SLOTS,
+    )
+    return algo, own
+
+
+def test_a_head_of_the_cycle_before_does_not_turn_units_around(by_hand):
+    """The server's old head is nearer to the clients' with the units turned: 8 against 800."""
+    algo, own = by_hand
+    data = fl.data.from_arrays({"x": np.ones(3, np.float32)}, range(3))
+    state = algo.init(KEY, {"w": jnp.zeros((1, 2)), "v": -own["v"]}, data)
+    for _ in range(2):
+        state, _ = algo.round(KEY, state, data, EVERYONE)
+    for name, leaf in own.items():
+        np.testing.assert_array_equal(state.server.params[name], leaf)
+        np.testing.assert_array_equal(state.clients.net[name], np.stack([leaf] * 3))
+
+
+def test_a_client_that_diverges_is_reported(by_hand):
+    """Its gradient overflows, its network is NaN: the round ends all the same, as does the run."""
+    algo, own = by_hand
+    data = fl.data.from_arrays({"x": np.array([1.0, 3e38, 1.0], np.float32)}, range(3))
+    state = algo.init(KEY, own, data)
+    with pytest.raises(fl.RunDiverged):
+        fl.run(algo, KEY, state, data, num_rounds=2, progress=False)
 
 
 def test_a_layer_a_round_is_taken_and_rests(path):

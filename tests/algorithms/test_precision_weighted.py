@@ -67,6 +67,17 @@ def test_who_cannot_measure_does_not_count_nor_does_who_measures_nan():
     assert metrics["largest_weight"] == 1.0
 
 
+def test_a_floor_above_all_is_fedavg_among_those_of_two_examples_or_more():
+    """Means 2 and 3 of two and three examples; the single one, 50, has no variance."""
+    data = fl.data.from_arrays({"b": np.array([1.0, 3, 50, 2, 3, 4])}, [0, 0, 1, 2, 2, 2])
+    plan = {"plan": fl.Plan(batch_size=None, steps=1), "sampler": fl.everyone()}
+    algo = fl.precision_weighted(
+        lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0), floor=1e9, **plan
+    )
+    state, _ = algo.round(KEY, algo.init(KEY, jnp.array(0.0), data), data)
+    np.testing.assert_allclose(state.server.params, (2 * 2 + 3 * 3) / 5, rtol=1e-6)
+
+
 def test_bad_input():
     slots = {"plan": fl.Plan(batch_size=2), "sampler": fl.everyone()}
     loss = fl.models.linear(2, (2,)).loss

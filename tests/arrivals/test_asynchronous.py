@@ -316,6 +316,12 @@ def test_in_words():
             ValueError,
             "plan must fix each client's work",
         ),
+        (lambda: in_flight(fl.fedma), ValueError, r"matching\(.*whole networks, which staleness"),
+        (
+            lambda: in_flight(fl.fedrep, head_data="held out"),
+            ValueError,
+            r"no phase that reads a split .* got the splits \['held out'\]",
+        ),
     ],
 )
 def test_mistakes(world, make, error, said):
@@ -332,5 +338,10 @@ def private():
 def wrapped(**options):
     sampler = None if "privacy" in options else fl.uniform(3)
     given = {"plan": PLAN, "sampler": sampler, **options}
-    algo = fl.fedavg(testing.loss, optax.sgd(0.05), **given)
+    return in_flight(fl.fedavg, **given)
+
+
+def in_flight(method, **options):
+    given = {"plan": PLAN, "sampler": fl.uniform(3), **options}
+    algo = method(testing.loss, optax.sgd(0.05), **given)
     return fl.asynchronous(algo, concurrency=3, buffer=2, latency=by_id(UNEVEN))

@@ -87,6 +87,27 @@ def test_bits_of_both_levels_take_time():
     assert "each edge by its own clock" in words
 
 
+def test_rounds_without_steps_are_counted_by_neither():
+    """Clients 1 and 3 do nothing: the round in which only they come is no edge round."""
+    data = fl.data.from_arrays({"b": np.arange(4.0, dtype=np.float32)}, np.arange(4))
+    masks = jnp.array([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1]], bool)
+
+    def drawn(key, state, sizes):
+        return state + 1, fl.Cohort(jnp.arange(4, dtype=jnp.int32), masks[state])
+
+    both = {"edges": [0, 0, 1, 1], "edge_rounds": 2}
+    turns = fl.Sampler(lambda num_clients: jnp.int32(0), drawn)
+    sampler = arrivals.edge_clocked(turns, by_id(np.ones(4)), **both)
+    algo = fl.hierfavg(
+        lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(1.0), sampler=sampler,
+        plan=fl.Plan(1, steps=np.array([1, 0, 1, 0])), **both,
+    )  # fmt: skip
+    state = algo.init(KEY, jnp.float32(0), data)
+    for done in (1, 1, 0):  # the third one is the second that counts: edges meet
+        state, _ = algo.round(KEY, state, data)
+        assert int(state.aggregator.done) == int(state.sampler.done) == done
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

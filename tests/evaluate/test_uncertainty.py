@@ -61,6 +61,25 @@ def test_a_member_is_the_plain_run_of_its_seed(trained):
     assert [point["seed"] for point in found.runs.points] == [0, 7, 3]
 
 
+QUADRATIC = {"plan": fl.Plan(batch_size=1), "sampler": fl.everyone()}
+
+
+def quadratic(w, e, key):
+    return 0.5 * (w - e["b"]) ** 2
+
+
+def test_members_of_a_method_with_rows():
+    """Ditto's shared model is FedAvg's, the mean of three; two members are not three clients."""
+    data = fl.data.from_arrays({"b": np.array([-1.0, 2.0, 5.0], np.float32)}, range(3))
+    algo = fl.ditto(quadratic, optax.sgd(1.0), pull=0.5, **QUADRATIC)
+    options = {"init": lambda key: jnp.float32(0), "data": data, "num_rounds": 1}
+    found = fl.ensemble(algo, seeds=[3, 4], progress=False, **options)
+    np.testing.assert_allclose(found.members, [2.0, 2.0], rtol=1e-6)
+    alone = fl.local_only(quadratic, optax.sgd(1.0), **QUADRATIC)
+    with pytest.raises(TypeError, match="one whole model for all clients"):
+        fl.ensemble(alone, progress=False, evaluate=lambda state: pytest.fail("trained"), **options)
+
+
 def test_scores_of_an_ensemble_by_numpy(trained):
     model, _, _, test, found = trained
     p = np.asarray(UN.member_probabilities(model, found.members, test, batch_size=100))
@@ -161,6 +180,16 @@ def test_bad_input():
         )
     with pytest.raises(ValueError, match=r"probabilities must be \[E, ..., K\]"):
         UN.reliability([0.5], [0])
+    model, examples = fl.models.linear(2, (3,)), {"x": np.ones((2, 3)), "y": np.array([0, 2])}
+    members = fl.several_models(model.init, jax.random.key(0), 2)
+    with pytest.raises(ValueError, match=r"labels of 0 to 1.* got 2; .*num_classes=3"):
+        UN.ensemble_scores(model, members, examples)
+    key, state = jax.random.key(0), None
+    with pytest.raises(TypeError, match="algo must be a FederatedAlgorithm, got None"):
+        UN.client_members(None, key, state, None, [0])
+    algo = fl.fedavg(quadratic, optax.sgd(1.0), **QUADRATIC)
+    with pytest.raises(TypeError, match="state must be a RoundState, got None"):
+        UN.client_members(algo, key, state, None, [0])
     with pytest.raises(ValueError, match="lowest and highest"):
         UN.fit_temperature([[1.0, 0.0]], [0], lowest=2.0, highest=1.0)
     with pytest.raises(ValueError, match="unfamiliar must be scores"):

@@ -37,19 +37,20 @@ def hidden_layers(params: Params) -> tuple[Layer, ...]:
     Modules are taken in the order of their names (``conv1``, ``dense1`` ..., the head last). Units
     of a kernel `[..., D, H]` are its last axis, of an LSTM those of ``recurrent`` `[H, 4H]`;
     vectors `[H]` beside it (bias, norms) go with it; the next kernel reads them along its last axis
-    but one. A group norm mixes the channels of a group: give such layers by hand, none where
-    a group has several.
+    but one. A norm may mix the units of a group, as `fedjax_lite.models.cnn`'s do, and parameters
+    do not tell: of networks with norms give the layers by hand, none where a group has several
+    units.
 
     Args:
-      params: of a network without branches, such as `fedjax_lite.models.mlp`, `cnn`, `lenet`,
+      params: of a network without branches, such as `fedjax_lite.models.mlp`, `conv_net`, `lenet`,
         `char_lstm`; shapes are enough.
 
     Returns:
       The layers in order, without the output layer.
 
     Raises:
-      ValueError: if there is no kernel, or a kernel does not read the units before it: give the
-        layers of such a network by hand.
+      ValueError: if there is no kernel, a kernel does not read the units before it, or there are
+        norms, or vectors in a module without a kernel: give the layers of such a network by hand.
 
     Example:
       >>> import fedjax_lite as fl
@@ -62,7 +63,7 @@ def hidden_layers(params: Params) -> tuple[Layer, ...]:
     for path in sorted(shapes, key=_natural):
         # A norm beside its convolution is of the same module: block1/conv, block1/norm.
         modules.setdefault(path.split("/")[0], []).append(path)
-    chain = []
+    chain, without = [], []
     for paths in modules.values():
         reading = [path for path in paths if len(shapes[path]) >= 2]
         main = [path for path in reading if not path.endswith("recurrent")]
@@ -73,11 +74,20 @@ def hidden_layers(params: Params) -> tuple[Layer, ...]:
                 f"params must be a chain of layers of one kernel each, got {main} in one module; "
                 "give the layers by hand, layers=[fl.matching.Layer(...)]"
             )
+        else:
+            without += [path for path in paths if len(shapes[path]) == 1]
     if not chain:
         raise ValueError(
             f"params must hold a kernel, a matrix, got {shown(params)} with "
             f"{sorted(shapes)}; "
             "give the parameters of a network"
+        )
+    norms = [path for _, paths, _ in chain for path in paths if _is_of_norm(path)]
+    if len(chain) > 1 and (norms or without):
+        raise ValueError(
+            f"params must have kernels and biases only, got {norms or without}: whether units may "
+            "change places depends on what such a vector is used for (a group norm mixes those of "
+            "a group); give the layers by hand, layers=[fl.matching.Layer(...)]"
         )
     layers = []
     for (kernel, paths, recurrent), (reader, _, _) in itertools.pairwise(chain):
@@ -171,22 +181,32 @@ def check_layers(params: Params, layers: Sequence[Layer]) -> None:
                 )
 
 
-def units_of(params: Params, layers: Sequence[Layer], which: int) -> Array:
+def units_of(
+    params: Params, layers: Sequence[Layer], which: int, *, outgoing: bool = True
+) -> Array:
     """What the units of a layer are compared by, `[H, D]`.
 
     Their own weights and biases: what they read has been matched before. Of the last layer also
     the weights by which outputs read them, since outputs have names.
+
+    Args:
+      params: the network.
+      layers: all of them, in order.
+      which: of them.
+      outgoing: False leaves out by what outputs read the last layer.
 
     Example:
       >>> layer = Layer(2, (("w", -1),), (("v", -2),))
       >>> net = {"w": jnp.array([[1.0, 2.0]]), "v": jnp.array([[3.0], [4.0]])}
       >>> units_of(net, [layer], 0).tolist()
       [[1.0, 3.0], [2.0, 4.0]]
+      >>> units_of(net, [layer], 0, outgoing=False).tolist()
+      [[1.0], [2.0]]
     """
     layer, found = layers[which], leaves_of(params)
     mixed = {path for path, _ in layer.into}
     compared = [along for along in layer.out if along[0] not in mixed]
-    if which == len(layers) - 1:
+    if outgoing and which == len(layers) - 1:
         owned = {path for one in layers for path, _ in one.out}
         compared += [along for along in layer.into if along[0] not in owned]
     columns = []
@@ -194,6 +214,12 @@ def units_of(params: Params, layers: Sequence[Layer], which: int) -> Array:
         split = jnp.moveaxis(found[path], axis, -1)
         columns.append(split.reshape(-1, layer.width).T)
     return jnp.concatenate(columns, 1)
+
+
+def _is_of_norm(path: str) -> bool:
+    """A norm's scale and shift go by these names, in our models and in flax's."""
+    *modules, leaf = path.lower().split("/")
+    return leaf == "scale" or any("norm" in module for module in modules)
 
 
 def _natural(path: str) -> tuple:

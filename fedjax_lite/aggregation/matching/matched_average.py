@@ -13,6 +13,7 @@ from fedjax_lite.aggregation.matching.hidden_units import (
     Layer,
     check_layers,
     hidden_layers,
+    leaves_of,
     reorder,
     units_of,
 )
@@ -37,7 +38,7 @@ def align(params: Params, like: Params, layers: Sequence[Layer] | None = None) -
       A network that answers as `params` does.
 
     Raises:
-      ValueError: if `layers` are not those of the network.
+      ValueError: if `layers` are not those of the network, or a parameter is not finite.
 
     Example:
       >>> net = {"w": jnp.array([[1.0, 2.0]]), "v": jnp.array([[3.0], [4.0]])}
@@ -51,14 +52,40 @@ def align(params: Params, like: Params, layers: Sequence[Layer] | None = None) -
     """
     layers = hidden_layers(params) if layers is None else layers
     check_layers(params, layers)
+    check_finite_leaves(params, "params")
+    check_finite_leaves(like, "like")
     for which, layer in enumerate(layers):
         params = reorder(params, layer, order_of(params, like, layers, which))
     return params
 
 
-def order_of(params: Params, like: Params, layers: Sequence[Layer], which: int) -> Array:
-    """The order of a layer's units that is nearest to another network's, int32 `[H]`."""
-    mine, theirs = (units_of(one, layers, which) for one in (params, like))
+def check_finite_leaves(params: Params, name: str) -> None:
+    """Raises ValueError where a concrete parameter is not finite; traced ones pass.
+
+    Example:
+      >>> check_finite_leaves({"w": jnp.ones(2)}, "params")
+    """
+    for path, leaf in leaves_of(params).items():
+        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+            raise ValueError(
+                f"{name} must be finite, but {path} is not, got {shown(leaf)}; leave networks that "
+                "diverged out"
+            )
+
+
+def order_of(
+    params: Params, like: Params, layers: Sequence[Layer], which: int, *, outgoing: bool = True
+) -> Array:
+    """The order of a layer's units that is nearest to another network's, int32 `[H]`.
+
+    Args:
+      params: the network.
+      like: the other one.
+      layers: of both.
+      which: of the layers.
+      outgoing: see `units_of`.
+    """
+    mine, theirs = (units_of(one, layers, which, outgoing=outgoing) for one in (params, like))
     return assignment(((theirs[:, None] - mine[None]) ** 2).sum(-1))
 
 
@@ -89,7 +116,8 @@ def matched_average(
       One network.
 
     Raises:
-      ValueError: if `weights` are not one a network, or `layers` not theirs.
+      ValueError: if `weights` are not one a network, `layers` not theirs, or a parameter is not
+        finite.
 
     Example:
       >>> net = {"w": jnp.array([[1.0, 2.0]]), "v": jnp.array([[3.0], [4.0]])}
@@ -119,6 +147,7 @@ def matched_average(
     first = jax.tree.map(lambda leaf: leaf[0], models)
     layers = hidden_layers(first) if layers is None else layers
     check_layers(first, layers)
+    check_finite_leaves(models, "models")
     return _average(models, weights / weights.sum(), tuple(layers), iterations)
 
 

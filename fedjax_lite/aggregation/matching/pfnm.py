@@ -14,9 +14,6 @@ from fedjax_lite.aggregation.matching.hidden_units import Layer, hidden_layers, 
 from fedjax_lite.checks.arguments import check_count, check_positive, shown
 from fedjax_lite.types import Array, Params
 
-FAR = 1e9
-"""A cost that no assignment pays where it can be helped."""
-
 
 class Atoms(NamedTuple):
     """The global units that local ones are matched with."""
@@ -43,17 +40,17 @@ def pfnm_atoms(
 
     A Beta-Bernoulli process says which atoms a network has, and normal noise how its units differ
     from them. Networks in turn are assigned anew, the others fixed, at the least cost
-    :math:`C_{lj}`, minus
 
     .. math::
-        \frac{\lVert s_j + v_l / \sigma^2 \rVert^2}{q_j + 1/\sigma^2} -
-        \frac{\lVert s_j \rVert^2}{q_j} + 2 \ln \frac{m_j}{C - m_j}
-        \quad\text{for an atom of } m_j > 0 \text{ others,} \qquad
-        \frac{\lVert v_l / \sigma^2 \rVert^2}{q_0 + 1/\sigma^2} - 2 \ln \frac{r C}{\gamma}
-        \quad\text{for the } r\text{-th new one,}
+        C_{lj} = \frac{q_j}{1 + \sigma^2 q_j} \lVert v_l - \mu_j \rVert^2 +
+        \begin{cases}
+        -2 \ln \frac{m_j}{C - m_j} & \text{for an atom of } m_j > 0 \text{ others,} \\
+        2 \ln \frac{r C}{\gamma} & \text{for the } r\text{-th new one,}
+        \end{cases}
 
-    with :math:`s_j` the sum of the others' units over :math:`\sigma^2`, :math:`q_j = q_0 +
-    m_j/\sigma^2`, :math:`q_0 = 1/\sigma_0^2`. An atom is ``s_j / q_j`` at the end.
+    with :math:`q_j = q_0 + m_j/\sigma^2`, :math:`q_0 = 1/\sigma_0^2`, and :math:`\mu_j` the sum of
+    the others' units over :math:`\sigma^2 q_j`, 0 of a new atom. It is the paper's cost but for
+    what all atoms of a unit share. An atom is its :math:`\mu_j` at the end.
 
     Args:
       units: `[C, L, D]`, of `C` networks.
@@ -68,7 +65,7 @@ def pfnm_atoms(
       `Atoms`, in the order of the first network's units, then of the second's that it lacks ...
 
     Raises:
-      ValueError: if shapes do not fit or a number is not positive.
+      ValueError: if shapes do not fit, a number is not positive, or a unit is not finite.
 
     Example:
       >>> units = jnp.array([[[0.0], [5.0]], [[5.0], [9.0]]])
@@ -91,6 +88,13 @@ def pfnm_atoms(
         raise ValueError(
             f"present must be bool [{size}, {longest}], got {shown(present)}; one a unit"
         )
+    if not isinstance(units, jax.core.Tracer) and not isinstance(present, jax.core.Tracer):
+        diverged = ~np.isfinite(np.asarray(units)).all(-1) & np.asarray(present)
+        if diverged.any():
+            raise ValueError(
+                f"units must be finite, got {shown(given)}, of which the networks "
+                f"{np.flatnonzero(diverged.any(1)).tolist()} are not; leave them out"
+            )
     for name, value in (("sigma", sigma), ("prior_sigma", prior_sigma), ("gamma", gamma)):
         check_positive(value, name)
     most = size * longest if capacity is None else capacity
@@ -105,6 +109,9 @@ def costs_of(
 ) -> Array:
     """What each unit of a network pays for each atom, `[L, J]`, the other networks' sums given.
 
+    As squared distances: no difference of large squares is taken. The paper's cost is this less
+    ``noise * |unit|^2``, of which no choice depends.
+
     Args:
       units: `[L, D]`.
       sums: `[J, D]`, of the other networks' units, each over sigma squared.
@@ -114,20 +121,15 @@ def costs_of(
       prior: one over the prior's sigma squared.
       gamma: see `pfnm_atoms`.
     """
-
-    def over(top: Array, bottom: Array) -> Array:
-        return jnp.where(bottom > 0, top / jnp.where(bottom > 0, bottom, 1), 0)
-
-    mine, known = units * noise, counts > 0
+    known = counts > 0
     precision = prior + counts * noise
-    square = (sums**2).sum(-1)
-    joined = square + 2 * mine @ sums.T + (mine**2).sum(-1)[:, None]
-    popular = 2 * jnp.log(jnp.where(known, counts / jnp.maximum(size - counts, 1), 1))
-    old = over(joined, precision + noise) - over(square, precision) + popular
-    rank = jnp.cumsum(~known)
-    new = (mine**2).sum(-1)[:, None] / (prior + noise)
-    new = new - 2 * jnp.log(jnp.maximum(rank, 1) * size / gamma)
-    return -jnp.where(known, old, new)
+    mean = sums / jnp.where(known, precision, 1)[:, None]
+    mean = jnp.where(known[:, None], mean, 0)  # what was added and taken away leaves rounding
+    apart = ((units[:, None] - mean) ** 2).sum(-1)
+    popular = jnp.log(jnp.where(known, counts / jnp.maximum(size - counts, 1), 1))
+    rare = jnp.log(jnp.maximum(jnp.cumsum(~known), 1) * size / gamma)
+    scale = precision * noise / (precision + noise)
+    return scale * apart + 2 * jnp.where(known, -popular, rare)
 
 
 def _atoms(
@@ -219,7 +221,8 @@ def pfnm(
       ``pfnm(...)["head"]["kernel"].shape[0]``.
 
     Raises:
-      ValueError: if there is no model, or they have not one hidden layer of alike neighbours.
+      ValueError: if there is no model, they have not one hidden layer of alike neighbours, or one
+        is not finite.
 
     Example:
       >>> import fedjax_lite as fl

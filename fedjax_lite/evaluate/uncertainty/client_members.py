@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks.arguments import check_key, shown
-from fedjax_lite.data.population.dataset import FederatedDataset
+from fedjax_lite.checks.arguments import check_key, check_slot, shown
+from fedjax_lite.data.population.dataset import FederatedDataset, check_data
+from fedjax_lite.round.own_models import check_state
 from fedjax_lite.types import Cohort, FederatedAlgorithm, Key, Params, RoundState
 
 
@@ -38,7 +39,7 @@ def client_members(
       Models side by side, leaves `[M, ...]`, for `member_probabilities` and `ensemble_scores`.
 
     Raises:
-      TypeError: if `algo` is none, or its state holds no model of a server.
+      TypeError: if `algo`, `state` or `data` are none, or the state holds no model of a server.
       ValueError: if it is private, or `clients` are not ids of this population.
 
     Example:
@@ -50,7 +51,11 @@ def client_members(
       >>> client_members(algo, jax.random.key(0), state, data, [0, 1]).tolist()
       [-1.0, 2.0]
     """
+    check_slot(algo, "algo", FederatedAlgorithm)
     check_key(key)
+    check_state(state)
+    check_slot(state, "state", RoundState)
+    check_data(data)
     if algo.accountant is not None:
         raise ValueError(
             "algo must not be private, got one with an accountant: a client's own model is what "

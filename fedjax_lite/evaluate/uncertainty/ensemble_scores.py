@@ -37,7 +37,8 @@ def ensemble_scores(
       differently.
 
     Raises:
-      TypeError, ValueError: as `member_probabilities`; if no label counts.
+      TypeError, ValueError: as `member_probabilities`; if no label counts, or one is beyond the
+        classes.
 
     Example:
       >>> import fedjax_lite as fl
@@ -65,6 +66,12 @@ def scores_of(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> dict[
         raise ValueError("examples must have a label of 0 or more, got none; nothing is scored")
     members = probabilities[:, counts].astype(np.float64)
     labels = labels[counts].astype(int)
+    if labels.max() >= members.shape[-1]:
+        raise ValueError(
+            f"examples must have labels of 0 to {members.shape[-1] - 1}, the model's classes, got "
+            f"{labels.max()}; make the model with num_classes={labels.max() + 1}, or mark what is "
+            "not to be scored by -1"
+        )
     mean, rows = members.mean(0), np.arange(len(labels))
     answers = members.argmax(-1)
     parts: Any = jax.tree.map(lambda leaf: float(np.asarray(leaf).mean()), decompose(members))
