@@ -38,7 +38,9 @@ def split_learning(
 
     Args:
       cut: the network: `cut_layers`, `cut_linen`, `cut_nnx`.
-      optimizer: of the clients' half; a client begins anew, only weights are handed on.
+      optimizer: of the clients' half; a client begins anew, only weights are handed on. A pull of
+        `fedjax_lite.proximal` is towards the half as this client received it, at the
+        server towards its half at the beginning of the round.
       plan: a client's batches in its turn.
       sampler: whose turn it is in a round; one without a clock.
       server_optimizer: of the server's half, whose state lasts; default as `optimizer`.
@@ -107,9 +109,10 @@ def splitfed(
         \theta_s \leftarrow \sum_i p_i\, \theta_s^{(i)} \;(\text{version 1}), \quad
         \theta_s \text{ trained by client after client} \;(\text{version 2})
 
-    Version 1 keeps a copy of the server's half for every client: it is FedAvg of the uncut
-    network, over another wire. Version 2 has one, which sees the activations of one client after
-    the other, in an order drawn anew every round.
+    Version 1 keeps a copy of the server's half for every client: for optimizers that work
+    coordinate by coordinate (SGD, momentum, Adam, a proximal pull; not clipping by the norm of
+    all) it is FedAvg of the uncut network, over another wire. Version 2 has one, which sees the
+    activations of one client after the other, in an order drawn anew every round.
 
     Args:
       cut: the network: `cut_layers`, `cut_linen`, `cut_nnx`.

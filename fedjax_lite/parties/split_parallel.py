@@ -87,9 +87,11 @@ def parallel_split(
         )
         client, client_state = moved(
             *(of_client(carry.info.round), found.client, carry.client_state, carry.client),
+            anchor=broadcast.client,
         )
         server, server_state = moved(
             *(of_server(carry.info.round), found.server, carry.server_state, carry.server),
+            anchor=broadcast.server.value,
         )
         return _Carry(
             *(client, server, client_state, server_state, add_loss(carry.loss, found.loss, batch)),
@@ -131,17 +133,29 @@ def parallel_split(
 
 
 def moved(
-    optimizer: optax.GradientTransformationExtraArgs, gradient: PyTree, state: PyTree, own: PyTree
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradient: PyTree,
+    state: PyTree,
+    own: PyTree,
+    *,
+    anchor: PyTree,
 ) -> tuple[PyTree, PyTree]:
     """Half of a network after a step of its optimizer.
+
+    Args:
+      optimizer: of this half.
+      gradient: at `own`.
+      state: of the optimizer.
+      own: the half as it is now.
+      anchor: the half as it was handed over, towards which `fedjax_lite.proximal` pulls.
 
     Example:
       >>> tx = optax.with_extra_args_support(optax.sgd(0.5))
       >>> w = {"a": jnp.ones(()), "b": None}
-      >>> float(moved(tx, w, tx.init(w), w)[0]["a"])
+      >>> float(moved(tx, w, tx.init(w), w, anchor=w)[0]["a"])
       0.5
     """
-    updates, state = client_step(optimizer, gradient, state, own, {}, anchor=own)
+    updates, state = client_step(optimizer, gradient, state, own, {}, anchor=anchor)
     return optax.apply_updates(own, updates), state
 
 

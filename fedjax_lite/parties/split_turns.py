@@ -14,6 +14,7 @@ from fedjax_lite.checks.state import check_not_donated
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.batches import Plan
+from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.one_pass import work_list
 from fedjax_lite.engine.program import client_batch
 from fedjax_lite.engine.round_keys import client_keys, round_keys
@@ -112,8 +113,10 @@ def split_in_turn(
         if cohort is None:
             sampler_state, cohort = sampler.sample(keys.sample, state.sampler, data.sizes)
         known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
-        cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known)
+        late = None if cohort.late is None else cohort.late & known & ~cohort.mask
+        cohort = Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known, late)
         work = work_list((phase,), keys.training.clients, cohort, data, state.round)
+        work = count_work(counts, data, work)
         client, server = cut.halves(state.server.params)
 
         def turn(turns: _Turns, slot: Array) -> tuple[_Turns, None]:
@@ -125,9 +128,11 @@ def split_in_turn(
                 mine, mine_state, theirs, theirs_state, loss, up, down = at
                 batch = client_batch(phase, counts, data, own.seed, own.batch, one.members, number)
                 found = split_gradients(cut, mine, theirs, batch, uplink=uplink, downlink=downlink)
-                mine, mine_state = moved(of_client(state.round), found.client, mine_state, mine)
+                mine, mine_state = moved(
+                    *(of_client(state.round), found.client, mine_state, mine), anchor=turns.client
+                )
                 theirs, theirs_state = moved(
-                    of_server(state.round), found.server, theirs_state, theirs
+                    *(of_server(state.round), found.server, theirs_state, theirs), anchor=server
                 )
                 return (
                     *(mine, mine_state, theirs, theirs_state, add_loss(loss, found.loss, batch)),
@@ -165,7 +170,8 @@ def split_in_turn(
             server=SplitState(params, turns.server_state),
             sampler=sampler_state,
         )
-        return new, _metrics(turns, trees.num_bits(client), cohort.mask.sum())
+        asked = cohort.mask.sum() + (0 if late is None else late.sum())
+        return new, _metrics(turns, trees.num_bits(client), asked)
 
     compiled = jax.jit(next_state)
 
@@ -189,7 +195,8 @@ def split_in_turn(
 
 
 def _metrics(turns: _Turns, half: int, asked: Array) -> dict[str, Array]:
-    # Every client that was asked downloads its half, and those that trained send it back or on.
+    # Every client that was asked downloads its half, a late one too, and those that trained send
+    # it back or on.
     up = jnp.float32(half) * turns.counted
     down = jnp.float32(half) * asked
     return {

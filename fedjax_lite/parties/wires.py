@@ -62,13 +62,14 @@ def carried(
 
     The transform is given each example's activation by itself, with a key of its own: it is
     clipped, noised, quantised alone. Where an activation is one number, the numbers of a batch are
-    one value, those of padding 0.
+    one value, those of padding 0, and what the transform makes of it is sent as a whole.
 
     Args:
       transform: None: sent as they are, all their bits.
       key: of this message.
       value: leaves `[B, ...]`.
-      mask: bool `[B]`; what is padding is not sent and not billed.
+      mask: bool `[B]`; what is padding is not sent and not billed, but where a transform is given
+        single numbers: their batch is billed whole, and not at all where all of it is padding.
 
     Returns:
       What is decoded, of padding what it was, and the cost of the batch.
@@ -89,7 +90,7 @@ def carried(
         whole = trees.where(mask, value, jax.tree.map(jnp.zeros_like, value))
         _, got, wire = send(transform, key, transform.init(whole), whole)
         got = trees.cast_like(got, value)
-        return trees.where(mask, got, value), Wire(*(bits * count / size for bits in wire))
+        return trees.where(mask, got, value), Wire(*(jnp.where(count > 0, b, 0) for b in wire))
 
     def one(key: Key, value: PyTree) -> tuple[PyTree, Wire]:
         _, got, wire = send(transform, key, transform.init(value), value)

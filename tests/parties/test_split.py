@@ -15,6 +15,7 @@ from fedjax_lite import trees
 from fedjax_lite.engine.one_client import train_clients
 from fedjax_lite.engine.program import Table
 from fedjax_lite.parties import Part, cut_layers, split_learning, splitfed
+from fedjax_lite.parties.wires import carried
 from fedjax_lite.transforms.chain import send
 
 KEY = jax.random.key(0)
@@ -130,8 +131,13 @@ def test_orders_differ_from_round_to_round(in_turn):
     assert state.round == 1
 
 
-def test_splitfed_2_averages_the_clients_halves_only():
-    state, metrics = once(splitfed(CUT, optax.sgd(0.3), plan=PLAN, sampler=EVERYONE, version=2))
+@pytest.fixture(scope="module")
+def version_2():
+    return splitfed(CUT, optax.sgd(0.3), plan=PLAN, sampler=EVERYONE, version=2)
+
+
+def test_splitfed_2_averages_the_clients_halves_only(version_2):
+    state, metrics = once(version_2)
     gaps = []
     for order in itertools.permutations([0, 1, 3]):
         begun, server = CUT.halves(PARAMS)
@@ -168,7 +174,7 @@ def test_who_does_not_take_part_leaves_no_trace(kind):
 
 
 def test_on_the_wire():
-    """Sparse activations cost less, noise changes what is learnt; a memory is refused."""
+    """Sparse activations cost less and change what is learnt; a memory is refused."""
     sparse = splitfed(
         CUT, optax.sgd(0.3), plan=PLAN, sampler=EVERYONE, uplink=fl.top_k(1), downlink=fl.top_k(2)
     )
@@ -183,6 +189,52 @@ def test_on_the_wire():
                 CUT, optax.sgd(0.3), plan=PLAN, sampler=EVERYONE,
                 downlink=fl.error_feedback(fl.top_k(1)),
             )  # fmt: skip
+
+
+def test_a_proximal_pull_is_towards_what_was_handed_over():
+    """Version 1 is FedProx of the uncut network, and so is any of them with one client."""
+    pulled = optax.chain(fl.proximal(2.0), optax.sgd(0.3))
+    whole = fl.fedavg(CUT.model.loss, pulled, plan=PLAN, sampler=EVERYONE)
+    expected = once(whole)[0].server.params
+    same(once(splitfed(CUT, pulled, plan=PLAN, sampler=EVERYONE))[0].server.params, expected)
+    assert distance(expected, once(WHOLE)[0].server.params) > 1e-3
+    alone = fl.Cohort(jnp.array([1]), jnp.array([True]))  # five examples, three steps
+    expected = once(whole, DATA, alone)[0].server.params
+    in_turn = split_learning(CUT, pulled, plan=PLAN, sampler=EVERYONE)
+    same(once(in_turn, DATA, alone)[0].server.params, expected)
+
+
+def test_who_has_no_label_counts_nowhere(version_2):
+    """A client without any is as one that was not asked, but for what it downloads."""
+    y = np.where(OWNERS == 0, -1, EXAMPLES["y"])
+    data = dataclasses.replace(DATA, examples={**DATA.examples, "y": jnp.asarray(y)})
+    ids = jnp.array([0, 1])
+    both, metrics = once(version_2, data, fl.Cohort(ids, jnp.array([True, True])))
+    one, alone = once(version_2, data, fl.Cohort(ids, jnp.array([False, True])))
+    same(both.server.params, one.server.params, 0)
+    assert (metrics["num_clients"], metrics["num_steps"]) == (1, 3)
+    assert metrics["uplink_bits"] == alone["uplink_bits"] == 5 * (4 * 32 + 32) + HALF
+    assert metrics["downlink_bits"] == alone["downlink_bits"] + HALF
+    assert metrics["train_loss"] == alone["train_loss"]
+
+
+def test_who_is_late_was_sent_its_half(version_2):
+    ids, mask = jnp.array([0, 1]), jnp.array([False, True])
+    _, late = once(version_2, DATA, fl.Cohort(ids, mask, late=jnp.array([True, False])))
+    _, gone = once(version_2, DATA, fl.Cohort(ids, mask))
+    assert late["downlink_bits"] == gone["downlink_bits"] + HALF
+    assert late["uplink_bits"] == gone["uplink_bits"]
+
+
+def test_single_numbers_are_billed_whole():
+    """The batch is what the transform is given: its largest number and its place cost as such."""
+    h, mask = jnp.array([3.0, 1.0, 2.0, 5.0]), jnp.array([True, False, False, False])
+    sparse = jax.jit(lambda mask: carried(fl.top_k(1), KEY, h, mask))
+    got, wire = sparse(mask)
+    assert wire.bits == 32 + 2  # a float, and which of four it is
+    assert got[0] == 3
+    assert sparse(mask & False)[1].bits == 0
+    assert carried(None, KEY, h, mask)[1].bits == 32
 
 
 def test_run_resume_and_sweep(in_turn, tmp_path):
