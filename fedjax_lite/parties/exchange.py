@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
+from fedjax_lite.data.population.counting import counted
 from fedjax_lite.parties.model import Joint, VerticalModel, part_keys
 from fedjax_lite.parties.wires import add_cost, carried, no_cost
 from fedjax_lite.round.local import mean_loss
@@ -27,6 +28,8 @@ class Exchanged(NamedTuple):
     of a party that nobody returned anything zeros."""
     sent: dict[str, Array]
     """By party: its activations as others received them."""
+    by_holder: dict[str, dict[str, Array]]
+    """By holder, then by party: the summands of `returned`."""
     losses: dict[str, Array]
     """By holder: the mean loss."""
     up: Wire
@@ -86,7 +89,7 @@ def exchange(
             key = _wire_key(batch.key, 0, i)
             sent[party], wire = carried(uplink, key, exact[party], mask)
             up = add_cost(up, wire, receivers * there)
-    seen, losses = {}, {}
+    seen, losses, by_holder = {}, {}, {}
     returned = jax.tree.map(jnp.zeros_like, exact)
     for j, holder in enumerate(model.heads):
         mine = {**sent, **({holder: exact[holder]} if holder in exact else {})}
@@ -103,6 +106,7 @@ def exchange(
             return head_loss(model, holder, params.heads[holder], activations, batch)
 
         losses[holder], gradients = jax.value_and_grad(of_head)(mine)
+        by_holder[holder] = {}
         for i, party in enumerate(exact):
             if party == holder:
                 continue
@@ -112,8 +116,9 @@ def exchange(
             down = add_cost(down, wire, there)
             keep = mask if present is None else mask & present[party]
             gradient = trees.where(keep, gradient, jnp.zeros_like(gradient))
+            by_holder[holder][party] = gradient
             returned[party] = returned[party] + gradient
-    return Exchanged(seen, returned, sent, losses, up, down)
+    return Exchanged(seen, returned, sent, by_holder, losses, up, down)
 
 
 def local_gradient(
@@ -153,9 +158,22 @@ def head_loss(
 ) -> Array:
     """The mean loss of one head over the examples of a batch that count."""
     key: Key | None = part_keys(batch.key, model.bottoms, model.heads)["head", holder]
-    examples: PyTree = {"x": model.combine(activations), "y": batch.examples["y"][holder]}
-    of_head = Batch(examples, batch.mask, key)  # type: ignore[arg-type]
+    of_head = Batch(_of_head(model, holder, activations, batch), batch.mask, key)  # type: ignore[arg-type]
     return mean_loss(model.heads[holder].loss, head, of_head)
+
+
+def head_counted(
+    model: VerticalModel, holder: str, activations: dict[str, Array], batch: Batch
+) -> Array:
+    """The examples of a batch over which a head's mean loss is: bool `[B]`."""
+    examples = _of_head(model, holder, activations, batch)
+    return counted(model.heads[holder].loss, examples, batch.mask)
+
+
+def _of_head(
+    model: VerticalModel, holder: str, activations: dict[str, Array], batch: Batch
+) -> PyTree:
+    return {"x": model.combine(activations), "y": batch.examples["y"][holder]}
 
 
 def _wire_key(key: Key, kind: int, party: int) -> Key:

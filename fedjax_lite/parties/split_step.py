@@ -59,6 +59,8 @@ class Stepped(NamedTuple):
     """The activations as the server received them, `[B, ...]`."""
     returned: Array
     """The gradient at them as the client got it back, `[B, ...]`."""
+    upward: Array | None
+    """In a U the gradient at the server's activations, as the server received it; else None."""
 
 
 def split_gradients(
@@ -120,7 +122,7 @@ def split_gradients(
 
         loss, (of_server, gradient) = jax.value_and_grad(on_server, argnums=(0, 1))(server, smashed)
         gradient, down = _returned(downlink, fold(key, DOWN), gradient, mask)
-        return Stepped(loss, back(gradient)[0], of_server, up, down, smashed, gradient)
+        return Stepped(loss, back(gradient)[0], of_server, up, down, smashed, gradient, None)
 
     middle, back_server = jax.vjp(lambda s, h: cut.stages[1](s, h, key), server, smashed)
     middle, down = carried(downlink, fold(key, DOWN), middle, mask)
@@ -129,12 +131,13 @@ def split_gradients(
         return mean_loss(cut.stages[2](client, h, key))
 
     loss, (of_top, gradient) = jax.value_and_grad(on_client, argnums=(0, 1))(client, middle)
-    gradient, more = _returned(uplink, fold(key, UP_AGAIN), gradient, mask)
+    upward, more = _returned(uplink, fold(key, UP_AGAIN), gradient, mask)
     up = add_cost(up, more)
-    of_server, gradient = back_server(gradient)
+    of_server, gradient = back_server(upward)
     gradient, more = _returned(downlink, fold(key, DOWN_AGAIN), gradient, mask)
     of_client = jax.tree.map(jnp.add, back(gradient)[0], of_top)
-    return Stepped(loss, of_client, of_server, up, add_cost(down, more), smashed, gradient)
+    down = add_cost(down, more)
+    return Stepped(loss, of_client, of_server, up, down, smashed, gradient, upward)
 
 
 def _returned(

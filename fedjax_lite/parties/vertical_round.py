@@ -18,7 +18,13 @@ from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.batches import Plan, take_batch
 from fedjax_lite.engine.round_keys import client_keys, clients_key
 from fedjax_lite.parties.columns import ColumnDataset
-from fedjax_lite.parties.exchange import agents_of, exchange, local_gradient, own_params
+from fedjax_lite.parties.exchange import (
+    agents_of,
+    exchange,
+    head_counted,
+    local_gradient,
+    own_params,
+)
 from fedjax_lite.parties.model import Joint, VerticalModel
 from fedjax_lite.parties.wires import add_cost, check_wire, no_cost
 from fedjax_lite.round.fresh_state import strongly_typed_copy
@@ -100,6 +106,7 @@ def vertical_algorithm(
     def init(key: Key, params: Params, data: ColumnDataset) -> RoundState:
         check_key(key)
         _check_data(model, data)
+        plan.check_population(1)  # batches are those of a federation of one client
         params = model.init(key) if params is None else params
         _check_joint(model, params)
         params = jax.tree.map(strongly_typed_copy, params)
@@ -137,10 +144,11 @@ def vertical_algorithm(
         kept = local_step(0, (carry.own, carry.opt_state))
         if local_steps > 1:
             kept = jax.lax.fori_loop(1, local_steps, local_step, kept)
-        losses = {
-            holder: add_loss(carry.losses[holder], value, batch)
-            for holder, value in found.losses.items()
-        }
+        losses = {}
+        for holder, value in found.losses.items():  # each over the examples that have its labels
+            with_label = head_counted(model, holder, found.seen[holder], batch)
+            of_labelled = batch._replace(mask=with_label)
+            losses[holder] = add_loss(carry.losses[holder], value, of_labelled)
         sums, counts = {}, {}
         for party, h in found.sent.items():
             there = batch.mask if present is None else batch.mask & present[party]
@@ -157,7 +165,7 @@ def vertical_algorithm(
         rows = FederatedDataset(
             {"x": data.features, "y": data.labels}, jnp.array([0, size], jnp.int32), None, size
         )
-        client = jnp.int32(0)  # batches are those of a federation of one client
+        client = jnp.int32(0)
         key_clients = clients_key(key, state.round)
         own = client_keys(key_clients, client)
         amount = jax.random.fold_in(jax.random.fold_in(key_clients, client), 4)

@@ -23,7 +23,13 @@ class Tapped(NamedTuple):
     activations: Any
     """`[n, ...]`, as the server, or the holder of the labels, received them."""
     gradients: Any
-    """`[n, ...]`, as the client, or the party without labels, received them back."""
+    """`[n, ...]`, as the client, or the party without labels, received them back; of several
+    holders of labels their sum."""
+    upward: Any = None
+    """`[n, ...]`, of a U the gradient at the server's activations, which goes up to the server and
+    tells it of labels that stay with the client; else None."""
+    by_holder: Any = None
+    """Of columns the gradients as each holder returned them: by holder, then by party."""
 
 
 def wiretap(
@@ -81,7 +87,8 @@ def wiretap(
             for party, gradient in found.returned.items()
             if set(model.heads) - {party}
         }
-        return Tapped({party: found.sent[party] for party in others}, others)
+        sent = {party: found.sent[party] for party in others}
+        return Tapped(sent, others, by_holder=found.by_holder)
     if not isinstance(model, CutModel):
         raise TypeError(
             f"model must be a CutModel or a VerticalModel, got {shown(model)}; "
@@ -99,6 +106,6 @@ def wiretap(
     def tapped(params: Params, batch: Batch) -> Tapped:
         client, server = model.halves(params)
         one = split_gradients(model, client, server, batch, uplink=uplink, downlink=downlink)
-        return Tapped(one.smashed, one.returned)
+        return Tapped(one.smashed, one.returned, one.upward)
 
     return tapped(params, batch)

@@ -63,21 +63,28 @@ def test_residuals_tell_labels_and_noise_hides_them():
     assert abs(found - 0.5) == pytest.approx(right - 0.5, abs=0.03)
 
 
+def dense(size, out):
+    return fl.parties.Part(
+        lambda key: jax.random.normal(key, (size, out)) / 2, lambda w, x, key: jnp.tanh(x @ w)
+    )
+
+
+LAYERS = [dense(6, 8), dense(8, 6), dense(6, 2)]
+EXAMPLES = {
+    "x": np.random.default_rng(1).random((5, 6)).astype(np.float32),
+    "y": np.array([0, 1, 1, 0, 1]),
+}
+
+
 @pytest.fixture(scope="module")
 def cut():
-    def dense(size, out):
-        return fl.parties.Part(
-            lambda key: jax.random.normal(key, (size, out)) / 2, lambda w, x, key: jnp.tanh(x @ w)
-        )
-
-    return fl.parties.cut_layers([dense(6, 8), dense(8, 6), dense(6, 2)], at=1)
+    return fl.parties.cut_layers(LAYERS, at=1)
 
 
 def test_inputs_from_activations(cut):
     """Eight activations tell six inputs; on noise they do not; the gradients are the network's."""
     params = cut.model.init(jax.random.key(1))
-    x = RNG.random((5, 6)).astype(np.float32)
-    examples = {"x": x, "y": np.array([0, 1, 1, 0, 1])}
+    x, examples = EXAMPLES["x"], EXAMPLES
     quiet = fl.parties.wiretap(cut, params, examples, key=KEY)
     loud = fl.parties.wiretap(cut, params, examples, key=KEY, uplink=fl.gaussian_noise(1.0))
     np.testing.assert_allclose(quiet.activations, np.tanh(x @ np.asarray(params[0])), rtol=1e-5)
@@ -99,6 +106,22 @@ def test_inputs_from_activations(cut):
         )
         similar.append(float(psnr(found.x, jnp.asarray(x)).mean()))
     assert similar[0] > 40 > 15 > similar[1]
+
+
+def test_what_goes_up_in_a_u_tells_labels(cut):
+    """The gradient at the server's activations, whose directions are two, one a class."""
+    assert fl.parties.wiretap(cut, cut.model.init(KEY), EXAMPLES, key=KEY).upward is None
+    u = fl.parties.cut_layers(LAYERS, at=(1, 2))
+    params = u.model.init(jax.random.key(1))
+    tapped = fl.parties.wiretap(u, params, EXAMPLES, key=KEY)
+
+    def of_client(h):
+        logits = u.stages[2](params, h, None)
+        return fl.models.cross_entropy(logits, jnp.asarray(EXAMPLES["y"])).mean()
+
+    h = u.stages[1](params, tapped.activations, None)
+    np.testing.assert_allclose(tapped.upward, jax.grad(of_client)(h), rtol=1e-4, atol=1e-7)
+    assert label_leakage(tapped.upward, EXAMPLES["y"]).direction_auc == 1
 
 
 def test_refusals(cut):
