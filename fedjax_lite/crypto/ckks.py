@@ -154,8 +154,16 @@ class CkksServer:
         return self._with(message, values, lambda vector, plain: vector * plain)
 
     def shift(self, message: Ciphertexts, values: Any) -> Ciphertexts:
-        """The sum with plain floats `[D]`, one by one."""
-        return self._with(message, values, lambda vector, plain: vector + plain)
+        """The sum with floats `[D]` of this side, one by one, which are encrypted for it.
+
+        So it has randomness of its own: who holds the key and knows the message cannot tell by the
+        ciphertext what else was done to it, as after a product, which is computed the same for
+        everybody.
+        """
+        encrypt = _tenseal().ckks_vector
+        return self._with(
+            message, values, lambda vector, plain: vector + encrypt(self._context, plain)
+        )
 
     def _with(self, message: Ciphertexts, values: Any, combine: Any) -> Ciphertexts:
         plain = np.asarray(values, np.float64)
