@@ -36,20 +36,23 @@ class Points(NamedTuple):
 
 
 class PsiParty:
-    r"""One of two sides of an intersection; each id is a point that only both keys together hide.
+    r"""One of two sides of an intersection; an id is a point that its owner's key hides.
 
     .. math::  a \cdot H(x),\; b \cdot (a \cdot H(x)) = a \cdot (b \cdot H(x)):
                \quad \text{equal for equal ids, whoever began}
 
-    `H` hashes onto Curve25519 (SHA-512, counted up until a point is hit), the product is X25519.
-    Three messages: ``first = asks.blinded()``, ``again, own = answers.answer(first)``,
-    ``places = asks.intersect(again, own)``, and ``answers.told(places)``.
+    One key hides a point: without it nobody tells whose it is; under both keys, and only there,
+    equal ids are equal points. `H` hashes onto Curve25519 (SHA-512, counted up until a point is
+    hit), the product is X25519. Three messages: ``first = asks.blinded()``,
+    ``again, own = answers.answer(first)``, ``places = asks.intersect(again, own)``, and
+    ``answers.told(places)``.
 
     **What leaks**, to a party that follows the protocol (honest but curious), where Diffie-Hellman
     on Curve25519 is hard and the hash is a random oracle: the padded size of the other's set
-    (`size`, not the real number) and the intersection. One who asks with ids that it does not have
-    learns whether the other knows them: agree on whose ids may be asked about. Nothing here hides
-    that the two are talking, or stops one who breaks off after it has learnt the result.
+    (`size`, not the real number) and the intersection. Either side can probe: who puts ids into its
+    set that it does not have learns whether the other knows them (who answers learns it by the
+    places that it is told): agree on whose ids may be asked about. Nothing here hides that the two
+    are talking, or stops one who breaks off after it has learnt the result.
 
     Args:
       ids: integers, strings or bytes, each once.
@@ -90,7 +93,7 @@ class PsiParty:
         secrets.SystemRandom().shuffle(self._order)
         self._own = [_times(self._secret, points[i]) for i in self._order]
         self.found: list[Id] = []
-        """What both know, once it is known; sorted."""
+        """What both know, once it is known; sorted, bytes before integers before strings."""
 
     def blinded(self) -> Points:
         """The first message: this party's ids, shuffled and padded, under its key."""
@@ -100,7 +103,7 @@ class PsiParty:
         """The second message: the other's points under both keys, in their order, and one's own.
 
         Raises:
-          ValueError: if the message is no list of different points.
+          ValueError: if the message is no list of different points, each spelt in one way.
         """
         again = [_times(self._secret, point) for point in _checked(first, "first")]
         return Points(b"".join(again)), self.blinded()
@@ -122,16 +125,24 @@ class PsiParty:
         for mine, point in zip(self._order, twice, strict=True):
             if point in theirs and self._ids[mine] is not None:
                 places[self._ids[mine]] = theirs[point]
-        self.found = sorted(places)
+        self.found = sorted(places, key=_in_order)
         return [places[one] for one in self.found]
 
     def told(self, places: Sequence[int]) -> list[Id]:
         """The ids behind places of this party's message; padding is refused.
 
         Raises:
-          ValueError: if a place is outside, or holds padding, which nobody can have matched.
+          ValueError: if a place is outside, or there twice, or holds padding, which nobody can have
+            matched.
         """
         found: list[Any] = []
+        places = list(places)
+        if len(set(places)) < len(places):
+            twice = next(one for one in places if places.count(one) > 1)
+            raise ValueError(
+                f"places must be there once each, got {twice} twice; the other side lies: an id "
+                "has one place"
+            )
         for place in places:
             one = self._ids[self._order[place]] if 0 <= place < len(self._order) else None
             if one is None:
@@ -140,7 +151,7 @@ class PsiParty:
                     "answers another run"
                 )
             found.append(one)
-        self.found = sorted(found)
+        self.found = sorted(found, key=_in_order)
         return self.found
 
 
@@ -212,6 +223,11 @@ def encoded_id(one: Any, name: str = "ids") -> bytes:
     )
 
 
+def _in_order(one: Id) -> tuple[bytes, Any]:
+    """By kind, then by value: a 7 and a "7" have no order of their own."""
+    return encoded_id(one)[:1], one
+
+
 def _private_key() -> Any:
     return primitives().asymmetric.x25519.X25519PrivateKey.generate()
 
@@ -245,4 +261,10 @@ def _checked(points: Any, name: str) -> list[bytes]:
             f"{name} must hold different points, got one twice; the other side does not follow the "
             "protocol"
         )
+    for point in found:
+        if int.from_bytes(point, "little") >= PRIME:  # X25519 would take it for a smaller number
+            raise ValueError(
+                f"{name} must hold numbers below 2**255 - 19, got {point.hex()}: a second spelling "
+                "of a point; the other side does not follow the protocol"
+            )
     return found

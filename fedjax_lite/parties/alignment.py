@@ -31,7 +31,8 @@ class Alignment(NamedTuple):
 
     ids: np.ndarray
     """`[n]`: the entities that all parties know, each once, sorted: the order is the same whatever
-    the order of rows and of parties."""
+    the order of rows and of parties. Integers or strings, as Python objects where no type of numpy
+    holds all of them exactly (-1 beside 2**63)."""
     rows: dict[str, np.ndarray]
     """int64 `[n]` by party: the row of each of these entities."""
     report: dict[str, Matched]
@@ -153,7 +154,7 @@ def values_of(ids: Any, name: str) -> list[Any]:
     if array.ndim != 1:
         raise ValueError(f"{name} must be one id a row, [n], got shape {array.shape}; ids[:, 0]")
     number_ids(ids, name)  # refuses what is missing, masked, rounded
-    values = array.tolist()
+    values = [one.item() if isinstance(one, np.generic) else one for one in array.tolist()]
     kinds = {type(value) for value in values}
     if not (kinds <= {str} or kinds <= {int}):
         told = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -195,7 +196,15 @@ def aligned_among(
         )
         for party, of_party in places.items()
     }
-    return Alignment(np.asarray(common), rows, report)
+    return Alignment(_exactly(common), rows, report)
+
+
+def _exactly(ids: list[Any]) -> np.ndarray:
+    """Ids as an array that holds them as they are: objects, where numpy would change one."""
+    array = np.asarray(ids)
+    if array.dtype.kind in "iuU" and array.tolist() == ids:
+        return array
+    return np.fromiter(ids, object, len(ids))
 
 
 def _first_rows(values: list[Any]) -> tuple[dict[Any, int], list[Any]]:

@@ -47,10 +47,9 @@ def private_align(
     values, places, twice = checked_ids(ids, duplicates=duplicates)
     if holder not in values:
         raise ValueError(f"holder must be one of {sorted(values)}, got {holder!r}; name a party")
-    drop = duplicates == "drop"
+    dropped = {party: set(twice[party] if duplicates == "drop" else ()) for party in places}
     offered = {
-        party: [one for one in rows if not (drop and one in set(twice[party]))]
-        for party, rows in places.items()
+        party: [one for one in rows if one not in dropped[party]] for party, rows in places.items()
     }
     common, talks = set(offered[holder]), {}
     for party in sorted(set(offered) - {holder}):
@@ -59,6 +58,8 @@ def private_align(
         talks[party] = (answers, dict(zip(asks.found, found, strict=True)))
         common &= set(asks.found)
     known = sorted(common)
-    for answers, at in talks.values():  # each is told of those that all know, of nobody else
-        assert answers.told([at[one] for one in known]) == known
+    # Each is told of those that all know, of nobody else.
+    for party, (answers, at) in talks.items():
+        if (told := answers.told([at[one] for one in known])) != known:
+            raise RuntimeError(f"{party} was told of {told}, but all know {known}")
     return aligned_among(known, values, places, twice)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_lite.checks.arguments import check_bool, check_slot
 from fedjax_lite.checks.made import made
@@ -120,11 +121,10 @@ def _poisson(z: Array, y: Array) -> Array:
 
 def _cox(z: Array, y: dict[str, Array]) -> Array:
     """Terms of the negative log partial likelihood, Breslow's; 0 where the time was cut off."""
-    order = jnp.argsort(-y["time"])
-    times = y["time"][order]
-    log_risk = jax.lax.cumlogsumexp(z[order])
-    last = jnp.searchsorted(-times, -y["time"], side="right") - 1  # who ties is at risk, too
-    return jnp.where(y["event"] > 0, log_risk[last] - z, 0)
+    order = jnp.argsort(y["time"])  # no minus: that of unsigned numbers is none
+    log_risk = jax.lax.cumlogsumexp(z[order], reverse=True)
+    first = jnp.searchsorted(y["time"][order], y["time"], side="left")  # who ties is at risk, too
+    return jnp.where(y["event"] > 0, log_risk[first] - z, 0)
 
 
 _LOSSES: dict[str, Any] = {
@@ -142,11 +142,11 @@ def _check_labels(kind: str, labels: PyTree) -> None:
                 'labels must be {"time": [n], "event": [n]} for kind=\'cox\', got '
                 f"{sorted(labels) if isinstance(labels, dict) else 'an array'}"
             )
+        for name in ("time", "event"):
+            _check_numbers(labels[name], f"labels[{name!r}]")
         return
-    if not hasattr(labels, "ndim") or labels.ndim != 1:
-        found = f"shape {labels.shape}" if hasattr(labels, "shape") else sorted(labels)
-        raise ValueError(f"labels must be one number an entity, [n], got {found}; y[:, 0]")
-    if isinstance(labels, jax.core.Tracer) or not getattr(labels, "is_fully_addressable", True):
+    _check_numbers(labels, "labels")
+    if _is_elsewhere(labels):
         return
     low, high = float(labels.min()), float(labels.max())
     if kind == "logistic" and not (0 <= low <= high <= 1):
@@ -156,3 +156,23 @@ def _check_labels(kind: str, labels: PyTree) -> None:
         )
     if kind == "poisson" and low < 0:
         raise ValueError(f"labels must be counts for kind='poisson', got {low:g}; take 'linear'")
+
+
+def _check_numbers(labels: Any, name: str) -> None:
+    if not hasattr(labels, "ndim") or labels.ndim != 1:
+        found = f"shape {labels.shape}" if hasattr(labels, "shape") else sorted(labels)
+        raise ValueError(f"{name} must be one number an entity, [n], got {found}; y[:, 0]")
+    if _is_elsewhere(labels):
+        return
+    finite = np.isfinite(np.asarray(labels, np.float64))
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise ValueError(
+            f"{name} must be finite, got {labels[row]} in row {row}; fill it in, or leave the "
+            "entity out"
+        )
+
+
+def _is_elsewhere(labels: Any) -> bool:
+    """Whether the values cannot be looked at: traced, or with other processes."""
+    return isinstance(labels, jax.core.Tracer) or not getattr(labels, "is_fully_addressable", True)

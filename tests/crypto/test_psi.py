@@ -27,6 +27,8 @@ def test_both_learn_the_intersection(talk):
     assert asks.found == answers.told(places) == sorted(set(MINE) & set(THEIRS))
     assert fl.crypto.private_intersection([2**70, 3, -1], [-1, 2**70 + 1]) == [-1]
     assert fl.crypto.private_intersection(["7"], [7]) == []
+    mixed = ["a", 10, 9, b"a"]  # kinds that have no order among each other
+    assert fl.crypto.private_intersection(mixed, mixed[::-1]) == [b"a", 9, 10, "a"]
 
 
 def test_messages_have_the_padded_size_and_no_other_content(talk):
@@ -53,7 +55,7 @@ def test_another_run_shares_no_point_and_no_order(talk):
 
 
 def test_lies_are_refused(talk):
-    asks, answers, first, again, own, _ = talk
+    asks, answers, first, again, own, places = talk
     with pytest.raises(ValueError, match="different points, got one twice"):
         answers.answer(Points(first.data[:32] * 2))
     with pytest.raises(ValueError, match="Points of 32 bytes each, got Points of 33 bytes"):
@@ -64,6 +66,13 @@ def test_lies_are_refused(talk):
     for place in (padding, 40, -1):
         with pytest.raises(ValueError, match=f"places must be of ids that were sent, got {place}"):
             answers.told([place])
+    with pytest.raises(ValueError, match=f"places must be there once each, got {places[0]} twice"):
+        answers.told([places[0]] * 2)
+    point = first.data[:32]
+    spelt = [point[:31] + bytes([point[31] | 0x80]), (PRIME + 9).to_bytes(32, "little")]
+    for again_the_same in spelt:  # X25519 drops the highest bit, and reduces
+        with pytest.raises(ValueError, match=r"first must hold numbers below 2\*\*255 - 19"):
+            answers.answer(Points(point + again_the_same))
     with pytest.raises(ValueError, match="must not be of low order"):  # a point of low order
         answers.answer(Points(bytes(32)))
 

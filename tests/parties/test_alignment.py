@@ -38,6 +38,19 @@ def test_large_integers_stay_what_they_are():
     assert beyond.ids.tolist() == [3]
 
 
+def test_ids_are_given_back_as_they_are():
+    """Numpy would make floats of these two, and one id of -1 and 2**63 in its integers."""
+    both = [-1, 2**63 + 5]
+    found = fl.parties.align({"a": both, "b": both[::-1]})
+    assert found.ids.tolist() == both
+    assert {type(one) for one in found.ids.tolist()} == {int}
+    nul = fl.parties.align({"a": ["x\0", "x"], "b": ["x", "x\0"]})  # numpy drops a NUL at the end
+    assert nul.ids.tolist() == ["x", "x\0"]
+    counted = fl.parties.align({"a": [np.int64(7), np.int64(3)], "b": [3, np.uint8(7)]})
+    assert counted.ids.tolist() == [3, 7]
+    assert counted.rows["b"].tolist() == [0, 1]
+
+
 def test_duplicates():
     ids = {"a": ["x", "y", "x", "z"], "b": ["z", "x", "y"]}
     with pytest.raises(ValueError, match=r"ids\['a'\] .*'x' in rows 0, 2 .*duplicates='first'"):

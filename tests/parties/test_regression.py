@@ -69,6 +69,12 @@ def columns(kind, dtype):
     return fl.parties.from_columns({p: x.astype(dtype) for p, x in X.items()}, labels)
 
 
+def with_label(value):
+    """Zeros for labels, but in row 3."""
+    labels = jax.tree.map(lambda one: np.where(np.arange(N) == 3, one, 0.0), value)
+    return fl.parties.from_columns(X, {"b": labels})
+
+
 def trained(data, kind: Any, rate, rounds=ROUNDS):
     algo = fl.parties.vertical_sgd(fl.parties.regression(kind, data), optax.sgd(rate), plan=WHOLE)
     state = algo.init(KEY, None, data)
@@ -153,6 +159,8 @@ def test_predictions():
         ("linear", columns("cox", np.float32), r"\[n\], got \['event', 'time'\]"),
         ("poisson", columns("linear", np.float32), "must be counts for kind='poisson', got -"),
         ("logistic", columns("linear", np.float32), r"must lie in \[0, 1\] for kind='logistic'"),
+        ("linear", with_label(np.nan), r"labels must be finite, got nan in row 3"),
+        ("cox", with_label({"time": np.inf, "event": 1.0}), r"\['time'\] must be finite, got inf"),
         ("linear", fl.parties.from_columns({"a": np.eye(2, dtype=int)}, {"a": np.ones(2)}),
          r"features\['a'\] must be floats \[n, d\], got int"),
     ],
@@ -160,6 +168,18 @@ def test_predictions():
 def test_refusals(kind, data, message):
     with pytest.raises(ValueError, match=message):
         fl.parties.regression(kind, data)
+
+
+def test_unsigned_times_are_in_order():
+    """The minus of an unsigned 0 is 0, of a 1 the largest number."""
+    y = {"time": TIME.astype(np.uint8), "event": Y["cox"]["event"]}
+    assert 0 in y["time"]
+    model = fl.parties.regression("cox", fl.parties.from_columns(X, {"b": y}))
+    z = RNG.normal(size=N)
+    found = model.heads["b"].loss(
+        {}, {"x": jnp.asarray(z), "y": jax.tree.map(jnp.asarray, y)}, None
+    )
+    np.testing.assert_allclose(found, losses("cox", z, y), rtol=1e-4, atol=1e-5)
 
 
 def test_cox_in_batches_is_refused():
