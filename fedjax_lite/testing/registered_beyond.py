@@ -13,9 +13,11 @@ from fedjax_lite.arrivals import ca2fl, exponential, latency
 from fedjax_lite.checks.made import signed
 from fedjax_lite.engine import Plan
 from fedjax_lite.models.gan import Gan
+from fedjax_lite.parties import Part, cut_layers, splitfed
+from fedjax_lite.parties.cut import At
 from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
-from fedjax_lite.types import FederatedAlgorithm, Key, Params
+from fedjax_lite.types import Array, FederatedAlgorithm, Key, Params
 
 PLAN = Plan(batch_size=2, epochs=2)
 
@@ -36,6 +38,8 @@ def beyond() -> dict[str, Make]:
         "fedgan private": _paired(clip=1.0, noise_multiplier=0.1),
         "fedma": _matched(),
         "fedma own starts": _matched(init=_hidden),
+        "splitfed": _cut(at=1),
+        "splitfed labels stay": _cut(at=(1, 2)),
     }
 
 
@@ -100,6 +104,33 @@ def _matched(**options: Any) -> Make:
             kernel = net["dense1"]["kernel"] + params["w"]
             net["dense1"] = {"kernel": kernel, "bias": params["b"] + net["dense1"]["bias"]}
             return algo.init(key, net, data)
+
+        return signed(algo._replace(init=init), algo.made)
+
+    return make
+
+
+def _cut(at: At) -> Make:
+    """A network whose last layer is at the server, or with the clients."""
+
+    def dense(size: int, out: int) -> Part:
+        def init(key: Key) -> Params:
+            return jax.random.normal(key, (size, out)) / 2
+
+        return Part(init, lambda kernel, x, key: jnp.tanh(x @ kernel))
+
+    def squares(outputs: Array, y: Array) -> Array:
+        return 0.5 * (outputs[:, 0] - y) ** 2
+
+    cut = cut_layers([dense(3, 4), dense(4, 4), dense(4, 1)], at=at, loss=squares)
+
+    def make(learning_rate, sampler, strategy) -> FederatedAlgorithm:
+        optimizer = optax.sgd(learning_rate)
+        algo = splitfed(cut, optimizer, plan=PLAN, sampler=sampler, strategy=strategy)
+
+        def init(key, params, data):
+            first, *others = cut.model.init(jax.random.key(1))
+            return algo.init(key, (first + params["w"][:, None], *others), data)
 
         return signed(algo._replace(init=init), algo.made)
 

@@ -73,6 +73,7 @@ KIN = {
     "fair weights": ("q-fedavg", "q-fedsgd", "afl", "term", "fedmgda", "precision"),
     "matched layers": ("fedma",),
     "paired networks": ("fedgan",),
+    "cut networks": ("splitfed",),
     "clusters": ("ifca",),
     "adversaries": ("debiasing",),
     "choice of clients": ("power of choice", "optimal", "unbiased"),
