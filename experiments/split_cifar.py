@@ -12,9 +12,10 @@ half is handed on. Every activation, gradient, label and half of a network is co
 Beside each: FedAvg of the whole network, with as many bytes on the wire, and with as many FLOPs at
 the clients (by XLA's count of a training step), on the same clients and batches; how alike to the
 image, in dB, is what a server that knows the client's half gets back from an activation
-(He et al. 2019), without noise and with; and how well one class is told from the others by the
-directions of the gradients that come back (Li et al. 2021, arXiv:2102.08504). Writes results.json
-and cuts.png.
+(He et al. 2019), without noise and with; and, were the last layer with the clients, too, so that
+labels stay (a U), how well a server that knows one example of a class tells the class by the
+directions of the gradients that go up (Li et al. 2021, arXiv:2102.08504). Writes results.json and
+cuts.png.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def main(flags: Flags) -> dict[str, Any]:
                     fedavg, "round", flags.num_rounds * mine / flops[-1]
                 ),
                 "curve": curve,
-                **attacked(cut, state.server.params, test, flags),
+                **attacked(cut, layers, state.server.params, test, flags),
             }
             rows.append(row)
             print(
@@ -284,8 +285,13 @@ def training_flops(layers: list[Part], flags: Flags) -> float:
     return float((cost[0] if isinstance(cost, list) else cost or {})["flops"])
 
 
-def attacked(cut: Any, params: Any, test: Any, flags: Flags) -> dict[str, float]:
-    """What the wire tells of images and of one class, after training."""
+def attacked(
+    cut: Any, layers: list[Part], params: Any, test: Any, flags: Flags
+) -> dict[str, float]:
+    """What the wire tells of images and, in a U, of one class, after training.
+
+    In two parts labels go up beside the activations: nothing is left to be told by gradients.
+    """
     key = jax.random.key(flags.seed + 1)
     some = {name: leaf[: flags.num_attacked] for name, leaf in test.items()}
     images = cut.inputs(jnp.asarray(some["x"]))
@@ -300,9 +306,10 @@ def attacked(cut: Any, params: Any, test: Any, flags: Flags) -> dict[str, float]
         )  # fmt: skip
         found[name] = float(psnr(guess.x, images).mean())
     all_of_them = {name: leaf[:256] for name, leaf in test.items()}
-    returned = fl.parties.wiretap(cut, params, all_of_them, key=key).gradients
+    u = fl.parties.cut_layers(layers, at=(1, 3))  # what goes up is the same wherever it begins
+    upward = fl.parties.wiretap(u, params, all_of_them, key=key).upward
     wanted = int(np.bincount(all_of_them["y"]).argmax())
-    told = label_leakage(returned, all_of_them["y"], positive=wanted)
+    told = label_leakage(upward, all_of_them["y"], positive=wanted)
     return {**found, "label_auc": told.direction_auc}
 
 

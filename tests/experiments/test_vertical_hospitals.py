@@ -35,6 +35,9 @@ def test_a_smoke_run(script, finished):
     # Two parties send eight bytes a patient in each of ten rounds; practice alone nothing.
     assert table["all three"]["kilobytes"] == pytest.approx(10 * 2 * 8 * 555 / 1e3)
     assert table["practice alone"]["kilobytes"] == 0
+    # As many steps by a fifth of the exchanges.
+    fifth = table["all three, FedBCD with 5 steps"]["kilobytes"]
+    assert fifth == pytest.approx(table["all three"]["kilobytes"] / 5)
     assert table["all three, 30% unmatched"]["patients"] == 555 - round(0.3 * 555)
     assert table["two parties, all columns"]["auc"] == pytest.approx(table["all three"]["auc"])
     leaks = [leak["auc"] for leak in results["leakage"]]
