@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -12,12 +13,19 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.checks.arguments import check_non_negative, check_positive, shown
 from fedjax_lite.checks.made import made
+from fedjax_lite.checks.optimizer_arguments import Extra, loss_arguments
 from fedjax_lite.engine.batches import Plan
 from fedjax_lite.models.gan import Gan, as_real
 from fedjax_lite.privacy.clipping import clip_clients
 from fedjax_lite.privacy.gaussian import add_rows, noise_stddev
 from fedjax_lite.round.compose import federated_algorithm
-from fedjax_lite.round.local import ClientOptimizer, add_loss, no_loss, resolve_optimizer
+from fedjax_lite.round.local import (
+    ClientOptimizer,
+    add_loss,
+    client_step,
+    no_loss,
+    resolve_optimizer,
+)
 from fedjax_lite.round.server import optimizer_server
 from fedjax_lite.round.slot_options import SlotOptions
 from fedjax_lite.transforms.noise import gaussian_like
@@ -54,6 +62,14 @@ class GanCarry(NamedTuple):
     info: ClientInfo
 
 
+class Found(NamedTuple):
+    """Of a network on a batch: its loss, the gradient, and what its optimizer may ask for."""
+
+    value: Array
+    grad: Params
+    extra: Extra
+
+
 @made
 def fedgan(
     gan: Gan,
@@ -82,8 +98,11 @@ def fedgan(
 
     Args:
       gan: `fedjax_lite.models.dcgan`, `mlp_gan`, or your own; examples are ``{"x": [B, ...]}``.
-      generator_optimizer: an optax optimizer, or ``(round) -> optimizer``; starts anew each round.
-      discriminator_optimizer: likewise.
+      generator_optimizer: an optax optimizer, or ``(round) -> optimizer``; starts anew each round,
+        and is given its broadcast network as the extra argument ``anchor`` (`proximal`), and the
+        loss on the batch where it asks for it.
+      discriminator_optimizer: likewise; but with `clip` it is given nothing of the loss, and a
+        discriminator that stays with its client has no anchor.
       plan: local work.
       sampler: who takes part.
       share: "both", or "generator": discriminators then stay with their clients, memory O(N x
@@ -91,8 +110,8 @@ def fedgan(
       clip: `S`: the discriminator's gradients of single examples are clipped to this norm, and
         noise is added to their sum, DP-SGD on the only network that sees data; the generator
         follows from it. None: neither. Takes the memory of a discriminator an example of a batch.
-      noise_multiplier: `z`: the noise has the deviation ``z S``; what it is worth says
-        `fedjax_lite.privacy.dp_sgd_epsilon`, of ordinary batches.
+        Without noise, `clip` alone hides nothing.
+      noise_multiplier: `z`: the noise has the deviation ``z S``.
       weighting: see `fedavg`.
       server_optimizer: default ``optax.sgd(1.0)``, plain averaging.
       **slots: as in `fedavg`, `privacy` included: a mechanism hides whole clients.
@@ -104,6 +123,16 @@ def fedgan(
     Raises:
       TypeError: if an argument has the wrong type.
       ValueError: if `share` is none of the two, or `clip` is missing beside noise.
+
+    Guarantees:
+      With `clip` and noise `fedjax_lite.privacy.dp_sgd_epsilon` of ordinary batches (its `size` and
+      `batch_size`), towards everybody who sees the client's messages, for zeroing out one example
+      of a client: its gradients count as zero, and the number `n_i` of the client's examples, which
+      batches and weights depend on, is fixed and public; adding or removing an example is not
+      covered. An example whose gradient is not finite contributes nothing. Both losses among the
+      metrics are exact, and for the experimenter only. The method has no accountant, so that `run`
+      shows no epsilon and stops at no budget: ask `dp_sgd_epsilon`. The key must be secret and
+      serve one run only (see `fedjax_lite.privacy`).
 
     Example:
       >>> import fedjax_lite as fl
@@ -134,8 +163,8 @@ def fedgan(
         )
     client = _client(
         gan,
-        resolve_optimizer(generator_optimizer),
-        resolve_optimizer(discriminator_optimizer),
+        resolve_optimizer(generator_optimizer, "generator_optimizer"),
+        resolve_optimizer(discriminator_optimizer, "discriminator_optimizer"),
         share,
         clip,
         noise_multiplier,
@@ -192,6 +221,11 @@ def _mean(losses: Array, mask: Array) -> Array:
     return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def _found(loss: Callable[[Params], Array], part: Params) -> Found:
+    value, grad = jax.value_and_grad(loss)(part)
+    return Found(value, grad, loss_arguments(loss, value, grad))
+
+
 def _client(
     gan: Gan,
     generator_optimizer: Any,
@@ -224,17 +258,15 @@ def _client(
             info,
         )
 
-    def judged(params: Params, x: Array, z: Array, batch: Batch, key: Key) -> tuple[Array, Params]:
-        """The discriminator's loss and gradient; clipped by example and noised where asked."""
+    def judged(params: Params, x: Array, z: Array, batch: Batch, key: Key) -> Found:
+        """The discriminator's; clipped by example and noised where asked."""
         name = "discriminator"
 
         def losses(part: Params, x: Array, z: Array) -> Array:
             return discriminator_losses(gan, with_part(params, name, part), x, z)
 
         if clip is None:
-            return jax.value_and_grad(lambda part: _mean(losses(part, x, z), batch.mask))(
-                params[name]
-            )
+            return _found(lambda part: _mean(losses(part, x, z), batch.mask), params[name])
 
         def alone(part: Params, x: Array, z: Array) -> Array:
             return losses(part, x[None], z[None])[0]
@@ -247,33 +279,47 @@ def _client(
             lambda leaf, total, noise: ((total + noise) / count).astype(leaf.dtype),
             *(params[name], total, noise),
         )
-        return _mean(values, batch.mask), grad
+        return Found(_mean(values, batch.mask), grad, {})  # losses are not noised: none is told
+
+    def made_up(params: Params, z: Array, batch: Batch) -> Found:
+        """The generator's."""
+
+        def loss(part: Params) -> Array:
+            losses = generator_losses(gan, with_part(params, "generator", part), z)
+            return _mean(losses, batch.mask)
+
+        return _found(loss, params["generator"])
+
+    def moved(
+        optimizer: Any, name: str, params: Params, state: PyTree, found: Found, broadcast: Params
+    ) -> tuple[Params, PyTree]:
+        moves, state = client_step(
+            *(optimizer, found.grad, state, params[name], found.extra),
+            anchor=broadcast.get(name),
+            name=f"{name}_optimizer",
+        )
+        return with_part(params, name, optax.apply_updates(params[name], moves)), state
 
     def step(broadcast: Params, carry: GanCarry, batch: Batch) -> GanCarry:
         key_judge, key_make, key_noise = jax.random.split(batch.key, 3)
         x = as_real(batch.examples["x"])
         size, params, round = batch.mask.shape[0], carry.params, carry.info.round
-        value, grad = judged(params, x, gan.noise(key_judge, size), batch, key_noise)
-        moves, discriminator_state = discriminator_optimizer(round).update(
-            grad, carry.discriminator_state, params["discriminator"]
+        of_judge = judged(params, x, gan.noise(key_judge, size), batch, key_noise)
+        params, discriminator_state = moved(
+            *(discriminator_optimizer(round), "discriminator", params),
+            *(carry.discriminator_state, of_judge, broadcast),
         )
-        part = optax.apply_updates(params["discriminator"], moves)
-        params = with_part(params, "discriminator", part)
-        z = gan.noise(key_make, size)
-        made_value, grad = jax.value_and_grad(
-            lambda part: _mean(generator_losses(gan, with_part(params, "generator", part), z),
-                               batch.mask)
-        )(params["generator"])  # fmt: skip
-        moves, generator_state = generator_optimizer(round).update(
-            grad, carry.generator_state, params["generator"]
+        of_maker = made_up(params, gan.noise(key_make, size), batch)
+        params, generator_state = moved(
+            *(generator_optimizer(round), "generator", params),
+            *(carry.generator_state, of_maker, broadcast),
         )
-        part = optax.apply_updates(params["generator"], moves)
         return carry._replace(
-            params=with_part(params, "generator", part),
+            params=params,
             generator_state=generator_state,
             discriminator_state=discriminator_state,
-            generator_loss=add_loss(carry.generator_loss, made_value, batch),
-            discriminator_loss=add_loss(carry.discriminator_loss, value, batch),
+            generator_loss=add_loss(carry.generator_loss, of_maker.value, batch),
+            discriminator_loss=add_loss(carry.discriminator_loss, of_judge.value, batch),
         )
 
     def finish(broadcast: Params, carry: GanCarry) -> tuple[PyTree, Message, dict[str, Any]]:

@@ -75,7 +75,9 @@ def backdoor(
 ) -> FederatedDataset:
     """Stamps the trigger on some images of some clients, and labels them as the target.
 
-    Of each hostile client ``floor(fraction * n_i)`` examples are drawn. Join it with
+    Of each hostile client ``floor(fraction * n_i)`` examples are drawn. Splits of the population
+    (`fedjax_lite.data.with_splits`), which phases of local work read, are poisoned likewise, the
+    same share of each; keep a population that is to be evaluated apart. Join it with
     ``byzantine(model_replacement(), clients=clients)`` for the attack of the paper.
 
     Args:
@@ -116,12 +118,12 @@ def backdoor(
     for client in np.unique(owners[theirs]):
         mine = np.flatnonzero(owners == client)
         chosen[rng.permutation(mine)[: int(fraction * len(mine) * (1 + 1e-12))]] = True
-    return dataclasses.replace(
-        data,
-        examples=poison(
-            data.examples, chosen, trigger=trigger, target=target, image=image, label=label
-        ),
-    )
+    names = {"image": image, "label": label}
+    examples = poison(data.examples, chosen, trigger=trigger, target=target, **names)
+    again: dict[str, Any] = {"trigger": trigger, "target": target, **names}
+    again |= {"fraction": fraction, "seed": seed}
+    splits = {name: backdoor(split, clients, **again) for name, split in data.splits.items()}
+    return dataclasses.replace(data, examples=examples, splits=splits)
 
 
 def poison(

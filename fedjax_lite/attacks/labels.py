@@ -28,7 +28,9 @@ def label_flip(
     .. math::  y \leftarrow C - 1 - y
 
     or, with `source` and `target`, only ``source -> target``. The shapes stay, so a compiled round
-    runs on the result as it is. Nobody else's data change.
+    runs on the result as it is. Nobody else's data change. Splits of the population
+    (`fedjax_lite.data.with_splits`), which phases of local work read, are flipped likewise; keep a
+    population that is to be evaluated apart.
 
     Args:
       data: the population; its examples are a dict.
@@ -59,7 +61,12 @@ def label_flip(
     labels = labels_of(data.examples, label)
     new = flip_labels(labels, num_classes=num_classes, source=source, target=target)
     examples = {**data.examples, label: jnp.where(theirs, new, labels)}
-    return dataclasses.replace(data, examples=examples)
+    classes: dict[str, Any] = {"num_classes": num_classes, "source": source, "target": target}
+    splits = {
+        name: label_flip(split, clients, **classes, label=label)
+        for name, split in data.splits.items()
+    }
+    return dataclasses.replace(data, examples=examples, splits=splits)
 
 
 def flip_labels(

@@ -39,8 +39,15 @@ LOCAL_KEEPS = {
     "fedem": "its weights of the shared models",
     "mixture_of_experts": "its router",
     "fedbn": "its local leaves",
+    "fedma": "its own network",
+    "ca2fl": "its last update",
     **OWN_KEEPS,
 }
+KEEPS_BY_CHOICE = {
+    "fedgan": ("share", "generator", "its discriminator"),
+    "debiasing": ("adversary", "client", "its adversary"),
+}
+"""The argument that has clients keep something, its value then, and what is kept."""
 UPLINK_KEEPS = {
     "error_feedback": "what compression left out",
     "ef21": "the estimate of its update",
@@ -316,6 +323,9 @@ def strategy_words(strategy: Any) -> str:
 def keeps(whole: Composed) -> list[str]:
     """What every client keeps between rounds, a table over the population."""
     found = [LOCAL_KEEPS[whole.method]] if whole.method in LOCAL_KEEPS else []
+    if whole.method in KEEPS_BY_CHOICE:
+        argument, value, what = KEEPS_BY_CHOICE[whole.method]
+        found += [what] * (whole.known[argument] == value)
     waiting = uplinks(whole)
     while waiting:
         part = waiting.pop(0)

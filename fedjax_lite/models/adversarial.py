@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_lite.checks.arguments import check_key, check_slot
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import counts_of, with_counts
+from fedjax_lite.metrics.answers import answers_of, chosen, valid_labels
 from fedjax_lite.models.model import Model
 from fedjax_lite.models.reversal import gradient_reversal
 from fedjax_lite.types import Array, Key, Params, PyTree
@@ -59,25 +61,49 @@ class Adversarial(NamedTuple):
         names = ("encoder", "predictor", "adversary")
         return {name: part.init(one) for name, part, one in zip(names, each, keys, strict=True)}
 
-    def loss(self, params: Params, examples: Any, key: Key | None, strength: Any) -> Array:
-        """The predictor's loss and the adversary's, behind a reversal of this strength, `[B]`.
+    def loss(
+        self,
+        params: Params,
+        examples: Any,
+        key: Key | None,
+        strength: Any,
+        mask: Array | None = None,
+    ) -> Array:
+        r"""The predictor's loss and the adversary's, behind a reversal of this strength, `[B]`.
+
+        .. math::
+            \ell_j = \ell_{\text{task}, j}
+                + \frac{\sum_i m_i}{\sum_i m_i k_i}\, k_j\, \ell_{\text{group}, j}
+
+        with `k` for a group that is known: the mean of this over the examples that count is the
+        task's mean over them, and the adversary's over those of them whose group is known.
+
+        Args:
+          params: of all three.
+          examples: leaves `[B, ...]`.
+          key: of dropout in predictor and adversary; None: none is done.
+          strength: of the reversal.
+          mask: bool `[B]`, the examples that count; None: all.
 
         Example:
           >>> import jax
           >>> import jax.numpy as jnp
           >>> up = Model(None, lambda w, e, key: w * e["x"], lambda w, e: w * e["x"])
           >>> params = {name: jnp.array(2.0) for name in PARTS}
-          >>> parts = Adversarial(up, up, up, "group")
-          >>> loss = lambda p: parts.loss(p, {"x": 3.0, "group": 0}, None, 0.5)
+          >>> parts, examples = Adversarial(up, up, up, "group"), {"x": 3.0, "group": jnp.array(0)}
+          >>> loss = lambda p: parts.loss(p, examples, None, 0.5)
           >>> {name: float(g) for name, g in jax.grad(loss)(params).items()}  # 2 * 3 - .5 * 2 * 3
           {'adversary': 6.0, 'encoder': 3.0, 'predictor': 6.0}
         """
         told = self.encoder.predict(params["encoder"], examples)
-        of_adversary = None if key is None else jax.random.fold_in(jax.random.clone(key), 1)
-        turned = gradient_reversal(told, strength)
-        return self.predictor.loss(
-            params["predictor"], {**examples, "x": told}, key
-        ) + self.adversary.loss(params["adversary"], self._guessed(examples, turned), of_adversary)
+        ours, theirs = (None, None) if key is None else jax.random.split(key)
+        task = self.predictor.loss(params["predictor"], {**examples, "x": told}, ours)
+        guessed = self._guessed(examples, gradient_reversal(told, strength))
+        group = self.adversary.loss(params["adversary"], guessed, theirs)
+        known = valid_labels(guessed["y"])
+        mask = jnp.ones_like(known) if mask is None else mask
+        share = mask.sum() / jnp.maximum((mask & known).sum(), 1)
+        return task + share.astype(group.dtype) * jnp.where(known, group, 0)
 
     def hits(self, params: Params, examples: Any) -> tuple[Array, Array]:
         """Which groups the adversary guesses rightly, and which examples have one: bool `[B]`.
@@ -93,9 +119,8 @@ class Adversarial(NamedTuple):
         """
         told = self.encoder.predict(params["encoder"], examples)
         guess = self.adversary.predict(params["adversary"], self._guessed(examples, told))
-        truth = examples[self.group]
-        known = truth >= 0
-        return (guess.argmax(-1) == truth) & known, known
+        found = answers_of(guess, {"y": examples[self.group]})
+        return (chosen(found.logits) == found.labels) & found.valid, found.valid
 
     def _guessed(self, examples: Any, told: Array) -> PyTree:
         return {**examples, "x": told, "y": examples[self.group]}
@@ -121,14 +146,17 @@ def adversarial(
 
     With the reversal :math:`R_\lambda` (`gradient_reversal`) one descent on their sum lets
     predictor and adversary descend on losses of their own, and the encoder on
-    :math:`\ell_{\text{task}} - \lambda\, \ell_{\text{group}}`.
+    :math:`\ell_{\text{task}} - \lambda\, \ell_{\text{group}}`. The encoder is trained through its
+    `predict`, as it will be used: neither dropout nor augmentation in it is done, and running
+    statistics of a batch normalisation stay as they were drawn; give it one by groups or instances.
 
     Args:
       encoder: its outputs, `[B, d]`, are the features: an `mlp` with ``num_classes=d``.
       predictor: a model of features: ``linear(num_classes, (d,))``.
-      adversary: a model of features, too: ``linear(num_groups, (d,))``, or an `mlp`.
-      group: the key of examples that holds the group, integers; a negative one is not known, and
-        trains encoder and predictor only.
+      adversary: a model of features, too: ``linear(num_groups, (d,))``, or an `mlp`; one output
+        is the log-odds of group 1.
+      group: the key of examples that holds the group, integers; a negative one is not known: the
+        example trains the task only, and counts nowhere in the mean of the adversary's losses.
 
     Returns:
       An `Adversarial`, which `fedjax_lite.debiasing` trains; its `model` is scored as any.

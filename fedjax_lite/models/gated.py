@@ -36,8 +36,10 @@ def gated_experts(
 
     With "top-1" only the chosen expert's gradient is not zero; the router's is that of soft gates
     under the chosen output (straight through the choice), and of equal gates the lowest number is
-    chosen. All experts are computed in either case. One expert is that expert, whatever the router
-    says.
+    chosen. All experts are computed in either case, but what an expert says of examples that did
+    not choose it is not in the answer, be it infinite; the router learns of it as of a zero then,
+    and the gradient of an expert that no example of a batch chose is zero. One expert is that
+    expert, whatever the router says.
 
     Args:
       expert: what every expert is.
@@ -89,11 +91,16 @@ def gated_experts(
                 f"fl.models.linear({num_experts}, input_shape)"
             )
         gates = jax.nn.softmax(told, axis=-1)
-        if routing == "top-1":
-            chosen = jax.nn.one_hot(gates.argmax(-1), num_experts, dtype=gates.dtype)
-            gates = chosen + (gates - jax.lax.stop_gradient(gates))
-        outputs = jax.vmap(lambda one: expert.predict(one, examples))(params["experts"])
-        return jnp.einsum("bk,kb...->b...", gates.astype(outputs.dtype), outputs)
+        answers = jax.vmap(lambda one: expert.predict(one, examples))
+        if routing == "soft":
+            outputs = answers(params["experts"])
+            return jnp.einsum("bk,kb...->b...", gates.astype(outputs.dtype), outputs)
+        chosen = jax.nn.one_hot(gates.argmax(-1), num_experts, dtype=bool)
+        outputs = answers(_resting(params["experts"], ~chosen.any(0)))
+        answer = jnp.where(_aside(chosen.T, outputs), outputs, 0).sum(0)  # not 0 * inf
+        slopes = gates - jax.lax.stop_gradient(gates)  # zero, but for the router's gradient
+        seen = jnp.where(jnp.isfinite(outputs), outputs, 0)
+        return answer + jnp.einsum("bk,kb...->b...", slopes.astype(outputs.dtype), seen)
 
     def losses(params: Params, examples: Any, key: Key | None) -> Array:
         del key
@@ -103,3 +110,20 @@ def gated_experts(
     if counts is not None:
         losses = with_counts(losses, lambda examples: counts(examples["y"]))
     return Model(init, losses, predict)
+
+
+def _resting(experts: Params, rests: Array) -> Params:
+    """The experts, of which some have a gradient of exactly zero, whatever comes back to them.
+
+    Args:
+      experts: leaves `[K, ...]`.
+      rests: bool `[K]`.
+    """
+    return jax.tree.map(
+        lambda leaf: jnp.where(_aside(rests, leaf), jax.lax.stop_gradient(leaf), leaf), experts
+    )
+
+
+def _aside(flags: Array, of: Array) -> Array:
+    """Flags of the first axes, with an axis of one for each that follows."""
+    return flags.reshape(flags.shape + (1,) * (of.ndim - flags.ndim))

@@ -190,7 +190,8 @@ def client_step(
     params: Params,
     extra: Extra,
     *,
-    anchor: Params,
+    anchor: Params | None,
+    name: str = "client_optimizer",
 ) -> tuple[PyTree, PyTree]:
     """One step of a client optimizer, which is given the broadcast model and what it asks for.
 
@@ -200,7 +201,8 @@ def client_step(
       state: the optimizer's.
       params: the client's model.
       extra: of `loss_arguments`, for the same objective.
-      anchor: the broadcast model.
+      anchor: the broadcast model; None: of these parameters nothing is broadcast.
+      name: of the caller's argument, for messages.
 
     Returns:
       ``(updates, state)``.
@@ -217,29 +219,32 @@ def client_step(
         "wrap it so that it does without: optax.GradientTransformationExtraArgs(tx.init, lambda "
         "g, state, params, *, value, **extra: tx.update(g, state, params, ...))"
     )
-    extra = {"anchor": anchor, **extra}
-    return step_optimizer(
-        optimizer, grad, state, params, extra, name="client_optimizer", remedy=remedy
-    )
+    if anchor is not None:
+        extra = {"anchor": anchor, **extra}
+    return step_optimizer(optimizer, grad, state, params, extra, name=name, remedy=remedy)
 
 
 def resolve_optimizer(
-    client_optimizer: ClientOptimizer,
+    client_optimizer: ClientOptimizer, name: str = "client_optimizer"
 ) -> Callable[[Array], optax.GradientTransformationExtraArgs]:
     """Turns an optimizer, or a function of the round that gives one, into the latter.
+
+    Args:
+      client_optimizer: one of both.
+      name: of the caller's argument, for messages.
 
     Raises:
       TypeError: if it is neither.
     """
     client_optimizer = as_transformation(client_optimizer)
     if isinstance(client_optimizer, optax.GradientTransformation):
-        check_descends(client_optimizer, "client_optimizer")
+        check_descends(client_optimizer, name)
         constant = optax.with_extra_args_support(client_optimizer)
         return lambda round: constant
     if callable(client_optimizer) and not _takes_learning_rate(client_optimizer):
         if not _takes_one(client_optimizer):
             raise TypeError(
-                "client_optimizer, a function of the round, must take the round's number alone, "
+                f"{name}, a function of the round, must take the round's number alone, "
                 f"lambda r: optax.sgd(rate(r)); got {shown(client_optimizer)}"
                 f"{inspect.signature(client_optimizer)}; an optimizer that does not change is "
                 "given as it is, optax.sgd(0.1)"
@@ -249,14 +254,14 @@ def resolve_optimizer(
             optimizer = as_transformation(client_optimizer(round))
             if not isinstance(optimizer, optax.GradientTransformation):
                 raise TypeError(
-                    "client_optimizer, a function of the round, must return an optax optimizer, "
+                    f"{name}, a function of the round, must return an optax optimizer, "
                     f"got {shown(optimizer)}; lambda r: optax.sgd(rate(r)), not lambda r: rate(r)"
                 )
             return optax.with_extra_args_support(optimizer)
 
         return at_round
     raise TypeError(
-        "client_optimizer must be an optax optimizer or a function (round) -> optimizer, "
+        f"{name} must be an optax optimizer or a function (round) -> optimizer, "
         f"got {shown(client_optimizer)}; optax.sgd(0.1), neither 0.1 nor optax.sgd"
     )
 

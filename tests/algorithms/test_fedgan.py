@@ -21,29 +21,36 @@ PAIR = fl.models.Gan(  # a generator without noise, so that there is nothing to 
 )
 X = np.random.default_rng(0).normal(1.0, 0.5, (6, 2)).astype(np.float32)
 SLOTS = {"plan": fl.Plan(batch_size=None, steps=3), "sampler": fl.everyone()}
+ONCE = {"plan": fl.Plan(batch_size=None, steps=1), "sampler": fl.everyone()}
+LINE = fl.models.Gan(  # a judge of no opinion: its gradient at a real x is -x / 2, NaN below 0
+    init=lambda key: {"generator": jnp.zeros(1), "discriminator": jnp.zeros(1)},
+    generate=lambda m, z: jnp.tile(m, (len(z), 1)),
+    judge=lambda a, x: jnp.where(x < 0, jnp.nan, x) @ a,
+    latent_size=1,
+)
 
 
 def sigma(v):
     return 1 / (1 + np.exp(-v))
 
 
-def plain_gan(x, steps, d_rate, g_rate):
+def plain_gan(x, steps, d_rate, g_rate, mu=0.0):
     """Gradients by hand: of the judge a x + b - |x|^2 / 10, and of a generator of one point."""
-    m, a, b = np.zeros(2), np.array([0.3, -0.1]), 0.0
+    m, a, b = start = np.zeros(2), np.array([0.3, -0.1]), 0.0
     for _ in range(steps):
         real = sigma(x @ a + b - 0.1 * (x**2).sum(-1)) - 1
         fake = sigma(m @ a + b - 0.1 * m @ m)
         a, b = (
-            a - d_rate * ((real[:, None] * x).mean(0) + fake * m),
-            b - d_rate * (real.mean() + fake),
+            a - d_rate * ((real[:, None] * x).mean(0) + fake * m + mu * (a - start[1])),
+            b - d_rate * (real.mean() + fake + mu * (b - start[2])),
         )
         fake = sigma(m @ a + b - 0.1 * m @ m) - 1
-        m = m - g_rate * fake * (a - 0.2 * m)
+        m = m - g_rate * (fake * (a - 0.2 * m) + mu * (m - start[0]))
     return m, a, b
 
 
-def rounds(data, num_rounds=2, **options):
-    algo = fl.fedgan(PAIR, optax.sgd(0.2), optax.sgd(0.4), **SLOTS, **options)
+def rounds(data, num_rounds=2, wrap=lambda tx: tx, **options):
+    algo = fl.fedgan(PAIR, wrap(optax.sgd(0.2)), wrap(optax.sgd(0.4)), **SLOTS, **options)
     state = algo.init(KEY, PAIR.init(KEY), data)
     for _ in range(num_rounds):
         state, metrics = algo.round(KEY, state, data)
@@ -93,8 +100,7 @@ def test_clipping_and_noise_of_the_discriminators_gradients(twins):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
     one = fl.data.from_arrays({"x": X}, np.zeros(6, int))
-    slots = {"plan": fl.Plan(batch_size=None, steps=1), "sampler": fl.everyone()}
-    algo = fl.fedgan(PAIR, optax.sgd(0.0), optax.sgd(1.0), clip=1e-3, noise_multiplier=2e3, **slots)
+    algo = fl.fedgan(PAIR, optax.sgd(0.0), optax.sgd(1.0), clip=1e-3, noise_multiplier=2e3, **ONCE)
     state = algo.init(KEY, PAIR.init(KEY), one)
 
     @jax.jit
@@ -108,6 +114,34 @@ def test_clipping_and_noise_of_the_discriminators_gradients(twins):
     # z S / b = 2000 * .001 / 6; the deviation of 4000 draws is known to 1.1 % (one sigma).
     np.testing.assert_allclose(steps.std(), 2.0 / 6, rtol=0.06)
     assert abs(steps.mean()) < 5 * (2.0 / 6) / np.sqrt(4000) + 1e-3
+
+
+def test_gradients_are_clipped_example_by_example():
+    """Gradients -.5 and -9 add to -1.5; a NaN adds nothing, and counts in the public number."""
+    x = np.array([[1.0], [18.0], [1.0], [18.0], [-1.0]], np.float32)
+    data = fl.data.from_arrays({"x": x}, [0, 0, 1, 1, 1])
+    algo = fl.fedgan(LINE, optax.sgd(0.0), optax.sgd(1.0), share="generator", clip=1.0, **ONCE)
+    state, _ = algo.round(KEY, algo.init(KEY, LINE.init(KEY), data), data)
+    found = np.asarray(state.clients.discriminator)[:, 0]
+    np.testing.assert_allclose(found, [1.5 / 2, 1.5 / 3], rtol=1e-6)
+
+
+def test_optimizers_are_given_the_broadcast_networks_and_the_loss(twins):
+    """But with a clip nothing of the loss, which is not noised."""
+    state, _ = rounds(twins, 1, wrap=lambda tx: optax.chain(fl.proximal(2.0), tx))
+    m, a, b = plain_gan(X.astype(float), 3, 0.4, 0.2, mu=2.0)
+    np.testing.assert_allclose(state.server.params["generator"]["m"], m, atol=1e-5)
+    np.testing.assert_allclose(state.server.params["discriminator"]["a"], a, atol=1e-5)
+    np.testing.assert_allclose(state.server.params["discriminator"]["b"], b, atol=1e-5)
+
+    data, polyak = fl.data.from_arrays({"x": np.array([[1.0], [3.0]])}, [0, 0]), optax.polyak_sgd()
+    algo = fl.fedgan(LINE, optax.sgd(0.0), polyak, **ONCE)
+    state, _ = algo.round(KEY, algo.init(KEY, LINE.init(KEY), data), data)
+    # Loss 2 ln 2, gradient -(1 + 3) / 4 = -1: a step of 2 ln 2, no longer than 1.
+    np.testing.assert_allclose(state.server.params["discriminator"], [1.0], rtol=1e-6)
+    algo = fl.fedgan(LINE, optax.sgd(0.0), polyak, clip=1.0, **ONCE)
+    with pytest.raises(TypeError, match=r"discriminator_optimizer needs the argument value"):
+        algo.round(KEY, algo.init(KEY, LINE.init(KEY), data), data)
 
 
 def test_grids_are_written_while_a_run_goes_on(tmp_path):
@@ -138,6 +172,10 @@ def test_bad_input():
         fl.fedgan(PAIR, optax.sgd(0.1), optax.sgd(0.1), share="judge", **SLOTS)
     with pytest.raises(ValueError, match=r"clip must be given beside noise_multiplier=1\.0"):
         fl.fedgan(PAIR, optax.sgd(0.1), optax.sgd(0.1), noise_multiplier=1.0, **SLOTS)
+    with pytest.raises(TypeError, match="generator_optimizer must be an optax optimizer"):
+        fl.fedgan(PAIR, 0.1, optax.sgd(0.1), **SLOTS)
+    with pytest.raises(TypeError, match="discriminator_optimizer, a function of the round"):
+        fl.fedgan(PAIR, optax.sgd(0.1), lambda r, s: optax.sgd(0.1), **SLOTS)
     with pytest.raises(ValueError, match="sides divisible by 4"):
         fl.models.dcgan((6, 8, 1))
     data = fl.data.from_arrays({"x": X}, np.zeros(6, int))

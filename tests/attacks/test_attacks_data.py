@@ -12,7 +12,7 @@ from fedjax_lite.attacks import (
     label_flip,
     patch_trigger,
 )
-from fedjax_lite.data import from_arrays
+from fedjax_lite.data import from_arrays, split_clients, with_splits
 from fedjax_lite.models import Model
 
 
@@ -82,6 +82,26 @@ def test_backdoor_stamps_a_share_of_the_attackers(data):
     stamped = np.asarray(poisoned.examples["x"])[changed]
     assert (stamped[:, 3:5, 3:5] == 255).all()
     assert (stamped[:, :3] < 100).all()
+
+
+def test_rows_that_phases_read_beside_the_data_are_poisoned_too(data):
+    train, held_out = split_clients(data, 0.4, seed=0)
+    both = with_splits(train, {"held_out": held_out})
+    flipped = label_flip(both, [1, 3], num_classes=10)
+    poisoned = backdoor(both, [2], trigger=patch_trigger(2), target=5, fraction=1.0)
+    assert list(flipped.splits) == list(poisoned.splits) == ["held_out"]
+    for clean, attacked, marked in (
+        (train, flipped, poisoned),
+        (held_out, flipped.splits["held_out"], poisoned.splits["held_out"]),
+    ):
+        for client in range(4):
+            y, x = clean.client(client)["y"], clean.client(client)["x"]
+            assert len(y)
+            expected = 9 - y if client in (1, 3) else y
+            np.testing.assert_array_equal(attacked.client(client)["y"], expected)
+            found, is_marked = marked.client(client), client == 2
+            np.testing.assert_array_equal(found["y"], np.full_like(y, 5) if is_marked else y)
+            assert (found["x"] != x).any() == is_marked
 
 
 def test_success_rate_counts_other_classes_only():

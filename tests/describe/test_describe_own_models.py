@@ -46,6 +46,33 @@ CASES = {
 }
 
 
+LINEAR = fl.models.linear(2, (3,))
+PAIR = fl.models.mlp_gan(3, latent_size=1, hidden=(4,))
+PARTS = fl.models.adversarial(LINEAR, LINEAR, LINEAR)
+COHORT = {"plan": PLAN, "sampler": fl.everyone()}
+ASKED = {"plan": PLAN, "concurrency": 2, "latency": lambda key, info, traffic: 1.0}
+KEPT = {
+    "fedma": (fl.fedma(LINEAR.loss, SGD, **COHORT), "its own network"),
+    "ca2fl": (fl.ca2fl(loss, SGD, **ASKED), "its last update"),
+    "fedgan": (fl.fedgan(PAIR, SGD, SGD, **COHORT), ""),
+    "fedgan's own": (fl.fedgan(PAIR, SGD, SGD, share="generator", **COHORT), "its discriminator"),
+    "debiasing": (fl.debiasing(PARTS, SGD, strength=1.0, **COHORT), ""),
+    "debiasing's own": (
+        fl.debiasing(PARTS, SGD, strength=1.0, adversary="client", **COHORT),
+        "its adversary",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_clients_keep_is_told(case):
+    algo, what = KEPT[case]
+    lines = [line.strip() for line in fl.describe(algo).splitlines()]
+    assert [line for line in lines if "Clients keep" in line] == (
+        [f"Clients keep: {what}."] if what else []
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_own_models_are_told(case):
     options, words = CASES[case]

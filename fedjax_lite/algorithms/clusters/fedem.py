@@ -74,6 +74,8 @@ class EMCarry(NamedTuple):
     """`[K]`, sums of responsibilities."""
     loss: Mean
     """Of the mixture, before training."""
+    finite: Array
+    """bool: whether all models' losses were."""
     info: ClientInfo
 
 
@@ -102,8 +104,8 @@ def fedem(
     plan's batches. Local steps compute a batch's `q` anew, from the models that were downloaded and
     the weights with which the client came, so that nothing is kept for each example; a step costs
     `K` gradients and `K` forward passes. Each model has an optimizer of its own on the client. With
-    one model this is `fedavg`. A client whose losses are not all finite sends nothing and keeps its
-    weights. Memory O(N x K).
+    one model this is `fedavg`. A client to which one of the `K` models gives a loss that is not
+    finite, on any of its examples, sends nothing and keeps its weights. Memory O(N x K).
 
     Args:
       loss: ``(params, examples, key) -> [B]``, of one model: a negative log-likelihood.
@@ -207,15 +209,19 @@ def all_in_part(
         info = info._replace(num_steps=info.main_steps)  # who only measures sends nothing
         local = jax.vmap(lambda one: client.start(key, (), one, info))(broadcast)
         zero = jnp.zeros((), row.weights.dtype)
-        return EMCarry(local, row.weights, jnp.zeros_like(row.weights), Mean(zero, zero), info)
+        shares = jnp.zeros_like(row.weights)
+        return EMCarry(local, row.weights, shares, Mean(zero, zero), jnp.bool_(True), info)
 
     def on_losses(broadcast: Params, carry: EMCarry, batch: Batch) -> EMCarry:
         losses = each_loss(broadcast, batch)
+        # Of the losses themselves: an infinite one has a responsibility of 0, which looks finite.
+        finite = carry.finite & jnp.where(batch.mask, jnp.isfinite(losses), True).all()
         shares = jnp.where(batch.mask, responsibilities(losses, carry.weights), 0).sum(1)
         told = jnp.where(batch.mask, mixture_loss(losses, carry.weights), 0).sum()
         dtype = carry.shares.dtype
         seen = carry.loss + Mean(told.astype(dtype), batch.mask.sum().astype(dtype))
-        return carry._replace(shares=carry.shares + shares.astype(dtype), loss=seen)
+        shares = carry.shares + shares.astype(dtype)
+        return carry._replace(shares=shares, loss=seen, finite=finite)
 
     def on_models(broadcast: Params, carry: EMCarry, batch: Batch) -> EMCarry:
         parts = responsibilities(each_loss(broadcast, batch), carry.weights)
@@ -227,7 +233,7 @@ def all_in_part(
 
     def finish(broadcast: Params, carry: EMCarry) -> tuple[Proportions, Message, dict[str, Any]]:
         update = trees.subtract(broadcast, carry.local.params)
-        counts = jnp.isfinite(carry.shares.sum()) & (carry.loss.count > 0)
+        counts = carry.finite & (carry.loss.count > 0)
         found = carry.shares / jnp.maximum(carry.loss.count, 1)
         weights = jnp.where(counts, found, carry.weights)
         trained = Mean(carry.local.loss.total.sum(), carry.local.loss.count[0])

@@ -41,10 +41,11 @@ def mixture_of_experts(
         x_k \leftarrow \textstyle\sum_{i \in S} p_i\, y_{ik}, \qquad
         r_i \text{ stays with client } i .
 
-    A client that routes nothing to an expert sends no change of it. With one expert this is
-    `fedavg`. Routers that rest (``router_optimizer=optax.set_to_zero()``) and choose one expert for
-    all of a client's data make it `ifca` with ``averaging="gradient"`` and those clusters. Memory
-    O(N x router).
+    By "top-1" routing, and an optimizer that rests where gradients are zero (one without weight
+    decay), a client that routes nothing to an expert sends no change of it; soft gates route a
+    little of everything everywhere. With one expert this is `fedavg`. Routers that rest
+    (``router_optimizer=optax.set_to_zero()``) and choose one expert for all of a client's data make
+    it `ifca` with ``averaging="gradient"`` and those clusters. Memory O(N x router).
 
     Args:
       loss: ``(params, examples, key) -> [B]`` of ``{"experts": ..., "router": ...}``: that of
@@ -103,7 +104,10 @@ def one_each(of_experts: ClientOptimizer, of_router: ClientOptimizer) -> ClientO
       >>> sorted(both.update(params, both.init(params))[0].items())
       [('experts', -1.0), ('router', Array(0., dtype=float32, weak_type=True))]
     """
-    by_round = {"experts": resolve_optimizer(of_experts), "router": resolve_optimizer(of_router)}
+    by_round = {
+        "experts": resolve_optimizer(of_experts),
+        "router": resolve_optimizer(of_router, "router_optimizer"),
+    }
 
     def optimizer(round: Array) -> optax.GradientTransformation:
         both = {part: make(round) for part, make in by_round.items()}

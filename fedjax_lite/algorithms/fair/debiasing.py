@@ -69,12 +69,14 @@ def debiasing(
         \theta_h &\leftarrow \theta_h - \eta\, \nabla_h\, \ell_{\text{task}}, \qquad
         \theta_a \leftarrow \theta_a - \eta_a\, \nabla_a\, \ell_{\text{group}},
 
-    all three on one batch, from the values before the step. It takes no group to *use* the model,
-    only to train it. ``strength=0`` is `fedavg` of encoder and predictor. Where features tell
-    nothing of the group, the adversary is right as often as the largest group is large; a high
-    strength without success may also only have blinded this adversary: train a new one on the
-    features to see. The step of Zhang et al. further takes the projection on the adversary's
-    gradient away and lets their adversary see the answer instead of features; neither is done here.
+    all three on one batch, from the values before the step. The mean of
+    :math:`\ell_{\text{group}}` is over the examples whose group is known. It takes no group to
+    *use* the model, only to train it. ``strength=0`` is `fedavg` of encoder and predictor. Where
+    features tell nothing of the group, the adversary is right as often as the largest group is
+    large; a high strength without success may also only have blinded this adversary: train a new
+    one on the features to see. The step of Zhang et al. further takes the projection on the
+    adversary's gradient away and lets their adversary see the answer instead of features; neither
+    is done here.
 
     Args:
       parts: of `fedjax_lite.models.adversarial`.
@@ -155,7 +157,8 @@ def apart(client_optimizer: ClientOptimizer, of_adversary: ClientOptimizer) -> C
       >>> both.update(params, both.init(params))[0]
       {'adversary': -3.0, 'encoder': -1.0, 'predictor': -1.0}
     """
-    first, second = resolve_optimizer(client_optimizer), resolve_optimizer(of_adversary)
+    first = resolve_optimizer(client_optimizer)
+    second = resolve_optimizer(of_adversary, "adversary_optimizer")
 
     def optimizer(round: Array) -> optax.GradientTransformation:
         each = {"rest": first(round), "adversary": second(round)}
@@ -194,9 +197,9 @@ def against_adversary(
     def at(round: Array) -> Array:
         return jnp.asarray(strength(round) if callable(strength) else strength, float)
 
-    def trained_at(strength: Any) -> ClientUpdate:
+    def trained_at(strength: Any, mask: Array | None = None) -> ClientUpdate:
         def loss(params: Params, examples: PyTree, key: Key) -> Array:
-            return parts.loss(params, examples, key, strength)
+            return parts.loss(params, examples, key, strength, mask)
 
         return local_sgd(as_predictor(loss), client_optimizer, weighting=weighting)
 
@@ -214,7 +217,8 @@ def against_adversary(
     def step(broadcast: Params, carry: DebiasingCarry, batch: Batch) -> DebiasingCarry:
         right, known = parts.hits(carry.local.params, batch.examples)
         seen = Mean(*((part & batch.mask).sum().astype(jnp.float32) for part in (right, known)))
-        local = step_of(trained_at(carry.strength))(broadcast, carry.local, batch)
+        train = step_of(trained_at(carry.strength, batch.mask))
+        local = train(broadcast, carry.local, batch)
         return carry._replace(local=local, hits=carry.hits + seen)
 
     def finish(broadcast: Params, carry: DebiasingCarry) -> tuple[PyTree, Message, dict[str, Any]]:

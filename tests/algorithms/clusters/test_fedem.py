@@ -63,10 +63,13 @@ def test_mixtures_of_label_flipped_clients():
 
 
 def test_who_has_no_finite_loss_sends_nothing():
-    def loss(w, e, key):
-        return jnp.where(e["b"] == 9, jnp.nan, 0.5 * (w - e["b"]) ** 2)
+    """Neither who has none by any model, nor who has an infinite one by one of them."""
 
-    data = fl.data.from_arrays({"b": jnp.array([-2.0, 9.0, 3.0])}, range(3))
+    def loss(w, e, key):
+        bad = jnp.where(e["b"] == 9, jnp.nan, jnp.inf)
+        return jnp.where((e["b"] == 9) | ((e["b"] == 7) & (w > 0)), bad, 0.5 * (w - e["b"]) ** 2)
+
+    data = fl.data.from_arrays({"b": jnp.array([-2.0, 9.0, 3.0, 7.0])}, range(4))
     algo = fl.fedem(
         loss, optax.sgd(0.5), num_models=2, plan=fl.Plan(None, steps=1), sampler=fl.everyone()
     )
@@ -77,10 +80,25 @@ def test_who_has_no_finite_loss_sends_nothing():
     part /= part.sum(1, keepdims=True)
     ends = start - 0.5 * part * (start - b[:, None])
     np.testing.assert_allclose(state.server.params, ends.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(state.clients.weights[1], [0.5, 0.5])
+    np.testing.assert_allclose(state.clients.weights[jnp.array([1, 3])], 0.5)
     np.testing.assert_allclose(state.clients.weights[jnp.array([0, 2])], part, rtol=1e-5)
     assert metrics["num_clients"] == 2
     np.testing.assert_allclose(metrics["loss"], nll.mean(), rtol=1e-5)
+    assert np.isfinite(metrics["train_loss"])
+
+
+def test_a_model_far_away_stops_everybody():
+    """Its losses overflow: at half the square of 1e20 nobody can say how much to train it."""
+    far = jnp.array([0.0, 1e20])
+    data = fl.data.from_arrays({"b": jnp.array([-2.0, 3.0])}, range(2))
+    algo = fl.fedem(
+        lambda w, e, key: (w - e["b"]) ** 2 / 2, optax.sgd(0.5), num_models=2,
+        plan=fl.Plan(None, steps=1), sampler=fl.everyone(),
+    )  # fmt: skip
+    state, metrics = algo.round(KEY, algo.init(KEY, far, data), data)
+    assert state.server.params.tolist() == far.tolist()
+    assert state.clients.weights.tolist() == [[0.5, 0.5]] * 2
+    assert metrics["num_clients"] == 0
 
 
 def test_a_mixture_of_one_is_its_model():

@@ -57,6 +57,25 @@ def test_unknown_groups_train_the_task_alone():
     assert np.isnan(metrics["adversary_accuracy"])
 
 
+def test_the_adversarys_mean_is_over_known_groups():
+    """One of ten, and one of two in a batch that is padded to ten: by numpy."""
+    x, group = np.linspace(0.5, 2.0, 12), np.full(12, -1, np.int32)
+    group[[3, 11]], owners = 0, np.repeat([0, 1], [10, 2])
+    data = fl.data.from_arrays({"x": x.astype(np.float32), "group": group}, owners)
+    algo = fl.debiasing(debiasing.THREE, optax.sgd(0.1), strength=0.5, **OPTIONS)
+    start = {name: jnp.array(value) for name, value in debiasing.START.items()}
+    state, _ = algo.round(KEY, algo.init(KEY, start, data), data)
+    (w, h, a), ends = debiasing.START.values(), []
+    for i in range(2):
+        mine, known = x[owners == i], x[(owners == i) & (group == 0)]
+        task, guess = h * w * mine - 3, a * w * known - 1
+        of_w = (task * h * mine).mean() - 0.5 * (guess * a * known).mean()
+        ends.append([of_w, (task * w * mine).mean(), (guess * w * known).mean()])
+    expected = np.array([w, h, a]) - 0.1 * np.array([10, 2]) @ np.array(ends) / 12
+    found = [state.server.params[part] for part in ("encoder", "predictor", "adversary")]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_strengths_are_swept_in_one_program():
     swept = fl.sweep(
         lambda strength: fl.debiasing(PARTS, optax.sgd(0.1), strength=strength, **OPTIONS),
