@@ -12,6 +12,7 @@ from fedjax_lite.describe.optimizers import of_the_round
 from fedjax_lite.describe.phrases import paragraph, phrase
 from fedjax_lite.describe.plans import plan_words
 from fedjax_lite.describe.references import named_in, short
+from fedjax_lite.describe.sentences import strategy_words
 from fedjax_lite.types import FederatedAlgorithm
 
 TITLES = {
@@ -60,6 +61,8 @@ def columns_words(note: Made) -> str:
     title = TITLES[note.name].format_map({"version": "", **given})
     head = f"{title} ({short(papers[0])})" if papers else title
     lines = _cut_lines(given) if "cut" in given else _party_lines(given)
+    if given.get("strategy") is not None:
+        lines.append(("Execution", strategy_words(given["strategy"])))
     for name, what in (("uplink", "activations"), ("downlink", "gradients")):
         if given[name] is not None:
             lines.append((name.capitalize(), f"{what} are sent {phrase(given[name])}"))
