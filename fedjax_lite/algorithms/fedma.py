@@ -134,8 +134,8 @@ def fedma(
 
     Raises:
       TypeError: if an argument has the wrong type.
-      ValueError: if `privacy` or an aggregator is given, or `layers` are not those of the
-        parameters.
+      ValueError: if `privacy` or an aggregator is given, `layers` are not those of the parameters,
+        or `init` gives parameters of other shapes.
 
     Example:
       >>> import optax, fedjax_lite as fl
@@ -199,6 +199,8 @@ def _client(
     def rows(params: Params) -> Kept:
         inner.init(params)
         layers_in(params, layers)
+        if init is not None:
+            _check_drawn(jax.eval_shape(init, jax.random.key(0)), params)
         return Kept(params, jnp.int32(0))
 
     def in_order(stage: Array, net: Params, broadcast: Params) -> Params:
@@ -252,6 +254,15 @@ def _client(
         return row, Message(net, message.weight), metrics
 
     return ClientUpdate(rows, start, step, finish, inner.counts)
+
+
+def _check_drawn(drawn: PyTree, params: Params) -> None:
+    shapes, due = (jax.tree.map(jnp.shape, one) for one in (drawn, params))
+    if shapes != due:
+        raise ValueError(
+            f"init must give parameters shaped as those of the state, got {shown(shapes)} for "
+            f"{shown(due)}; give model.init of the model whose parameters the state was made with"
+        )
 
 
 @made

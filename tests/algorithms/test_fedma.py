@@ -148,6 +148,10 @@ def test_bad_input():
     slots = {"plan": fl.Plan(batch_size=2), "sampler": fl.everyone()}
     with pytest.raises(ValueError, match="aggregator must be left out of fedma"):
         fl.fedma(MODEL.loss, optax.sgd(0.1), aggregator=fl.median(), **slots)
+    wider = fl.models.mlp((9, 3), num_classes=2, input_shape=(3,)).init
+    algo = fl.fedma(MODEL.loss, optax.sgd(0.1), init=wider, **slots)
+    with pytest.raises(ValueError, match="init must give parameters shaped as"):
+        algo.init(KEY, NET, DATA)
     layers = [fl.matching.Layer(7, (("dense1/kernel", -1),), ())]
     algo = fl.fedma(MODEL.loss, optax.sgd(0.1), layers=layers, **slots)
     with pytest.raises(ValueError, match="layers must name axes of 7 units"):
