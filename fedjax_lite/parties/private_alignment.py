@@ -23,8 +23,8 @@ def private_align(
     be sent between machines is what those objects hand over.
 
     **What leaks**: everybody learns the padded sizes and the entities that all parties know. The
-    holder also learns whom it shares with each single party. Duplicates are settled by each party
-    alone, before anything is sent.
+    holder also learns whom it shares with each single party. Any side can probe with ids that it
+    does not have. Duplicates are settled by each party alone, before anything is sent.
 
     Args:
       ids: `[n_p]` by party, as in `align`.

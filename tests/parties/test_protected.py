@@ -101,7 +101,8 @@ def test_ciphertexts_cannot_be_recomputed(secret):
         assert a.parts != b.parts
         assert second(secret, a) != second(secret, b)
     assert second(secret, one[0]) != second(secret, server.multiply(sent, column))
-    assert one[1].num_bytes == pytest.approx(one[0].num_bytes, rel=1e-3)
+    # Compression of random bits varies by some thousandths; another modulus would be a third more.
+    assert one[1].num_bytes == pytest.approx(one[0].num_bytes, rel=0.02)
     sums = [secret.decrypt(m)[:N].sum() for m in one]
     np.testing.assert_allclose(party.unmasked(np.array(sums)), x.T @ -Y, atol=1e-4)
 
