@@ -69,8 +69,9 @@ def protected_gradients(
     :math:`\text{mask} / \sqrt T`. The masks also fill the places of a ciphertext without an
     entity, and are encrypted under the public key with randomness of their own, so a ciphertext is
     no function of residuals and columns by which the holder could confirm a guess; all have one
-    length, that of a column of zeros, too. CKKS is approximate, and what was decrypted must not be
-    shown to those who made the ciphertexts unless they are honest.
+    length but for the thousandths by which compression varies, that of a column of zeros, too. CKKS
+    is approximate, and what was decrypted must not be shown to those who made the ciphertexts
+    unless they are honest.
 
     Args:
       model: of `regression`.

@@ -75,7 +75,7 @@ def test_what_the_holder_decrypts_is_masked(secret, monkeypatch):
     for column, (one, other) in enumerate(zip(seen[:3], seen[3:], strict=True)):
         product = residuals * X["b"][:, column]
         assert np.abs(one).mean() > 100 * np.abs(product).max()
-        # Of independent numbers a correlation has deviation 0.06: one in 1e23.
+        # Of independent numbers a correlation has deviation 0.06: ten of them.
         assert abs(np.corrcoef(one[:N], product)[0, 1]) < 0.6
         # Masks fill the whole ciphertext, and have one deviation, whatever the column.
         np.testing.assert_allclose([one.std(), other.std()], 1e3 * BOUND, rtol=0.1)
