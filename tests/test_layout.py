@@ -1,6 +1,7 @@
 """The architecture on sight: dependencies point one way, files and imports stay small."""
 
 import ast
+import collections
 import itertools
 import statistics
 import subprocess
@@ -111,6 +112,12 @@ def test_files_of_tests_are_small():
         for path in (ROOT / "tests").rglob("*.py")
     }
     assert not {path: n for path, n in lengths.items() if n > 400}
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """Pytest imports them by it, and would collect the first one only."""
+    names = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name, times in names.items() if times > 1]
 
 
 FOLDERS = (
