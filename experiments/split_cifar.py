@@ -1,7 +1,7 @@
 """CIFAR-10 over a cut network: accuracy, bytes and what activations tell, by where it is cut.
 
     python experiments/split_cifar.py                    # an hour on two CPU cores
-    python experiments/split_cifar.py --preset short     # minutes
+    python experiments/split_cifar.py --preset short     # a quarter of an hour
     python experiments/split_cifar.py --smoke            # half a minute
 
 A network of two convolutions and two dense layers is cut behind its first, second or third layer:
@@ -14,8 +14,12 @@ the clients (by XLA's count of a training step), on the same clients and batches
 image, in dB, is what a server that knows the client's half gets back from an activation
 (He et al. 2019), without noise and with; and, were the last layer with the clients, too, so that
 labels stay (a U), how well a server that knows one example of a class tells the class by the
-directions of the gradients that go up (Li et al. 2021, arXiv:2102.08504). Writes results.json and
-cuts.png.
+directions of the gradients that go up (Li et al. 2021, arXiv:2102.08504).
+
+The four ways to learn are compared with as many training steps each: federated (FedAvg), split,
+centralised (every image is uploaded once, clients compute nothing) and edge (each client alone,
+nothing is sent; the mean of its models' accuracies on the same test images). Writes results.json
+and cuts.png.
 """
 
 from __future__ import annotations
@@ -30,8 +34,11 @@ import numpy as np
 import optax
 from shared.script import script
 from shared.smoke import chosen_preset, shrunk
+from split_cifar_figure import plot
 
 import fedjax_lite as fl
+from fedjax_lite import trees
+from fedjax_lite.algorithms import client_models
 from fedjax_lite.attacks.leakage import invert_smashed, label_leakage, psnr
 from fedjax_lite.models.layers import conv_layer, dense, init_affine
 from fedjax_lite.parties import Part
@@ -40,7 +47,7 @@ from fedjax_lite.run.files import save_json_atomic
 METHODS = ("splitfed 1", "splitfed 2", "in turn")
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},
-    "short": {"num_images": 2000, "num_clients": 20, "num_rounds": 10, "cohort_size": 5},
+    "short": {"num_images": 5000, "num_clients": 50, "num_rounds": 40, "num_test": 1000},
     "smoke": {
         "num_images": 80,
         "num_clients": 4,
@@ -51,6 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_attacked": 2,
         "num_iterations": 5,
         "num_test": 40,
+        "num_scored_alone": 10,
         "every": 1,
         "cuts": (2,),
         "methods": ("splitfed 1",),
@@ -68,6 +76,8 @@ class DataFlags:
     """Training images that are dealt, at random."""
     num_test: int = 2000
     """Test images that are scored."""
+    num_scored_alone: int = 500
+    """Of them, those on which each client's own model is scored."""
     num_clients: int = 100
     """Clients in the population."""
     alpha: float = 0.5
@@ -156,31 +166,27 @@ def main(flags: Flags) -> dict[str, Any]:
     sgd = optax.sgd(flags.learning_rate)
     evaluate = fl.evaluator(whole, test)
 
-    def run(algo: fl.FederatedAlgorithm) -> tuple[Any, list[dict[str, float]]]:
+    def run(algo: fl.FederatedAlgorithm, num_rounds: int = flags.num_rounds) -> Any:
         state, history = fl.run(
-            algo, key, algo.init(key, params, data), data, num_rounds=flags.num_rounds,
+            algo, key, algo.init(key, params, data), data, num_rounds=num_rounds,
             every=flags.every, evaluate=evaluate, progress=False,
         )  # fmt: skip
-        return state, curve_of(history)
+        steps = sum(row["num_steps"] for row in history if row["round"])
+        return state, curve_of(history), int(steps)
 
-    _, fedavg = run(fl.fedavg(whole.loss, sgd, **slots))
     flops = [training_flops(layers[:at], flags) for at in (*flags.cuts, len(layers))]
-    rows = []
+    rows, steps = [], 0
     for at, mine in zip(flags.cuts, flops, strict=False):
         cut = fl.parties.cut_layers(layers, at=at)
         for method in flags.methods:
-            state, curve = run(algorithm(method, cut, sgd, slots))
-            last = curve[-1]
+            state, curve, steps = run(algorithm(method, cut, sgd, slots))
             row = {
                 "method": method,
                 "cut": at,
-                "accuracy": last["accuracy"],
-                "megabytes": last["megabytes"],
+                "accuracy": curve[-1]["accuracy"],
+                "megabytes": curve[-1]["megabytes"],
+                "client_teraflops": steps * mine / 1e12,
                 "client_flops_share": mine / flops[-1],
-                "fedavg_at_equal_bytes": reached(fedavg, "megabytes", last["megabytes"]),
-                "fedavg_at_equal_flops": reached(
-                    fedavg, "round", flags.num_rounds * mine / flops[-1]
-                ),
                 "curve": curve,
                 **attacked(cut, layers, state.server.params, test, flags),
             }
@@ -188,20 +194,70 @@ def main(flags: Flags) -> dict[str, Any]:
             print(
                 f"cut {at} {method:11} accuracy {row['accuracy']:.3f}  "
                 f"{row['megabytes']:8.1f} MB  client FLOPs {row['client_flops_share']:.2f}  "
-                f"FedAvg {row['fedavg_at_equal_bytes']:.3f} / {row['fedavg_at_equal_flops']:.3f}  "
                 f"PSNR {row['psnr']:.1f} / {row['psnr_with_noise']:.1f} dB  "
                 f"AUC {row['label_auc']:.2f}",
                 flush=True,
             )
+    # As long as it takes to send as much as the cut network did that sent most.
+    a_round = 2 * flags.cohort_size * trees.num_bits(params) / 8e6
+    longest = flags.every * -(-max(row["megabytes"] for row in rows) // (a_round * flags.every))
+    _, fedavg, _ = run(fl.fedavg(whole.loss, sgd, **slots), max(flags.num_rounds, int(longest)))
+    for row in rows:
+        budget = flags.num_rounds * row["client_flops_share"]
+        row["fedavg_at_equal_bytes"] = reached(fedavg, "megabytes", row["megabytes"])
+        row["fedavg_at_equal_flops"] = reached(fedavg, "round", budget)
     results = {
+        "ways": ways(flags, whole, run, data, test, fedavg, steps, flops[-1]),
         "fedavg": fedavg,
         "rows": rows,
         "flags": {k: str(v) for k, v in vars(flags).items()},
     }
+    for way in results["ways"]:
+        print(
+            f"{way['way']:12} accuracy {way['accuracy']:.3f}  {way['megabytes']:8.1f} MB  "
+            f"{way['client_teraflops']:.2f} TFLOP at clients"
+        )
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     save_json_atomic(target, results)
     plot(results, flags.output_dir / "cuts.png")
     return results
+
+
+def ways(
+    flags: Flags, whole: Any, run: Any, data: Any, test: Any, fedavg: Any, steps: int, flops: float
+) -> list[dict[str, Any]]:
+    """Federated, centralised and edge, with as many steps; what is sent, who computes."""
+    sgd, here = optax.sgd(flags.learning_rate), fedavg[flags.num_rounds // flags.every - 1]
+    plan = fl.Plan(flags.batch_size, steps=max(round(steps / flags.num_rounds), 1))
+    _, centralised, _ = run(fl.centralised(whole.loss, sgd, plan=plan))
+    # In every client's own time, as often as in the cohorts of the federation.
+    alone = fl.local_only(
+        whole.loss, sgd, plan=fl.Plan(flags.batch_size), sampler=fl.uniform(flags.cohort_size)
+    )
+    key = jax.random.key(flags.seed)
+    state = alone.init(key, whole.init(key), data)
+    state, history = fl.run(
+        alone, key, state, data, num_rounds=flags.num_rounds, every=flags.num_rounds,
+        progress=False,
+    )  # fmt: skip
+    some = {name: jnp.asarray(leaf[: flags.num_scored_alone]) for name, leaf in test.items()}
+
+    @jax.jit
+    def correct(models: Any) -> Any:
+        one = lambda params: whole.predict(params, some).argmax(-1) == some["y"]  # noqa: E731
+        return jax.lax.map(one, models).mean(1)
+
+    each = np.asarray(correct(client_models(state)))
+    their_steps = sum(row["num_steps"] for row in history if row["round"])
+    uploaded = sum(leaf.nbytes for leaf in jax.tree.leaves(data.examples)) / 1e6
+    return [
+        {"way": "federated", "accuracy": here["accuracy"], "megabytes": here["megabytes"],
+         "client_teraflops": steps * flops / 1e12},
+        {"way": "centralised", "accuracy": centralised[-1]["accuracy"], "megabytes": uploaded,
+         "client_teraflops": 0.0},
+        {"way": "edge", "accuracy": float(each.mean()), "megabytes": 0.0,
+         "client_teraflops": float(their_steps) * flops / 1e12, "deviation": float(each.std())},
+    ]  # fmt: skip
 
 
 def problem(flags: Flags) -> tuple[Any, dict[str, np.ndarray]]:
@@ -311,27 +367,6 @@ def attacked(
     wanted = int(np.bincount(all_of_them["y"]).argmax())
     told = label_leakage(upward, all_of_them["y"], positive=wanted)
     return {**found, "label_auc": told.direction_auc}
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Accuracy by bytes, of every cut and of FedAvg; and PSNR by cut."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rows = results["rows"]
-    curves = [(f"{row['method']}, cut {row['cut']}", row["curve"]) for row in rows]
-    for name, curve in [("FedAvg", results["fedavg"]), *curves]:
-        x, y = ([row[field] for row in curve] for field in ("megabytes", "accuracy"))
-        left.plot(x, y, marker=".", label=name)
-    left.set(xscale="log", xlabel="megabytes on the wire, both ways", ylabel="test accuracy")
-    left.legend(fontsize="small")
-    for name, label in (("psnr", "as sent"), ("psnr_with_noise", "with noise")):
-        right.plot([r["cut"] for r in rows], [r[name] for r in rows], "o", label=label)
-    right.set(xlabel="layers at the clients", ylabel="PSNR of reconstructions, dB")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.legend()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,8 @@ def test_import_is_light():
 def test_import_starts_no_device():
     """No module makes an array or compiles: multi-host programs configure their backend first, and
     a module that is loaded inside of a traced function would keep tracers."""
-    registries = {f"fedjax_lite.testing.{name}" for name in ("registry", "registered_slots")}
+    names = ("registry", "registered_slots", "registered_parties")
+    registries = {f"fedjax_lite.testing.{name}" for name in names}
     code = (
         "import fedjax_lite, importlib, pkgutil; from jax._src import xla_bridge\n"
         "for module in pkgutil.walk_packages(fedjax_lite.__path__, 'fedjax_lite.'):\n"

@@ -15,7 +15,9 @@ from fedjax_lite.checks.later import load_when_asked
 if TYPE_CHECKING:
     from fedjax_lite.testing.algorithm_laws import ALGORITHM_LAWS, check_algorithm
     from fedjax_lite.testing.metric_laws import METRIC_LAWS, check_metric
+    from fedjax_lite.testing.party_laws import PARTY_LAWS, PartyCase, check_parties
     from fedjax_lite.testing.problem import init_params, loss, population
+    from fedjax_lite.testing.registered_parties import PARTIES
     from fedjax_lite.testing.registry import AGGREGATORS, ALGORITHMS, SAMPLERS, TRANSFORMS
     from fedjax_lite.testing.slot_laws import (
         AGGREGATOR_LAWS,
@@ -34,13 +36,17 @@ __all__ = [
     "ALGORITHM_LAWS",
     "LAWS_OF_NOISE",
     "METRIC_LAWS",
+    "PARTIES",
+    "PARTY_LAWS",
     "SAMPLERS",
     "SAMPLER_LAWS",
     "TRANSFORMS",
     "TRANSFORM_LAWS",
+    "PartyCase",
     "check_aggregator",
     "check_algorithm",
     "check_metric",
+    "check_parties",
     "check_sampler",
     "check_transform",
     "init_params",

@@ -34,8 +34,18 @@ def test_a_smoke_run(script, finished):
     (row,) = results["rows"]
     # SplitFed 1 learns what FedAvg learns, over another wire.
     accuracies = [point["accuracy"] for point in row["curve"]]
-    assert accuracies == pytest.approx([point["accuracy"] for point in results["fedavg"]])
-    assert row["megabytes"] != results["fedavg"][-1]["megabytes"]
+    beside = results["fedavg"][: len(accuracies)]  # it goes on, until it has sent as much
+    assert accuracies == pytest.approx([point["accuracy"] for point in beside])
+    assert results["fedavg"][-1]["megabytes"] >= row["megabytes"]
+    assert not math.isnan(row["fedavg_at_equal_bytes"])
+    ways = {way["way"]: way for way in results["ways"]}
+    assert list(ways) == ["federated", "centralised", "edge"]
+    assert ways["centralised"]["client_teraflops"] == ways["edge"]["megabytes"] == 0
+    assert ways["federated"]["client_teraflops"] > row["client_teraflops"]
+    # 80 images of three bytes a pixel, and their labels.
+    assert ways["centralised"]["megabytes"] == pytest.approx(80 * (32 * 32 * 3 + 4) / 1e6)
+    assert ways["federated"]["megabytes"] == beside[-1]["megabytes"]
+    assert row["megabytes"] != beside[-1]["megabytes"]
     assert 0 < row["client_flops_share"] < 1
     assert 0 <= row["label_auc"] <= 1
     with pytest.raises(FileExistsError, match="--overwrite"):

@@ -26,9 +26,6 @@ NO_FACTORIES = {
     "mean_of_products": "its aggregate is more than a value; fedlora's exact ways are made with it",
     "centralised": "a federation of one client: laws choose cohorts of several",
     "stacked": "takes the rule; every robust aggregator is made with it",
-    "fedbcd": "its population is columns: no client to leave out, no cohort to choose",
-    "vertical_sgd": "as fedbcd, which with one step it is; tests/parties/test_vertical.py",
-    "split_learning": "clients in turn: no strategy, and their order is the method's",
     "standing_still": "federated_algorithm puts it around every server",
 }
 PLACES = (
