@@ -24,7 +24,7 @@ FLOORS = (
     {"round"},
     {"evaluate", "privacy", "selection"},
     {"algorithms", "arrivals", "attacks", "parties", "run"},
-    {"describe", "report", "stream", "testing"},
+    {"deploy", "describe", "report", "stream", "testing"},
     {"verify"},
     {"__init__"},
 )

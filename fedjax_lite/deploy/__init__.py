@@ -1,0 +1,38 @@
+"""The same algorithms on machines of their clients' own: bytes in, bytes out, any transport."""
+
+from typing import TYPE_CHECKING
+
+from fedjax_lite.checks.later import load_when_asked
+
+if TYPE_CHECKING:
+    from fedjax_lite.deploy.exchange import Answer, Exchange, in_process
+    from fedjax_lite.deploy.federate import Federated, FederationAborted, federate
+    from fedjax_lite.deploy.node import node
+    from fedjax_lite.deploy.one_client import OneClient, one_client
+    from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
+    from fedjax_lite.deploy.parts import ToldSizes
+    from fedjax_lite.deploy.server import FederatedServer, Merged, Served, server
+
+__all__ = [
+    "Answer",
+    "Exchange",
+    "Federated",
+    "FederatedServer",
+    "FederationAborted",
+    "Merged",
+    "OneClient",
+    "Packet",
+    "PacketError",
+    "Served",
+    "ToldSizes",
+    "decode",
+    "encode",
+    "federate",
+    "in_process",
+    "node",
+    "one_client",
+    "server",
+    "unpack",
+]
+
+load_when_asked(__name__)

@@ -1,0 +1,179 @@
+"""node(): one client's machine: it answers requests, and keeps its row on its own disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fedjax_lite.checks.arguments import as_path, check_count, check_key
+from fedjax_lite.deploy.one_client import Kept, OneClient, one_client
+from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
+from fedjax_lite.deploy.server import NEVER
+from fedjax_lite.run.files import naming
+from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
+
+
+def node(
+    algo: FederatedAlgorithm,
+    key: Key,
+    params: Params,
+    examples: PyTree,
+    *,
+    client_id: int,
+    folder: str | os.PathLike[str],
+    splits: dict[str, PyTree] | None = None,
+) -> Callable[[bytes], bytes]:
+    """A client's machine as one function, ``request -> reply``; any transport may carry them.
+
+    Its data and its row stay on it. The row is written before a reply leaves, with the row before
+    the round beside it: the server's next request says which round of this client counted last,
+    and a client whose reply was lost, or that was killed, goes on from where that left it. A round
+    that is asked for again gives the same reply.
+
+    What it cannot answer it refuses in words, as a packet: a request that is damaged, of another
+    version, shape or run, or one that builds on a round that this machine does not know.
+
+    Args:
+      algo: the server's algorithm; another model or message is refused, other hyper-parameters of
+        local training cannot be seen from outside.
+      key: of this client's randomness. The simulation's key gives the simulation's numbers. Where
+        noise of its own is to protect the client (local privacy), take a key that nobody else has.
+      params: a model of the same shapes.
+      examples: the machine's own arrays, leaves `[n, ...]`.
+      client_id: which client of the population this is.
+      folder: of its rows, on its own disk: a file a run.
+      splits: other data of this client, which phases read, by name.
+
+    Returns:
+      ``(bytes) -> bytes``.
+
+    Raises:
+      TypeError, ValueError: as `fedjax_lite.deploy.one_client`.
+
+    Example:
+      >>> import optax, tempfile, jax.numpy as jnp, fedjax_lite as fl
+      >>> algo = fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(0.5),
+      ...                  plan=fl.Plan(batch_size=1), sampler=fl.everyone())
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     answer = node(algo, jax.random.key(0), jnp.float32(0), {"b": jnp.ones(3)},
+      ...                   client_id=0, folder=folder)
+      ...     decode(answer(encode("sizes?", {"num_clients": 1}))).fields
+      {'client': 0, 'sizes': {'': 3}}
+    """
+    check_key(key)
+    check_count(client_id, "client_id", minimum=0)
+    folder = as_path(folder, "folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[int, tuple[OneClient, Any]] = {}
+
+    def client_of(packet: Packet) -> tuple[OneClient, Any]:
+        number = packet.fields.get("num_clients")
+        if not isinstance(number, int) or isinstance(number, bool) or number <= client_id:
+            raise PacketError(f"the server has {number!r:.40} clients, of which I am {client_id}")
+        if number not in made:
+            made.clear()
+            client = one_client(algo, params, client_id=client_id, num_clients=number)
+            made[number] = client, client.data(examples, splits)
+        return made[number]
+
+    def answer(request: bytes) -> bytes:
+        try:
+            packet = decode(request, "sizes?", "train")
+            client, data = client_of(packet)
+            if packet.kind == "sizes?":
+                return encode("sizes", {"client": client_id, "sizes": client.sizes(data)})
+            if (whose := packet.fields.get("client")) != client_id:
+                raise PacketError(f"the request is for client {whose!r:.40}, I am {client_id}")
+            shelf = Shelf(folder, client_id, packet.fields, client.init)
+            before = shelf.before()
+            reply, after = client.train(key, request, before, data)
+            shelf.put(before, after)
+            return reply
+        except PacketError as error:
+            return encode("refused", {"client": client_id, "why": str(error)})
+
+    return answer
+
+
+class Shelf:
+    """The file of a client's row in a run: before and after the last round that it trained in.
+
+    Args:
+      folder: of the files, one a run.
+      client_id: whose row.
+      fields: of the server's request.
+      fresh: ``() -> kept`` of a client that never trained.
+
+    Raises:
+      PacketError: if the request does not name its run, its round and the last that counted.
+    """
+
+    def __init__(
+        self, folder: Path, client_id: int, fields: dict[str, Any], fresh: Callable[[], Kept]
+    ) -> None:
+        run = fields.get("run")
+        if not isinstance(run, str) or not re.fullmatch("[0-9a-f]{32}", run):
+            raise PacketError(f"the server's request names no run, got {run!r:.60}")
+        self._round, self._committed = (_number(fields, name) for name in ("round", "committed"))
+        self._path = folder / f"client-{client_id}-{run}.packet"
+        self._fresh = fresh
+
+    def before(self) -> Kept:
+        """What this client held when the round of the request began.
+
+        Raises:
+          PacketError: if the file is damaged, or does not know the round that counted last.
+        """
+        fresh = self._fresh()
+        if not self._path.exists():
+            if self._committed != NEVER:
+                raise self._unknown()
+            return fresh
+        packet = decode(self._path.read_bytes(), "row")
+        last = packet.fields["round"]
+        if self._round < last:
+            raise PacketError(
+                f"round {self._round} is asked for, but this client trained in round {last} since"
+            )
+        known = [jax.ShapeDtypeStruct(shape, dtype) for _, dtype, shape in _known(packet)]
+        template = {"before": fresh.row, "after": fresh.row, "known": known}
+        got = unpack(packet, template, what=str(self._path))
+        if self._committed == last and self._round > last:
+            return Kept(got["after"], got["known"])
+        if self._committed != packet.fields["committed"]:
+            raise self._unknown()
+        return Kept(got["before"], got["known"])
+
+    def put(self, before: Kept, after: Kept) -> None:
+        """Writes both rows under a temporary name, and moves them into place."""
+        fields = {"round": self._round, "committed": self._committed}
+        tree = {"before": before.row, "after": after.row, "known": after.known}
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        with naming(self._path):
+            with temporary.open("wb") as file:
+                file.write(encode("row", fields, tree))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+
+    def _unknown(self) -> PacketError:
+        return PacketError(
+            f"the server counted round {self._committed} of this client, which {self._path} does "
+            "not know: restore that file, or begin a new run"
+        )
+
+
+def _number(fields: dict[str, Any], name: str) -> int:
+    number = fields.get(name)
+    if not isinstance(number, int) or isinstance(number, bool) or not NEVER <= number < 2**31:
+        raise PacketError(f"the server's request has {name} {number!r:.40}, which is no round")
+    return number
+
+
+def _known(packet: Packet) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [leaf for leaf in packet.leaves if leaf[0].startswith("['known']")]

@@ -1,0 +1,198 @@
+"""one_client(): the client of an algorithm as a function of bytes, for a machine of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_lite.aggregation.conditions import in_population
+from fedjax_lite.checks.arguments import check_count, check_key, check_tree, shown
+from fedjax_lite.data.population.dataset import CohortDataset, from_arrays
+from fedjax_lite.deploy.packets import PacketError, decode, digest, encode, unpack
+from fedjax_lite.deploy.parts import (
+    ToldSizes,
+    deployed,
+    first_state,
+    joined,
+    known_leaves,
+    template_row,
+)
+from fedjax_lite.engine.counted import counted_sizes
+from fedjax_lite.engine.one_client import Trained, train_clients
+from fedjax_lite.engine.program import Table
+from fedjax_lite.round.downlink import travelling
+from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
+
+
+class Kept(NamedTuple):
+    """What a client keeps between rounds."""
+
+    row: Table
+    """Its row and the state of its uplink, leaves `[1, ...]`."""
+    known: list[Any]
+    """The leaves of the broadcast that it was sent once (`fedjax_lite.types.Known`)."""
+
+
+class OneClient(NamedTuple):
+    """One client of a federation: pure functions of its own arrays."""
+
+    init: Callable[[], Kept]
+    """``() -> kept``, before its first round."""
+    train: Callable[[Key, bytes, Kept, Any], tuple[bytes, Kept]]
+    """``(key, request, kept, data) -> (reply, kept)``: a round of local training, bytes in and
+    out. It compiles once."""
+    data: Callable[[PyTree, dict[str, PyTree] | None], Any]
+    """``(examples, splits) -> data``: the machine's own arrays, leaves `[n, ...]`, as a client."""
+    sizes: Callable[[Any], dict[str, int]]
+    """``(data) ->`` its examples that count, under "", and those of its splits by name."""
+
+
+def one_client(
+    algo: FederatedAlgorithm, params: Params, *, client_id: int, num_clients: int
+) -> OneClient:
+    """The client of an algorithm, as it trains in a simulation, on arrays of its own.
+
+        (key, broadcast bytes, kept, data) -> (message bytes, kept)
+
+    The same `start`, steps, `finish` and uplink as in the round of the simulation, and the same
+    randomness where the key is the same: of the key, the round's number and the client's id. Bytes
+    are `encode`'s: nothing is pickled, nothing read without its checksum, and arrays only where
+    names, dtypes and shapes are those that the algorithm has.
+
+    Args:
+      algo: any synchronous algorithm that asks its clients once a round.
+      params: the model to begin with, for shapes; clients get the server's values.
+      client_id: which client of the population this is, in ``[0, num_clients)``.
+      num_clients: `N`.
+
+    Returns:
+      `OneClient`.
+
+    Raises:
+      TypeError: if `algo` has no slots, or an argument is of another type.
+      ValueError: if it has a prologue, or the id is outside of the population.
+
+    Example:
+      >>> import optax, fedjax_lite as fl
+      >>> algo = fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(0.5),
+      ...                  plan=fl.Plan(batch_size=1), sampler=fl.everyone())
+      >>> client = one_client(algo, jnp.float32(0), client_id=1, num_clients=3)
+      >>> mine = client.data({"b": jnp.array([4.0])}, None)
+      >>> request = encode("train", {"run": "r", "round": 0}, {"sent": [jnp.float32(1)]})
+      >>> reply, kept = client.train(jax.random.key(0), request, client.init(), mine)
+      >>> decode(reply).kind, decode(reply).fields
+      ('trained', {'run': 'r', 'round': 0, 'client': 1})
+    """
+    check_count(num_clients, "num_clients", minimum=1)
+    check_count(client_id, "client_id", minimum=0)
+    if client_id >= num_clients:
+        raise ValueError(
+            f"client_id must lie in [0, {num_clients}), the population, got {client_id}; ids "
+            "count from 0"
+        )
+    check_tree(params, "params")
+    wires = deployed(algo)
+    told = ToldSizes(
+        jnp.ones(num_clients, jnp.int32),
+        {p.data: ToldSizes(jnp.ones(num_clients, jnp.int32)) for p in wires.phases if p.data},
+    )
+    state = first_state(wires, jax.random.key(0), params, told)
+    template = wires.server.broadcast(state.server)
+    shapes = jax.eval_shape(travelling, template)
+    own_known = known_leaves(template)
+    known_shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in own_known]
+    ids = jnp.array([client_id], jnp.int32)
+
+    @jax.jit
+    def trained(key: Key, round: Any, sent: Any, kept: Kept, data: CohortDataset) -> Trained:
+        broadcast = joined(template, sent, kept.known)
+        lanes = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], broadcast)
+        return train_clients(algo.slots, key, lanes, kept.row, ids, round, data)
+
+    def init() -> Kept:
+        return Kept(template_row(state), [])
+
+    def train(key: Key, request: bytes, kept: Kept, data: Any) -> tuple[bytes, Kept]:
+        check_key(key)
+        what = "the server's request"
+        packet = decode(request, "train")
+        round = _round_of(packet.fields)
+        wanted: dict[str, Any] = {"sent": shapes}
+        if "known" in {path.split("'")[1] for path, _, _ in packet.leaves if "'" in path}:
+            wanted["known"] = known_shapes
+        got = unpack(packet, wanted, what=what)
+        known = got.get("known", kept.known)
+        if own_known and digest(known) != packet.fields.get("known"):
+            raise PacketError(
+                f"{what} builds on constants of the broadcast that this client does not hold; the "
+                "server sends them with its next request"
+            )
+        with in_population(num_clients):
+            done = trained(key, jnp.int32(round), got["sent"], Kept(kept.row, known), data)
+        reply = encode(
+            "trained",
+            {"run": packet.fields.get("run"), "round": round, "client": client_id},
+            jax.tree.map(lambda leaf: leaf[0], reply_tree(done)),
+        )
+        return reply, Kept(done.rows, known)
+
+    def data(examples: PyTree, splits: dict[str, PyTree] | None) -> CohortDataset:
+        own = {name: _own(part, num_clients, {}) for name, part in (splits or {}).items()}
+        return _own(examples, num_clients, own)
+
+    def sizes(data: Any) -> dict[str, int]:
+        counts = wires.program.client.counts
+        parts = {"": data, **data.splits}
+        return {name: _count(counts if not name else None, part) for name, part in parts.items()}
+
+    return OneClient(init, train, data, sizes)
+
+
+def reply_tree(done: Trained) -> dict[str, Any]:
+    """What a client sends of what it did, leaves `[L, ...]`."""
+    return {"message": done.messages, "metrics": done.metrics, "counts": done.counts}
+
+
+def _round_of(fields: dict[str, Any]) -> int:
+    round = fields.get("round")
+    if not isinstance(round, int) or isinstance(round, bool) or not 0 <= round < 2**31:
+        raise PacketError(f"the server's request is for round {round!r:.40}, which is no number")
+    return round
+
+
+def _own(examples: PyTree, num_clients: int, splits: dict[str, Any]) -> CohortDataset:
+    """A machine's own arrays as the data of a cohort of one."""
+    leaves = jax.tree.leaves(examples)
+    lengths = {int(np.shape(leaf)[0]) if np.ndim(leaf) else -1 for leaf in leaves}
+    if len(lengths) != 1 or min(lengths) < 0:
+        raise ValueError(
+            "examples must be arrays with one row an example, of one length, got "
+            f"{shown(examples)}; {{'x': x, 'y': y}}"
+        )
+    (size,) = lengths
+    if size:  # the population's checks: dtypes, and no objects
+        examples = from_arrays(examples, np.zeros(size, np.int32)).examples
+    else:  # rows behind the last are never read, but there must be one
+        examples = jax.tree.map(
+            lambda leaf: jnp.zeros((1, *np.shape(leaf)[1:]), leaf.dtype), examples
+        )
+    return CohortDataset(
+        examples=examples,
+        offsets=jnp.array([0, size], jnp.int32),
+        num_clients=num_clients,
+        num_examples=max(size, 1),
+        max_client_size=max(size, 1),
+        splits=splits,
+    )
+
+
+def _count(counts: Any, data: CohortDataset) -> int:
+    size = int(data.offsets[1])
+    if counts is None or not size:
+        return size
+    whole = from_arrays(data.examples, np.zeros(size, np.int32))
+    return int(counted_sizes(counts, whole)[0])

@@ -1,0 +1,124 @@
+"""The parts of an algorithm that both sides of a wire need: wiring, templates, told sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from fedjax_lite.aggregation.conditions import in_population
+from fedjax_lite.checks.arguments import shown
+from fedjax_lite.data.population.population import Found
+from fedjax_lite.engine.program import Table
+from fedjax_lite.round.downlink import put_back
+from fedjax_lite.round.fresh_state import fresh_state
+from fedjax_lite.round.wiring import Wired, wired
+from fedjax_lite.types import (
+    Array,
+    FederatedAlgorithm,
+    Known,
+    Params,
+    PyTree,
+    RoundState,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ToldSizes:
+    """A population of which nothing is at hand but the sizes that its clients told.
+
+    Attributes:
+      sizes: int32 `[N]`: of each client, its examples that count.
+      splits: sizes of other data of the same clients, by name.
+    """
+
+    sizes: Array
+    splits: dict[str, ToldSizes] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_clients(self) -> int:
+        """`N`."""
+        return self.sizes.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table of client state: one, to know their shapes by. Clients keep theirs."""
+        return 1
+
+    def find(self, ids: Array, slots: Array) -> Found:
+        """Sizes of some clients."""
+        return Found(slots, slots, self.sizes[ids])
+
+
+def deployed(algo: FederatedAlgorithm) -> Wired:
+    """The wiring of an algorithm that can run on machines of its clients' own.
+
+    Raises:
+      TypeError: if it is no algorithm, or not one of synchronous rounds wired from slots.
+      ValueError: if a round asks its clients twice (a prologue).
+    """
+    if not isinstance(algo, FederatedAlgorithm):
+        raise TypeError(f"algo must be a FederatedAlgorithm, got {shown(algo)}; fl.fedavg(...)")
+    if algo.slots is None or not _is_synchronous(algo):
+        raise TypeError(
+            f"algo must have rounds in which a cohort is drawn and waited for, got {algo.made}; "
+            "take a synchronous algorithm such as fl.fedavg or fl.scaffold"
+        )
+    if algo.slots.prologue is not None:
+        raise ValueError(
+            f"algo must ask each client once a round, got {algo.made}, which has a prologue; "
+            "run it in the simulation, or take one without (fl.mimelite, fl.uniform)"
+        )
+    return wired(*algo.slots)
+
+
+def _is_synchronous(algo: FederatedAlgorithm) -> bool:
+    """Whether its round is the one that its slots wire, and nobody's around it."""
+    made = algo.made
+    if made is None or "round" in made.replaced(algo):
+        return False
+    while made.before is not None:
+        made = made.before
+    return made.name == "federated_algorithm"
+
+
+def first_state(wires: Wired, key: Any, params: Params, told: ToldSizes) -> RoundState:
+    """The state before the first round, with one client row, to know its shapes by."""
+    with in_population(told.num_clients):
+        return fresh_state(wires, key, params, told)
+
+
+def template_row(state: RoundState) -> Table:
+    """A fresh client's row, leaves `[1, ...]`, of the state of `first_state`."""
+    return Table(state.clients, state.uplink)
+
+
+def known_leaves(broadcast: PyTree) -> list[Array]:
+    """The leaves of a broadcast that clients hold from the start, and are sent only once.
+
+    Example:
+      >>> from jax import numpy as jnp
+      >>> known_leaves({"w": jnp.zeros(2), "base": Known(jnp.ones(1))})[0].tolist()
+      [1.0]
+    """
+    nodes = jax.tree.leaves(broadcast, is_leaf=lambda node: isinstance(node, Known))
+    return jax.tree.leaves([node for node in nodes if isinstance(node, Known)])
+
+
+def joined(template: PyTree, sent: list[Array], known: list[Array]) -> PyTree:
+    """A broadcast from what travelled in this round and what its reader holds.
+
+    Example:
+      >>> from jax import numpy as jnp
+      >>> joined({"w": 0, "base": Known(0)}, [jnp.ones(1)], [jnp.zeros(1)])["w"].tolist()
+      [1.0]
+    """
+    rest = iter(known)
+    held = jax.tree.map(
+        lambda node: jax.tree.map(lambda _: next(rest), node) if isinstance(node, Known) else node,
+        template,
+        is_leaf=lambda node: isinstance(node, Known),
+    )
+    return put_back(held, sent)
