@@ -17,6 +17,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,12 +102,12 @@ class Flags(ComparisonFlags, DataFlags, TrainingFlags, RunFlags):
     """Which cells to run, and how."""
 
 
-def build(model: fl.models.Model, cell: Cell, learning_rate: Any) -> fl.FederatedAlgorithm:
+def build(loss: Callable[..., Any], plan: fl.Plan, learning_rate: Any) -> fl.FederatedAlgorithm:
     """FedAvg as in the paper: C = 0.1 of 100 clients, SGD, weights by examples."""
     return fl.fedavg(
-        model.loss,
+        loss,
         optax.sgd(learning_rate),
-        plan=fl.Plan(batch_size=cell.batch_size, epochs=cell.epochs),
+        plan=plan,
         sampler=fl.uniform(10),
         strategy=fl.auto(),
     )
@@ -120,20 +121,31 @@ def run_cell(
     rates: tuple[float, ...],
     num_seeds: int,
     max_rounds: int,
+    model: fl.models.Model | None = None,
+    fixed_batches: bool = False,
 ) -> dict[str, Any]:
-    """Trains every (rate, seed) side by side until all have reached the target."""
+    """Trains every (rate, seed) side by side until all have reached the target.
+
+    A model of one's own takes the place of the cell's; fixed batches are dealt once.
+    """
     shape = train["x"].shape[1:]
-    model = (
-        fl.models.mlp((200, 200), input_shape=shape)
-        if cell.model == "2nn"
-        else (fl.models.mcmahan_cnn())
-    )
+    if model is None:
+        model = (
+            fl.models.mlp((200, 200), input_shape=shape)
+            if cell.model == "2nn"
+            else fl.models.mcmahan_cnn()
+        )
+    plan, loss = fl.Plan(batch_size=cell.batch_size, epochs=cell.epochs), model.loss
     deal = (
         fl.data.iid(num_clients=100, seed=0)
         if cell.iid
         else fl.data.shards(num_clients=100, seed=0)
     )
     data = fl.data.partition(train, deal)
+    if fixed_batches:
+        assert cell.batch_size is not None
+        data, loss = in_batches(data, cell.batch_size), on_batches(model.loss)
+        plan = fl.Plan(batch_size=1, epochs=cell.epochs)
     held_out = jax.tree.map(jnp.asarray, test)
     grid = [(rate, seed) for rate in rates for seed in range(num_seeds)]
     member_rates = jnp.array([rate for rate, _ in grid])
@@ -147,13 +159,13 @@ def run_cell(
         return right.mean()
 
     def first(rate: jax.Array, key: jax.Array, data: fl.data.FederatedDataset) -> fl.RoundState:
-        return build(model, cell, rate).init(key, model.init(key), data)
+        return build(loss, plan, rate).init(key, model.init(key), data)
 
     # Data, rates and states are arguments: one compilation serves the whole cell.
     @functools.partial(jax.jit, donate_argnums=2)
     def block(rates, keys, states, data, held_out):
         def one(rate, key, state):
-            algo = build(model, cell, rate)
+            algo = build(loss, plan, rate)
             state, _ = jax.lax.scan(
                 lambda s, _: algo.round(key, s, data), state, None, length=cell.every
             )
@@ -192,6 +204,32 @@ def run_cell(
             f"{rate}/{seed}": curves[:, i].round(5).tolist() for i, (rate, seed) in enumerate(grid)
         },
     }
+
+
+def in_batches(data: fl.data.FederatedDataset, size: int) -> fl.data.FederatedDataset:
+    """Each client's examples as whole batches, in the order in which the client holds them.
+
+    Raises:
+      ValueError: if a client's examples are no multiple of the size.
+    """
+    sizes = np.asarray(data.sizes)
+    if (sizes % size).any():
+        raise ValueError(f"size must divide the examples of every client, {size} does not")
+    clients = [jax.tree.map(np.asarray, data.client(i)) for i in range(len(sizes))]
+    examples = jax.tree.map(lambda *leaves: np.concatenate(leaves), *clients)
+    batches = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), examples)
+    return fl.data.from_arrays(batches, np.repeat(np.arange(len(sizes)), sizes // size))
+
+
+def on_batches(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The mean loss of each example that is a batch: leaves `[n, size, ...]` to `[n]`."""
+
+    def means(params: Any, examples: Any, key: Any) -> jax.Array:
+        num, size = jax.tree.leaves(examples)[0].shape[:2]
+        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), examples)
+        return loss(params, rows, key).reshape(num, size).mean(1)
+
+    return means
 
 
 def enough(reached: np.ndarray, num_seeds: int) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedjax_lite.run.files import save_text_atomic
 from tables.render import SECTIONS, Documents, Section, header, row, section
+from tables.verdicts import Judged, judged, tally
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "python experiments/tables"
@@ -66,20 +68,40 @@ def sections(documents: Documents) -> list[Section]:
     return [found for found in made if found is not None]
 
 
-def guide_page(made: list[Section]) -> str:
-    """The page of all tables."""
-    return "\n".join([HEAD, *(f"{found.text}\n" for found in made)])
+RULE = """Ours is reproduced where its interval meets the published one: the mean plus and minus the
+deviation over seeds; without a deviation, half a printed digit (published) or the number itself
+(ours). Better than published is not reproduced. A setting that was cut is not run, however near it
+comes."""
 
 
-def readme_section(made: list[Section]) -> str:
-    """The table for the README, without the markers."""
-    lines = [row(*brief) for found in made for brief in found.brief]
+def guide_page(made: list[Section], found: Sequence[Judged] = ()) -> str:
+    """The page of all tables, the verdicts first."""
+    parts = [HEAD]
+    if found:
+        columns = ("paper", "what", "published", "here", "verdict", "differences", "command")
+        lines = [
+            row(f.paper, f.what, f.published, f.here, f.verdict, f.differences, f"`{f.command}`")
+            for f in found
+        ]
+        parts += [f"## What is reproduced\n\n**{tally(found)}** {RULE}", header(*columns)]
+        parts += ["\n".join(lines) + "\n"]
+    briefs = [row(*brief) for page in made for brief in page.brief]
+    if briefs:
+        parts += ["## At a glance", header("what", "published", "here", "command")]
+        parts += ["\n".join(briefs) + "\n"]
+    return "\n".join([*parts, *(f"{page.text}\n" for page in made)])
+
+
+def readme_section(found: Sequence[Judged]) -> str:
+    """The tally and a few rows for the README, without the markers."""
+    lines = [row(f.what, f.published, f.here, f.verdict) for f in found if f.brief]
     return "\n".join(
         [
-            f"Made by `{COMMAND}` from [JSON](experiments/results). Sources of",
-            "published numbers, seeds, settings, caveats and all rows: [complete tables]"
-            "(colab/guide/results.md).",
-            header("what", "published", "here", "command"),
+            f"**{tally(found)}**",
+            "The rule, causes, costs, seeds, settings, speed and all rows:",
+            f"[complete tables](colab/guide/results.md), made by `{COMMAND}` from",
+            "[JSON](experiments/results). Six rows of it:",
+            header("what", "published", "here", "verdict"),
             *lines,
         ]
     )
@@ -99,10 +121,11 @@ def replaced(page: str, section: str) -> str:
 
 def main(flags: Flags) -> list[Path]:
     """Writes the pages, or checks them; returns those that differed."""
-    made = sections(read(flags.results))
+    documents = read(flags.results)
+    made, found = sections(documents), judged(documents)
     pages = {
-        flags.readme: replaced(flags.readme.read_text(), readme_section(made)),
-        flags.guide: guide_page(made),
+        flags.readme: replaced(flags.readme.read_text(), readme_section(found)),
+        flags.guide: guide_page(made, found),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if flags.check and stale:

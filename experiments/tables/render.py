@@ -26,6 +26,7 @@ Documents = Mapping[str, Any]
 
 SECTIONS = {
     "mnist": ("mcmahan_mnist",),
+    "conditions": ("mcmahan_conditions",),
     "cifar": ("fedavg_cifar", "heterogeneity_cifar_niid_bench", "heterogeneity_cifar_48",
               "heterogeneity_cifar"),
     "fashion": ("fashion_dirichlet",),
@@ -37,6 +38,7 @@ SECTIONS = {
     "heart": ("heart_disease",),
     "fedprox": ("fedprox_synthetic",),
     "quadratics": ("scaffold_quadratics",),
+    "bucketing": ("bucketing_mnist",),
     "byzantine": ("byzantine",),
     "private": ("dp_fedavg",),
     "compression": ("compression",),

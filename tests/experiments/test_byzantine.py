@@ -55,7 +55,7 @@ def test_every_cell_and_both_files(finished):
 @pytest.mark.slow
 def test_one_program_a_rule(finished):
     _, _, programs = finished
-    assert [program._cache_size() for program in programs] == [1, 1, 1]
+    assert [program.go_on._cache_size() for program in programs] == [1, 1, 1]
 
 
 def test_each_attack_is_the_library_s(script):
@@ -87,6 +87,65 @@ def test_each_attack_is_the_library_s(script):
         )
 
 
+def test_hostile_clients_who_need_not_compute_send_the_same(script):
+    """The same aggregate, whether hostile clients' own messages are there or not."""
+    from fedjax_lite import attacks
+    from fedjax_lite.aggregation import aggregate_stack, median
+
+    rules = importlib.import_module("byzantine_rules")
+    u = np.random.default_rng(1).normal(size=(7, 3)).astype("f4")
+    for index, name in enumerate(rules.KNOWING):
+        attack = script.any_attack(rules.KNOWING, jnp.int32(index), 1)
+        hostile = attacks.byzantine(attack, clients=[5, 6], inner=median())
+        expected = aggregate_stack(hostile, u)
+        got = aggregate_stack(rules.joined_by(2, 5, hostile), u[:5])
+        np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
+
+
+def test_the_authors_rfa_starts_at_zero(script):
+    """By numpy: eight steps of inverse distances, none below the smoothing."""
+    from fedjax_lite.aggregation import aggregate_stack
+
+    rules = importlib.import_module("byzantine_rules")
+    u = np.random.default_rng(2).normal(size=(6, 4)) + 1
+    center = np.zeros(4)
+    for _ in range(8):
+        weights = 1 / np.maximum(np.linalg.norm(u - center, axis=1), 0.5)
+        center = (weights[:, None] * u).sum(0) / weights.sum()
+    got = aggregate_stack(rules.rfa_from_zero(iterations=8, smoothing=0.5), u.astype("f4"))
+    np.testing.assert_allclose(got, center, rtol=1e-5)
+
+
+def test_the_authors_krum_sums_fourth_powers(script):
+    """Six clients, f = 2: two neighbours count.
+
+    Those of 0 are 0.1 and 3 away, those of 10 are 2.2 and 2.3: by squares 9.01 against 10.13, so
+    0 would win; by fourth powers 81.0 against 51.4, so 10 does.
+    """
+    from fedjax_lite.aggregation import aggregate_stack
+
+    rules = importlib.import_module("byzantine_rules")
+    u = np.array([[0.0], [0.1], [-3.0], [10.0], [12.2], [7.7]], "f4")
+
+    def best(power):
+        far = np.abs(u - u.T) ** power + np.diag([np.inf] * 6)
+        return np.sort(far, axis=1)[:, :2].sum(1).argmin()
+
+    assert (best(2), best(4)) == (0, 3)
+    assert aggregate_stack(rules.krum_of_fourth_powers(2), u).item() == 10.0
+
+
+def test_dropout_masks_are_the_same_whatever_the_key(script):
+    model = script.network("cnn", (28, 28, 1), True)
+    params = model.init(jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_199_882
+    examples = {"x": np.random.default_rng(0).integers(0, 255, (4, 28, 28, 1), "u1"),
+                "y": np.arange(4)}  # fmt: skip
+    one, two = (model.loss(params, examples, jax.random.key(seed)) for seed in (1, 2))
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(one, model.loss(params, examples, None)), "there is dropout"
+
+
 def test_data_are_dealt_by_label_to_the_honest(script):
     flags = script.Flags()
     train = {"x": np.zeros((200, 2), np.uint8), "y": np.arange(200) % 10}
@@ -100,6 +159,16 @@ def test_data_are_dealt_by_label_to_the_honest(script):
 def test_the_paper_s_network(script):
     params = jax.eval_shape(script.network("cnn", (28, 28, 1)).init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_199_882
+
+
+def test_an_earlier_run_of_the_setting_is_kept(script, finished):
+    flags, rows, _ = finished
+    path = flags.output_dir / "results.json"
+    settings = json.loads(path.read_text())["settings"]
+    assert script.kept_rows(path, settings | {"rules": ["krum"]}, False) == rows
+    assert script.kept_rows(path, settings, True) == []
+    with pytest.raises(FileExistsError, match="another setting"):
+        script.kept_rows(path, settings | {"momentum": 0.5}, False)
 
 
 def test_published_numbers_are_where_they_belong(script):

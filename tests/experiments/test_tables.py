@@ -85,7 +85,6 @@ def test_a_missing_file_leaves_its_rows_out(tables, documents):
         text = tables.guide_page(fewer)
         assert f"results/{name}.json`" not in text
         assert len(fewer) <= len(whole)
-        tables.readme_section(fewer)
 
 
 def test_every_file_of_results_is_shown(tables, documents):

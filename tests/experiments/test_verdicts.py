@@ -1,0 +1,142 @@
+"""Verdicts on published figures: the rule by hand, and the pages say what the data give."""
+
+import importlib
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "experiments"))
+        yield importlib.import_module("tables.verdicts")
+
+
+@pytest.fixture(scope="module")
+def documents(verdicts):
+    return importlib.import_module("tables.pages").read(ROOT / "experiments" / "results")
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "ours", "options", "kind"),
+    [
+        # One number inside of 97.8 +- 0.1, at its edge, and outside of it.
+        (97.8, 0.25, [97.75], {}, "reproduced"),
+        (97.75, 0.25, [97.5], {}, "reproduced"),
+        (97.75, 0.25, [97.25], {}, "not reproduced"),
+        # 1, 2, 3: mean 2, sample deviation 1, so [1, 3]; it meets [3, 5] and not [3.5, 4.5].
+        (4.0, 1.0, [1.0, 2.0, 3.0], {}, "reproduced"),
+        (4.0, 0.5, [1.0, 2.0, 3.0], {}, "not reproduced"),
+        # Better is not reproduced, whichever way better is.
+        (87, 0.5, [32.0], {"fewer": True}, "not reproduced"),
+        (60.0, 0.5, [70.0], {}, "not reproduced"),
+        # Seeds that never arrive, and one of several.
+        (87, 0.5, [None], {"fewer": True}, "not reproduced"),
+        (87, 0.5, [87.0, None], {"fewer": True}, "not reproduced"),
+        (87, 0.5, [87.0, math.inf], {"fewer": True}, "not reproduced"),
+        # No run, and a run of a smaller setting, however near.
+        (87, 0.5, [], {"cost": "a day"}, "not run"),
+        (87, 0.5, [87.0], {"cut": ["a smaller model"], "cost": "a day"}, "not run"),
+    ],
+)
+def test_the_rule(verdicts, value, spread, ours, options, kind):
+    assert verdicts.judge(value, spread, ours, **options).kind == kind
+
+
+def test_what_is_not_reproduced_has_a_gap_and_a_cause(verdicts):
+    say = lambda *a, **k: str(verdicts.judge(*a, **k))  # noqa: E731
+    assert say(87, 0.5, [32.0], fewer=True) == ("not reproduced: better by 55; cause unknown")
+    assert say(34, 0.5, [36.5], fewer=True, cause="no decay") == (
+        "not reproduced: worse by 2.5; no decay"
+    )
+    assert say(60.0, 0.5, [70.0, 72.0]) == "not reproduced: better by 11; cause unknown"
+    assert say(87, 0.5, [None]) == "not reproduced: not reached; cause unknown"
+    assert say(87, 0.5, [], cost="a day") == "not run: a day"
+    with pytest.raises(ValueError, match="cost must be given"):
+        verdicts.judge(87, 0.5, [])
+
+
+def test_steps_into_a_document(verdicts):
+    document = {
+        "cells": {"a": {"best": 0.5, "rounds": {"0.5": [1.0, None], "1": [3.0]}}},
+        "rows": [
+            {"rule": "krum", "s": 1, "accuracy": 10.0},
+            {"rule": "krum", "s": 2, "accuracy": 20.0},
+            {"rule": "krum", "s": 2, "accuracy": 30.0},
+        ],
+    }  # fmt: skip
+    find = verdicts.find
+    assert find(document, ["cells", "a", "rounds", "@best"]) == [1.0, None]
+    assert find(document, ["rows", {"rule": "krum", "s": 2}, "accuracy"]) == [20.0, 30.0]
+    assert find(document, ["rows", {"rule": "median"}, "accuracy"]) == []
+    assert find(document, ["nowhere", "a"]) == []
+    assert find({"x": [5, 6]}, ["x", 1]) == [6]
+
+
+def test_axes_are_multiplied_out(verdicts):
+    entry = {
+        "what": "{name} at {rate}", "rate": "{rate}", "path": ["{key}", {"a": "{rate}"}],
+        "axes": {"rate": [0.1, 0.2], "rule": [{"key": "k", "name": "Krum"}]},
+    }  # fmt: skip
+    assert list(verdicts._spelled(entry)) == [
+        {"what": "Krum at 0.1", "rate": 0.1, "path": ["k", {"a": 0.1}]},
+        {"what": "Krum at 0.2", "rate": 0.2, "path": ["k", {"a": 0.2}]},
+    ]
+
+
+def test_rows_are_complete_and_none_twice(verdicts, documents):
+    found = verdicts.judged(documents)
+    assert len({row.what for row in found}) == len(found)
+    assert {row.verdict.kind for row in found} <= {"reproduced", "not reproduced", "not run"}
+    for row in found:
+        assert (row.verdict.why == "") == (row.verdict.kind == "reproduced"), row.what
+        # What is judged has a number; what has none was not run.
+        assert (row.here == "-") <= (row.verdict.kind == "not run"), row.what
+    brief = verdicts._written()["brief"]
+    assert set(brief) <= {row.what for row in found}
+    assert len(brief) <= 6
+
+
+def test_without_results_nothing_is_reproduced(verdicts):
+    found = verdicts.judged({})
+    assert {row.verdict.kind for row in found} == {"not run"}
+    assert any("mcmahan_mnist.json has no such row" in row.verdict.why for row in found)
+
+
+def test_the_mnist_row_is_the_rule_on_the_file(verdicts, documents):
+    """87 published; the three seeds of the best rate, by hand."""
+    cell = documents["mcmahan_mnist"]["cells"]["2nn-iid-b10-e1"]
+    seeds = cell["rounds_by_learning_rate"][f"{cell['best_learning_rate']:g}"]
+    mean = sum(seeds) / 3
+    deviation = math.sqrt(sum((seed - mean) ** 2 for seed in seeds) / 2)
+    assert mean + deviation < 86.5
+    (row,) = [
+        row for row in verdicts.judged(documents) if row.what.startswith("2NN, IID, B=10, E=1")
+    ]
+    assert row.here == f"{mean:.0f} ± {deviation:.0f} (3 seeds)"
+    assert row.verdict.why.startswith(f"better by {87 - mean:.0f}; ")
+
+
+def test_pages_say_what_the_data_give(verdicts, documents):
+    """The README's numbers, counted anew in the guide's table."""
+    guide = (ROOT / "colab" / "guide" / "results.md").read_text()
+    table = guide.split("## What is reproduced")[1].split("\n## ")[0]
+    cells = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    kinds = [re.split(": |$", line[4])[0] for line in cells]
+    readme = (ROOT / "README.md").read_text()
+    said = re.search(
+        r"\*\*(\d+) of (\d+) published figures are reproduced; (\d+) were run and are not, "
+        r"(\d+) were not run\.\*\*", readme
+    )  # fmt: skip
+    assert said is not None
+    counts = [kinds.count(kind) for kind in ("reproduced", "not reproduced", "not run")]
+    assert [int(n) for n in said.groups()] == [counts[0], len(cells), *counts[1:]]
+    assert len(cells) == len(verdicts.rows()) == sum(counts)
+    shown = readme.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    assert len([line for line in shown.splitlines() if line.startswith("| ")]) <= 1 + 6
+    assert len(readme.splitlines()) <= 200
