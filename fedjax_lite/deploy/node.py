@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 
-from fedjax_lite.checks.arguments import as_path, check_count, check_key
-from fedjax_lite.deploy.one_client import Kept, OneClient, one_client
+from fedjax_lite import trees
+from fedjax_lite.checks.arguments import as_path, check_count, check_key, check_params
+from fedjax_lite.deploy.one_client import Kept, OneClient, one_client, own_data
 from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
+from fedjax_lite.deploy.parts import deployed
 from fedjax_lite.deploy.server import NEVER
 from fedjax_lite.run.files import naming
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
@@ -67,6 +69,10 @@ def node(
     """
     check_key(key)
     check_count(client_id, "client_id", minimum=0)
+    deployed(algo)
+    check_params(params)
+    trees.check_floating(params, "params")
+    own_data(examples, splits, num_clients=1)
     folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[int, tuple[OneClient, Any]] = {}

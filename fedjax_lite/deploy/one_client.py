@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
-from fedjax_lite.checks.arguments import check_count, check_key, check_tree, shown
+from fedjax_lite.checks.arguments import check_count, check_key, check_params, shown
 from fedjax_lite.data.population.dataset import CohortDataset, from_arrays
 from fedjax_lite.deploy.packets import PacketError, decode, digest, encode, unpack
 from fedjax_lite.deploy.parts import (
@@ -94,7 +95,8 @@ def one_client(
             f"client_id must lie in [0, {num_clients}), the population, got {client_id}; ids "
             "count from 0"
         )
-    check_tree(params, "params")
+    check_params(params)
+    trees.check_floating(params, "params")
     wires = deployed(algo)
     told = ToldSizes(
         jnp.ones(num_clients, jnp.int32),
@@ -141,8 +143,7 @@ def one_client(
         return reply, Kept(done.rows, known)
 
     def data(examples: PyTree, splits: dict[str, PyTree] | None) -> CohortDataset:
-        own = {name: _own(part, num_clients, {}) for name, part in (splits or {}).items()}
-        return _own(examples, num_clients, own)
+        return own_data(examples, splits, num_clients)
 
     def sizes(data: Any) -> dict[str, int]:
         counts = wires.program.client.counts
@@ -162,6 +163,20 @@ def _round_of(fields: dict[str, Any]) -> int:
     if not isinstance(round, int) or isinstance(round, bool) or not 0 <= round < 2**31:
         raise PacketError(f"the server's request is for round {round!r:.40}, which is no number")
     return round
+
+
+def own_data(examples: PyTree, splits: dict[str, PyTree] | None, num_clients: int) -> CohortDataset:
+    """A machine's own arrays as the data of the one client of a cohort.
+
+    Raises:
+      TypeError, ValueError: if they are no arrays of numbers with a row an example.
+
+    Example:
+      >>> own_data({"x": jnp.ones((3, 2))}, None, num_clients=8).num_examples
+      3
+    """
+    own = {name: _own(part, num_clients, {}) for name, part in (splits or {}).items()}
+    return _own(examples, num_clients, own)
 
 
 def _own(examples: PyTree, num_clients: int, splits: dict[str, Any]) -> CohortDataset:

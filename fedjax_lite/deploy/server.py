@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
-from fedjax_lite.checks.arguments import check_key, check_tree
+from fedjax_lite.checks.arguments import check_count, check_key, check_params
 from fedjax_lite.deploy.packets import digest, encode
 from fedjax_lite.deploy.parts import ToldSizes, deployed, first_state, known_leaves
 from fedjax_lite.deploy.replies import (
@@ -112,7 +113,9 @@ def server(
       [0, 1]
     """
     check_key(key)
-    check_tree(params, "params")
+    check_params(params)
+    trees.check_floating(params, "params")
+    check_count(num_clients, "num_clients", minimum=1)
     wires = deployed(algo)
     client = wires.program.client._replace(counts=None)  # sizes are told as they count
     wires = wires._replace(program=wires.program._replace(client=client))

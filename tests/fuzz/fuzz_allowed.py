@@ -36,7 +36,7 @@ ALLOWANCES = (
               "minus one, negative, numpy int", r"\bfloat\b",
               r".*\.to_target\(target\)|.*patch_trigger\(value\)|alie\(z\)|term\(tilt\)"),
     Allowance("a count from zero on, a class, a client, a seed", "zero", r"\bint\b",
-              r".*\((seed|rotation_seed|target|client|min_size|num_byzantine|iterations|crop|size|"
+              r".*\((seed|rotation_seed|target|client|client_id|min_size|num_byzantine|iterations|crop|size|"
               r"successes|correct|true_positives|false_positives|num_rounds|steps|round|length|"
               r"cohort_size|cohort_examples|secret|at|x|row|column|num_clients|"
               r"capacity|index|known|positive|num_canaries|bottleneck_size)\)"),
@@ -62,10 +62,10 @@ ALLOWANCES = (
     Allowance("amounts of work may be traced", "traced", r"Amount"),
     Allowance("any words name things", "string, list of strings, array of strings", r"\bstr\b"),
     Allowance("texts and labels may be empty", "empty string", r"^str( \| None)?( = None)?$",
-              r".*\((title|command|dataset|metric|x|unit|name)\)"),
+              r".*\((title|command|dataset|metric|x|unit|name|kind|what)\)"),
     Allowance("another key", "key", r"Key"),
     Allowance("other bytes", "bytes", r"bytes"),
-    Allowance("a dict of anything", "dict", r"Mapping"),
+    Allowance("a dict of anything", "dict", r"Mapping|^dict\[str, Any\]$"),
     Allowance("parameters, messages and rows are trees of any numbers, NaN where training diverged",
               NUMBERS + ", dict, key, none", r"Params|PyTree"),
     Allowance("none of them: nothing is done for nobody", "empty list, empty array",

@@ -9,6 +9,7 @@ from flax import linen, nnx
 from fuzz_arrivals import ARRIVALS
 from fuzz_beyond import BEYOND
 from fuzz_clusters import CLUSTERS
+from fuzz_deploy import DEPLOY
 from fuzz_lifelong import LIFELONG
 from fuzz_methods import OF_METHODS
 from fuzz_parties import PARTIES
@@ -236,6 +237,7 @@ OWN: dict[str, dict[str, Any]] = {
     **CHOOSING,
     **CLUSTERS,
     **PARTIES,
+    **DEPLOY,
     **LIFELONG,
     **UNCERTAINTY,
     "bucketing": {"inner": fl.mean()},

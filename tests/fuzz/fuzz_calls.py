@@ -24,6 +24,7 @@ PACKAGES = (
     "attacks.membership",
     "crypto",
     "data",
+    "deploy",
     "distributed",
     "drift",
     "generation",
@@ -72,6 +73,8 @@ LEFT_OUT = {
     "drift.with_client_losses": "wraps: its client is asked when a round is built",
     "crypto.CkksSecret": "makes keys for a second; tests/crypto/test_crypto_ckks.py",
     "crypto.ckks_mean": "needs such keys",
+    "deploy.Answer": "a type",
+    "deploy.Exchange": "a type",
     "parties.protected_gradients": "makes such keys; tests/parties/test_protected.py",
 }
 """By full name, or by package."""

@@ -1,4 +1,9 @@
-"""Downloads with time-outs, checksums and a progress bar; the only module that uses the network."""
+"""Downloads with time-outs, checksums and a progress bar; the only module that uses the network.
+
+Why not pooch: it has neither several addresses for one file, nor a bound on what a server may send
+beyond the stated size, nor a time-out on each read, and takes `requests` with it; what would be
+left of this module around it is as long as this module.
+"""
 
 from __future__ import annotations
 
