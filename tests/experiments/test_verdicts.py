@@ -122,6 +122,20 @@ def test_the_mnist_row_is_the_rule_on_the_file(verdicts, documents):
     assert row.verdict.why.startswith(f"better by {87 - mean:.0f}; ")
 
 
+def test_causes_quote_the_conditions_that_were_run(verdicts, documents):
+    rows = documents["mcmahan_conditions"]["rows"].values()
+    causes = {row["what"]: row.get("cause", "") for row in verdicts.rows()}
+    for cell, name in (("2nn-iid-b10-e1", "IID, B=10"), ("2nn-iid-binf-e1", "IID, B=inf")):
+        changed = [row for row in rows if row["cell"] == cell and row["condition"] != "slow rate"]
+        (slow,) = [r for r in rows if r["cell"] == cell and r["condition"] == "slow rate"]
+        cause = causes[f"2NN, {name}, E=1: rounds to 97 %"]
+        said = f"at rate {slow['best_learning_rate']:g} ours needs {slow['ours']:.0f}"
+        assert said in cause
+        if changed:
+            ours = sorted(row["ours"] for row in changed)
+            assert f"give {ours[0]:.0f} to {ours[-1]:.0f}" in cause
+
+
 def test_pages_say_what_the_data_give(verdicts, documents):
     """The README's numbers, counted anew in the guide's table."""
     guide = (ROOT / "colab" / "guide" / "results.md").read_text()
