@@ -1,7 +1,7 @@
 """CIFAR-10 over a cut network: accuracy, bytes and what activations tell, by where it is cut.
 
     python experiments/split_cifar.py                    # an hour on two CPU cores
-    python experiments/split_cifar.py --preset short     # a quarter of an hour
+    python experiments/split_cifar.py --preset short     # ten minutes
     python experiments/split_cifar.py --smoke            # half a minute
 
 A network of two convolutions and two dense layers is cut behind its first, second or third layer:
@@ -47,7 +47,14 @@ from fedjax_lite.run.files import save_json_atomic
 METHODS = ("splitfed 1", "splitfed 2", "in turn")
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},
-    "short": {"num_images": 5000, "num_clients": 50, "num_rounds": 40, "num_test": 1000},
+    "short": {
+        "num_images": 3000,
+        "num_clients": 30,
+        "cohort_size": 6,
+        "num_rounds": 30,
+        "learning_rate": 0.1,
+        "num_test": 1000,
+    },
     "smoke": {
         "num_images": 80,
         "num_clients": 4,

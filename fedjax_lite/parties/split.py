@@ -36,6 +36,17 @@ def split_learning(
     Nothing is averaged: it is SGD on one network whose batches come from client after client, in an
     order drawn anew every round. Where `cut` has three parts (a U) no label leaves a client.
 
+    **No guarantee of privacy** comes with the cut, nor with noise on it. What
+    ``uplink=fl.chain(fl.clip(C), fl.gaussian_noise(sigma))`` does guarantee is local and of one
+    message: whoever sees one noised activation tells its example from any other no better than
+    :math:`\mu`-Gaussian DP allows, :math:`\mu = 2C / \sigma`, weights held fixed. Without the clip
+    not even that. It does *not* cover: the same example in the next epoch (`T` messages have
+    :math:`\mu \sqrt T`); its label, which crosses in the clear unless the cut is a U, and there the
+    gradients that go up; the clients' half of the network, which has seen the example without noise
+    and is handed on in the clear; who took part, and with how many examples. Nothing here is
+    accounted for you: examples or clients are hidden by a proof where a whole network is trained,
+    with `fedjax_lite.privacy.dp_sgd` or a mechanism of that package.
+
     Args:
       cut: the network: `cut_layers`, `cut_linen`, `cut_nnx`.
       optimizer: of the clients' half; a client begins anew, only weights are handed on. A pull of
@@ -113,6 +124,7 @@ def splitfed(
     coordinate by coordinate (SGD, momentum, Adam, a proximal pull; not clipping by the norm of
     all) it is FedAvg of the uncut network, over another wire. Version 2 has one, which sees the
     activations of one client after the other, in an order drawn anew every round.
+    Noise at the cut guarantees as little as in `split_learning`, where it is said what.
 
     Args:
       cut: the network: `cut_layers`, `cut_linen`, `cut_nnx`.

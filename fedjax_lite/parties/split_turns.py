@@ -212,8 +212,12 @@ def _metrics(turns: _Turns, half: int, asked: Array) -> dict[str, Array]:
 
 
 def _check_population(data: Any) -> None:
-    if not isinstance(data, FederatedDataset):
-        raise TypeError(
-            f"data must be a FederatedDataset, got {shown(data)}; fl.data.partition(train, "
-            "fl.data.iid(num_clients=10, seed=0))"
+    if isinstance(data, FederatedDataset):
+        return
+    remedy = "fl.data.partition(train, fl.data.iid(num_clients=10, seed=0))"
+    if hasattr(data, "num_clients"):  # streamed, or split over devices
+        remedy = (
+            "clients in turn are one scan over a population in one memory; splitfed(version=1) "
+            "streams, and goes over devices"
         )
+    raise TypeError(f"data must be a FederatedDataset, got {shown(data)}; {remedy}")

@@ -39,6 +39,12 @@ def vertical_sgd(
     draw the same batches, those of a federation of one client. A round is one compiled program, in
     which parties are side by side.
 
+    Noise on the wires (``fl.chain(fl.clip(C), fl.gaussian_noise(sigma))``) makes one message of one
+    entity :math:`2C / \sigma`-Gaussian DP towards its receiver, parameters held fixed, and
+    **nothing more**: entities come again in every epoch, their messages compose; a regression's
+    batch is one message, clipped as a whole; the models that parties keep have seen their own
+    columns exactly, as the head has the labels; who is in the intersection is known before.
+
     Args:
       model: in pieces: `regression`, or `vertical_model`.
       optimizer: of optax, for all or by party; its state lasts. A party's step in a batch that it

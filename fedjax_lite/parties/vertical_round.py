@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType
 
 from fedjax_lite import trees
 from fedjax_lite.checks.arguments import check_key, check_slot, shown
@@ -301,10 +302,18 @@ def _check_joint(model: VerticalModel, params: Any) -> None:
 
 def _check_data(model: VerticalModel, data: Any) -> None:
     if not isinstance(data, ColumnDataset):
+        told = "columns are neither streamed nor dealt to devices: " * hasattr(data, "num_clients")
         raise TypeError(
-            f"data must be a ColumnDataset, got {shown(data)}; fl.parties.from_columns(features, "
-            "labels)"
+            f"data must be a ColumnDataset, got {shown(data)}; {told}"
+            "fl.parties.from_columns(features, labels)"
         )
+    for leaf in jax.tree.leaves(data):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if mesh is not None and AxisType.Explicit in getattr(mesh, "axis_types", ()):
+            raise ValueError(
+                "data must lie on one device, or on a mesh of automatic axes, got explicit axes "
+                f"{mesh.axis_names}; jax.device_put(data, jax.devices()[0])"
+            )
     for name, wanted, given in (
         ("features", model.bottoms, data.features),
         ("labels", model.heads, data.labels),

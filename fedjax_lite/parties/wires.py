@@ -12,6 +12,8 @@ from fedjax_lite.types import Array, Key, PyTree, Transform, Wire
 
 REMEMBERING = ("feedback", "momentum")
 """Kinds of transforms that keep what one message lacked for the next from the same sender."""
+EXAMPLE = jax.ShapeDtypeStruct((2,), jnp.float32)
+"""An activation: who keeps a state for a vector remembers. PowerSGD keeps one for matrices only."""
 
 
 def check_wire(transform: Transform | None, name: str) -> None:
@@ -28,7 +30,10 @@ def check_wire(transform: Transform | None, name: str) -> None:
     if transform is None:
         return
     check_slot(transform, name, Transform)
-    if kept := [kind for kind in transform.kinds if kind in REMEMBERING]:
+    kept = [kind for kind in transform.kinds if kind in REMEMBERING]
+    if not kept and jax.tree.leaves(jax.eval_shape(transform.init, EXAMPLE)):
+        kept = ["a transform that keeps a state"]
+    if kept:
         raise ValueError(
             f"{name} must not remember one message for the next, got {kept[0]}: the next batch is "
             "of other examples; give the compressor alone, such as fl.qsgd(7)"

@@ -226,6 +226,8 @@ def test_with_four_devices():
     elsewhere += ("privacy/test_dp_adaptive.py::test_several_devices_agree",)
     elsewhere += ("evaluate/test_metrics.py::test_populations_on_devices_agree_with_numpy",)
     elsewhere += ("evaluate/test_fine_tuned.py::test_populations_on_devices",)
+    elsewhere += ("parties/test_wires_combined.py::test_several_devices",)
+    elsewhere += ("parties/test_wires_combined.py::test_columns_on_several_devices",)
     files = ("engine/mesh/test_sharded.py", "engine/mesh/test_sharded_population.py", *elsewhere)
     tests = [str(here / name) for name in files]
     done = subprocess.run(
