@@ -26,6 +26,7 @@ from shared.smoke import shrunk
 
 import fedjax_lite as fl
 from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
 
 CLASSES = 10
 
@@ -115,7 +116,8 @@ def main(flags: Flags) -> dict[str, Any]:
         private = {"clip": flags.clip, "noise_multiplier": flags.noise_multiplier}
         ways |= {"generator alone": {"share": "generator"}, "private discriminator": private}
     counts = classes_of(data)
-    results: dict[str, Any] = {"flags": {k: str(v) for k, v in vars(flags).items()}, "runs": {}}
+    given = {k: str(v) for k, v in vars(flags).items()}
+    results: dict[str, Any] = {"flags": given, "runs": {}, "versions": versions()}
     for name, options in ways.items():
         results["runs"][name] = trained(flags, pair, data, judge, counts, name, options)
         shown = {k: round(v, 3) for k, v in results["runs"][name].items() if isinstance(v, float)}

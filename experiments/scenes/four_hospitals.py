@@ -5,7 +5,8 @@
 
 Heart disease in Cleveland, Hungary, Switzerland and Long Beach (740 patients, the split of FLamby),
 logistic regression, 100 local steps of 4 patients in each of 15 rounds; each alone does as many
-steps. A gain is the accuracy together over that alone, less one.
+steps. A gain is the accuracy together over that alone, less one. The held-out patients are the same
+for every seed, so deviations are those of training alone.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import numpy as np
 import optax
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # shared/ lies with the experiments
-from shared.scene import Found, Part, SceneFlags, seeds_of, tell, trained
+from shared.scene import Found, Part, SceneFlags, gain, seeds_of, tell, trained
 from shared.script import script
 
 import fedjax_lite as fl
-from fedjax_lite.data.sources.heart import HOSPITALS
 
 NAME = "four_hospitals"
 CLAIM = "four hospitals that train together are 15 to 20 % more accurate than each alone"
 Flags = SceneFlags
 CLAIMED = (0.15, 0.20)
+NAMES = ("Cleveland", "Hungary", "Switzerland", "Long Beach")
 
 
 def hospitals(flags: SceneFlags, which: Any = range(4)) -> tuple[Any, Any]:
@@ -66,14 +67,15 @@ def measure(flags: SceneFlags) -> Found:
     rows = alone_and_together(flags, train, test)
     rows = {name: np.c_[each, each.mean(1)] for name, each in rows.items()}
     alone, shared = rows["alone"].mean(0), rows["FedAvg"].mean(0)
-    gain = shared[-1] / alone[-1] - 1
-    better = [name for name, a, b in zip(HOSPITALS, alone, shared, strict=False) if b > a]
+    most = 100 * (shared[-1] / alone[-1] - 1)
+    gains = [gain(rows["FedAvg"][:, i], rows["alone"][:, i]) for i in range(5)]
+    told = [f"{name} {one.told(100, 1)}" for name, one in zip(NAMES, gains, strict=False)]
     parts = [
-        Part(f"the mean of the four gains {100 * gain:.1f} %", bool(gain > 0)),
-        Part(f"by 15 to 20 %: {100 * gain:.1f} %", bool(CLAIMED[0] <= gain <= CLAIMED[1])),
-        Part(f"every hospital gains: {', '.join(better) or 'none'} of four", len(better) == 4),
+        Part(f"the mean of the four changes by {most:+.1f} %", gains[-1].sure),
+        Part(f"by +15 to +20 %: {most:+.1f} %", bool(CLAIMED[0] <= most / 100 <= CLAIMED[1])),
+        Part(f"every hospital gains: {', '.join(told)} points", all(one.sure for one in gains)),
     ]
-    return Found((*HOSPITALS, "mean of four"), rows, parts, "held-out accuracy")
+    return Found((*NAMES, "mean of four"), rows, parts, "held-out accuracy")
 
 
 def main(flags: SceneFlags) -> dict:

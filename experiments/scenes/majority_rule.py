@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # shared/ lies with the experiments
-from shared.scene import Found, Part, SceneFlags, dealt, seeds_of, tell, trained
+from shared.scene import Found, Part, SceneFlags, dealt, gain, seeds_of, tell, trained
 from shared.script import script
 
 import fedjax_lite as fl
@@ -77,33 +77,36 @@ def measure(flags: SceneFlags) -> Found:
             whole = float(np.average(each, weights=SIZES))
             rows[name].append([*each.tolist(), whole, float(each.min())])
     found = {name: np.array(values) for name, values in rows.items()}
-    return Found(COLUMNS, found, verdict({n: v.mean(0) for n, v in found.items()}), "test accuracy")
+    return Found(COLUMNS, found, verdict(found), "test accuracy")
 
 
-def verdict(mean: dict[str, np.ndarray]) -> list[Part]:
-    """The claim in parts, from means over seeds."""
+def verdict(found: dict[str, np.ndarray]) -> list[Part]:
+    """The claim in parts, from figures `[S, columns]`."""
+    mean = {name: values.mean(0) for name, values in found.items()}
     alone, shared = mean["alone"], mean["FedAvg"]
+    each = {name: np.c_[values[:, :2].mean(1), values] for name, values in found.items()}
+    more = [gain(each["FedAvg"][:, i], each["alone"][:, i]) for i in (0, 5)]
+    less = [gain(each["alone"][:, i], each["FedAvg"][:, i]) for i in (3, 4)]
     parts = [
         Part(
             f"FedAvg helps the large ones: {shared[:2].mean():.3f}, alone {alone[:2].mean():.3f}",
-            bool(shared[:2].mean() > alone[:2].mean()),
+            more[0].sure,
         ),
-        Part(
-            f"and examples on average: {shared[4]:.3f}, alone {alone[4]:.3f}",
-            bool(shared[4] > alone[4]),
-        ),
+        Part(f"and examples on average: {shared[4]:.3f}, alone {alone[4]:.3f}", more[1].sure),
         Part(
             f"both small ones lose: {shared[2]:.3f} and {shared[3]:.3f}, alone {alone[2]:.3f} and "
             f"{alone[3]:.3f}",
-            bool((shared[2:4] < alone[2:4]).all()),
+            all(one.sure for one in less),
         ),
     ]
     for name in ("q-FedAvg, q = 2", "AFL", "Ditto"):
         if name in mean:
+            lift = gain(found[name][:, 5], found["FedAvg"][:, 5])
             parts.append(
                 Part(
-                    f"{name} lifts the worst client: {mean[name][5]:.3f} from {shared[5]:.3f}",
-                    bool(mean[name][5] > shared[5]),
+                    f"{name} lifts the worst client by {lift.told()}, at {mean[name][4]:.3f} for "
+                    f"examples on average, FedAvg {shared[4]:.3f}",
+                    lift.sure,
                 )
             )
     return parts

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # shared/ lies with the experiments
-from shared.scene import Found, Part, SceneFlags, dealt, seeds_of, tell, trained
+from shared.scene import Found, Part, SceneFlags, dealt, gain, seeds_of, tell, trained
 from shared.script import script
 
 import fedjax_lite as fl
@@ -78,15 +78,17 @@ def measure(flags: SceneFlags) -> Found:
     each = {name: np.array(values) for name, values in rows.items()}
     plain, focal = each["cross-entropy"].mean(0), each["focal"].mean(0)
     weighed = each["weighed"].mean(0)
+    more = [gain(each["focal"][:, i], each["cross-entropy"][:, i]) for i in (0, 2)]
     parts = [
         Part(
-            f"recall {focal[0]:.3f}, with cross-entropy {plain[0]:.3f}; weighing the classes alone "
-            f"gives {weighed[0]:.3f} at a precision of {weighed[1]:.3f}",
-            bool(focal[0] > plain[0]),
+            f"recall {focal[0]:.3f}, with cross-entropy {plain[0]:.3f} ({more[0].told()}); "
+            f"weighing the classes alone gives {weighed[0]:.3f} at a precision of {weighed[1]:.3f}",
+            more[0].sure,
         ),
         Part(
-            f"area under the curve {focal[2]:.4f}, with cross-entropy {plain[2]:.4f}",
-            bool(focal[2] > plain[2]),
+            f"area under the curve {focal[2]:.4f}, with cross-entropy {plain[2]:.4f} "
+            f"({more[1].told(digits=4)})",
+            more[1].sure,
         ),
     ]
     return Found(("recall", "precision", "area under ROC"), each, parts, "of cases")

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # shared/ lies with the experiments
-from shared.scene import Found, Part, SceneFlags, dealt, seeds_of, tell, trained
+from shared.scene import Found, Part, SceneFlags, dealt, gain, seeds_of, tell, trained
 from shared.script import script
 
 import fedjax_lite as fl
@@ -65,7 +65,7 @@ def measure(flags: SceneFlags) -> Found:
             parts, optax.sgd(0.1), adversary_optimizer=optax.sgd(0.3),
             strength=fl.models.ramped_strength(strength, num_rounds), **same,
         )
-        for strength in ((0.0, 1.0) if flags.smoke else (0.0, 0.3, 1.0))
+        for strength in ((0.0, 1.0) if flags.smoke else (0.0, 0.3, 1.0, 3.0, 10.0))
     }  # fmt: skip
     rows: dict[str, list[list[float]]] = {name: [] for name in methods}
     for seed in seeds_of(flags):
@@ -82,13 +82,18 @@ def measure(flags: SceneFlags) -> Found:
             right = [float((told == test[name]).mean()) for name in ("y", "merit")]
             rows[name].append([abs(share[0] - share[1]), *right, float(hits.mean())])
     each = {name: np.array(values) for name, values in rows.items()}
-    plain, fair = each["strength 0"].mean(0), each["strength 1"].mean(0)
+    strongest = list(each)[-1]
+    plain, fair = each["strength 0"].mean(0), each[strongest].mean(0)
+    less = gain(each["strength 0"][:, 0], each[strongest][:, 0])
     verdicts = [
         Part(f"without the attribute the parity gap is {plain[0]:.3f}", bool(plain[0] > 0.05)),
-        Part(f"debiased it is {fair[0]:.3f}, half or less", bool(fair[0] <= plain[0] / 2)),
         Part(
-            f"accuracy {fair[1]:.3f}, before {plain[1]:.3f}; against merit {fair[2]:.3f}, before "
-            f"{plain[2]:.3f}",
+            f"at {strongest} it is {fair[0]:.3f} ({less.told()} less), half or less",
+            bool(less.sure and fair[0] <= plain[0] / 2),
+        ),
+        Part(
+            f"accuracy then is {fair[1]:.3f}, before {plain[1]:.3f}; against merit {fair[2]:.3f}, "
+            f"before {plain[2]:.3f}",
             bool(fair[1] >= plain[1] - 0.05),
         ),
     ]

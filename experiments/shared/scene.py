@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from fedjax_lite.run.settings import versions
 from fedjax_lite.types import RoundState
 
 HOLDS, FAILS = "holds", "does not hold"
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""That eyes of all kinds tell apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,24 +137,67 @@ def table(found: Found) -> str:
 
 
 def draw(name: str, found: Found, path: Path) -> None:
-    """Bars: a group a column, a bar a method."""
+    """Bars with their values: a group a column, a bar a method; below them what holds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(6.0, 1.6 * len(found.columns) + 2), 4.0), layout="constrained")
+    count, many = len(found.rows), len(found.columns)
+    wide = max(7.5, 0.42 * many * (count + 1) + 2.5)
+    told = [f"{HOLDS if part.holds else FAILS}: {part.statement}" for part in found.parts]
+    lines = [line for one in told for line in textwrap.wrap(one, int(14 * wide))]
+    figure = Figure(figsize=(wide, 3.6 + 0.16 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    place, width = np.arange(len(found.columns)), 0.8 / len(found.rows)
+    place, width = np.arange(many), 0.8 / count
+    several = len(next(iter(found.rows.values()))) > 1
     for i, (row, values) in enumerate(found.rows.items()):
-        at = place + (i - (len(found.rows) - 1) / 2) * width
-        spread = values.std(0) if len(values) > 1 else None
-        axes.bar(at, values.mean(0), width, yerr=spread, label=row, error_kw={"lw": 0.8})
+        at = place + (i - (count - 1) / 2) * width
+        bars = axes.bar(
+            at, values.mean(0), width, yerr=values.std(0) if several else None, label=row,
+            color=COLOURS[i % len(COLOURS)], error_kw={"lw": 0.8},
+        )  # fmt: skip
+        axes.bar_label(bars, fmt="{:.3f}", fontsize=7, rotation=90, padding=3)
     axes.set_xticks(place, found.columns)
     axes.set_ylabel(found.label)
-    axes.set_title(f"{name.replace('_', ' ')}: {found.verdict}", fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
+    axes.margins(y=0.16)
     axes.spines[["top", "right"]].set_visible(False)
+    seeds = f"; means, deviations over {len(values)} seeds" if several else "; one seed"
+    axes.set_title(f"{name.replace('_', ' ')}: {found.verdict}{seeds}", fontsize=10)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.supxlabel("\n".join(lines), fontsize=7.5, x=0.02, ha="left")
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)
+
+
+class Gain(NamedTuple):
+    """What one row has more than another, seed by seed."""
+
+    mean: float
+    error: float
+    """The standard error of the mean; NaN of one seed."""
+
+    @property
+    def sure(self) -> bool:
+        """More than two standard errors above 0; of one seed: above 0."""
+        return bool(self.mean > (0 if np.isnan(self.error) else 2 * self.error))
+
+    def told(self, factor: float = 1.0, digits: int = 3) -> str:
+        """The gain and its error, such as ``+1.2 +- 0.3``."""
+        error = "" if np.isnan(self.error) else f" +- {factor * self.error:.{digits}f}"
+        return f"{factor * self.mean:+.{digits}f}{error}"
+
+
+def gain(more: Any, less: Any) -> Gain:
+    """Of paired figures `[S]`, those of the same seeds: the mean difference and its error.
+
+    Example:
+      >>> gain([3.0, 5.0], [1.0, 1.0])
+      Gain(mean=3.0, error=1.0)
+      >>> gain([3.0, 5.0], [1.0, 1.0]).sure
+      True
+    """
+    apart = np.subtract(more, less)
+    error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else np.nan
+    return Gain(float(apart.mean()), float(error))
 
 
 def trained(

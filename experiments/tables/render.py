@@ -39,11 +39,14 @@ SECTIONS = {
     "fedprox": ("fedprox_synthetic",),
     "quadratics": ("scaffold_quadratics",),
     "bucketing": ("bucketing_mnist",),
+    "fair": ("fair_writers",),
+    "generation": ("gan_ring", "gan_mnist"),
     "byzantine": ("byzantine",),
     "private": ("dp_fedavg",),
     "compression": ("compression",),
     "audit": ("privacy_audit",),
     "leakage": ("leakage",),
+    "scenes": ("scene_*",),
     "rounds": ("round",),
     "costs": ("round_algorithms", "round_slots", "round"),
     "peers": ("peers_*",),
@@ -167,7 +170,8 @@ def _environment() -> jinja2.Environment:
     environment.globals.update(
         row=row, header=header, columns=words.COLUMNS, names=words.NAMES, grouped=grouped,
         workloads=words.WORKLOADS, compared=words.compared, at=words.at,
-        mean=lambda values: float(np.mean(values)), median=lambda values: float(np.median(values)),
+        mean=lambda values: float(np.mean(values)), deviation=lambda values: float(np.std(values)),
+        median=lambda values: float(np.median(values)),
     )  # fmt: skip
     return environment
 

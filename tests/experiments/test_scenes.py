@@ -29,6 +29,7 @@ def scenes():
         # None: on average over examples it may go either way
         pytest.param("majority_rule", [True, None, True, True], marks=pytest.mark.slow),
         pytest.param("one_liar", [True, True, True], marks=pytest.mark.slow),
+        pytest.param("rare_events", [None, None], marks=pytest.mark.slow),
     ],
 )
 def test_verdicts_in_smoke_size(scenes, tmp_path, capsys, name, held):
@@ -57,7 +58,8 @@ def rows(small, worst):
     [(0.6, 0.7, [1, 1, 1, 1]), (0.85, 0.9, [1, 1, 0, 1]), (0.6, 0.5, [1, 1, 1, 0])],
 )
 def test_the_majoritys_verdict_follows_its_figures(scenes, small, worst, held):
-    found = scenes("majority_rule").verdict(rows(small, worst))
+    found = {name: values[None] for name, values in rows(small, worst).items()}
+    found = scenes("majority_rule").verdict(found)
     assert [part.holds for part in found] == [bool(one) for one in held]
 
 
@@ -75,6 +77,40 @@ def test_a_table_by_hand_and_refusals(scenes, tmp_path, capsys):
         shared.tell("made_up", "that it is so", lambda flags: found, flags)
     with pytest.raises(ValueError, match="--num-seeds must be at least 1, got 0"):
         shared.tell("made_up", "", lambda flags: found, shared.SceneFlags(num_seeds=0))
+
+
+def test_gains_are_of_pairs(scenes):
+    """Differences 1, 2 and 3: mean 2, error 1 / sqrt 3; and 1, 9: 5 +- 4, not two errors."""
+    gain = scenes("shared.scene").gain
+    sure, open_ = gain([2, 4, 6], [1, 2, 3]), gain([3, 9], [2, 0])
+    np.testing.assert_allclose([*sure, *open_], [2, 3**-0.5, 5, 4])
+    assert (sure.sure, open_.sure, gain([1], [0]).sure, gain([0], [0]).sure) == (1, 0, 1, 0)
+    assert (sure.told(digits=1), gain([1.5], [0]).told(100, 0)) == ("+2.0 +- 0.6", "+150")
+
+
+@pytest.mark.parametrize(
+    ("unseen", "held"), [(0.85, [1, 1, 1, 1, 1, 1]), (0.6, [1, 1, 1, 1, 1, 0])]
+)
+def test_the_scanners_verdict_follows_its_figures(scenes, unseen, held):
+    """Columns: scanner 1, scanner 2, both, one for all, a third."""
+    scene = scenes("two_scanners")
+    bad, good = [0.9, 0.7, 0.8, 0.9, 0.7], [0.9, 0.86, 0.88, 0.9, 0.7]
+    found = {norm: np.array([bad if i < 2 else good]) for i, norm in enumerate(scene.NORMS)}
+    found["instance"] = np.array([[*good[:4], unseen]])
+    assert [part.holds for part in scene.verdict(found)] == [bool(one) for one in held]
+    found["group"] = found["none"]
+    assert not scene.verdict(found)[3].holds
+
+
+@pytest.mark.slow
+def test_a_smoke_run_of_the_scanners(scenes, tmp_path):
+    scene = scenes("two_scanners")
+    try:
+        record = scene.main(scene.Flags(smoke=True, output_dir=tmp_path))
+    except FileNotFoundError as absent:
+        pytest.skip(str(absent))
+    assert set(record["means"]) == set(scene.NORMS)
+    assert all(len(row) == len(scene.COLUMNS) for row in record["means"].values())
 
 
 def test_ranks_of_rare_events_by_brute_force(scenes):

@@ -101,7 +101,8 @@ def ifca(
         then has ``cluster_purity`` of all clients that ever chose, see `cluster_purity`. They
         change nothing else.
       **slots: `uplink`, `downlink`, `strategy` as in `fedavg`; `aggregator` is used within each
-        cluster. `privacy` is refused, since a client tells its cluster.
+        cluster. `privacy` is refused, since a client tells its cluster. With error feedback
+        what a client had held back goes with it where it changes its cluster.
 
     Returns:
       A `FederatedAlgorithm`. Its `init` takes `K` models, leaves `[K, ...]`, such as

@@ -1,0 +1,286 @@
+"""Fair methods on real writers: most are census employees, one in ten is a high-school student.
+
+    python experiments/fair_writers.py            # about five minutes on two CPU cores
+    python experiments/fair_writers.py --smoke    # seconds
+
+MNIST by who wrote each digit; every client is one writer, of whom 60 images are trained on and 40
+are held out. NIST asked two kinds of people, so the minority is a real one, and what it loses is
+measured, not made. Logistic regression, which cannot fit everybody, is trained by FedAvg, q-FedAvg,
+AFL (a client, or a kind of writer, as its unit), TERM and FedMGDA+, at several strengths each, all
+clients in every round. Writers are drawn anew a few times (`num_deals`), and each time all seeds
+and strengths of a method are one vmapped sweep. A fair method is judged against FedAvg in pairs of
+the same deal: it holds where the worst tenth of the clients gains, or the variance falls, by more
+than two standard errors over the deals. Prints the table; writes results.json and fair.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from shared.scene import gain
+from shared.script import script
+from shared.smoke import shrunk
+
+import fedjax_lite as fl
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
+
+FIRST_STUDENT = 2100
+"""Writers from this number on are the high-school students of NIST's hsf_4."""
+TRAINED, HELD_OUT = 60, 40
+FIGURES = ("mean", "worst", "best", "variance", "gini", "jain", "angle")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """Writers."""
+
+    data_dir: Path | None = None
+    """Folder of MNIST with its writers (else FEDJAX_LITE_DATA, the cache)."""
+    num_clients: int = 80
+    """Clients, that is writers, who have 100 images each."""
+    minority: float = 0.1
+    """The share of the clients that are students, in (0, 1)."""
+    num_deals: int = 4
+    """How often writers are drawn anew; errors are over these draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Rounds and local training."""
+
+    num_rounds: int = 40
+    """Rounds of each run, all clients in each."""
+    batch_size: int = 20
+    """Examples in a local step; an epoch a round."""
+    learning_rate: float = 0.05
+    """Client learning rate of every method."""
+    num_seeds: int = 2
+    """Number of seeds of batches and starts, 0, 1 and so on, side by side in a sweep."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Where results go."""
+
+    output_dir: Path = Path("outputs/fair_writers")
+    """Where results.json and fair.png go."""
+    overwrite: bool = False
+    """Replace the results of an earlier run."""
+    smoke: bool = False
+    """A run of seconds, to see that everything works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(DataFlags, TrainingFlags, RunFlags):
+    """Writers, methods, files."""
+
+
+def main(flags: Flags) -> dict[str, Any]:
+    """Sweeps each method over each deal, prints and writes figures and verdicts."""
+    if flags.smoke:
+        flags = shrunk(flags, num_clients=10, num_deals=2, num_rounds=2, num_seeds=1)
+    if not 0 < flags.minority < 1:
+        raise ValueError(f"minority must lie in (0, 1), got {flags.minority}; 0.1")
+    target = flags.output_dir / "results.json"
+    if target.exists() and not flags.overwrite:
+        raise FileExistsError(f"{target} is there from an earlier run; give --overwrite")
+    images, _ = fl.data.load("mnist", data_dir=flags.data_dir)
+    if "writer" not in images:
+        raise FileNotFoundError(
+            "MNIST must have its writers beside it, train-writers.npy and t10k-writers.npy"
+        )
+    model = fl.models.linear(10, (28, 28, 1), mean=(0.13,), std=(0.31,))
+    groups = (np.arange(flags.num_clients) < round(flags.minority * flags.num_clients)).astype(int)
+    found: dict[str, list[dict[str, float]]] = {}
+    for deal in range(flags.num_deals):
+        train, test = writers(images, groups, deal)
+        evaluate = fl.client_evaluator(model, test, groups=groups, fairness=True)
+        for name, (make, strengths) in methods(flags, model, groups).items():
+            swept = fl.sweep(
+                make, {"strength": strengths}, init=model.init, data=train,
+                num_rounds=flags.num_rounds, seeds=range(flags.num_seeds), evaluate=evaluate,
+                progress=False,
+            )  # fmt: skip
+            for strength in strengths:
+                label = f"{name} {strength:g}" if len(strengths) > 1 else name
+                same = [row for row in swept.rows if row["strength"] == np.float32(strength)]
+                same = same or [row for row in swept.rows if row["strength"] == strength]
+                found.setdefault(label, []).append(means(same))
+    results = {
+        "rows": [
+            {"method": name, "figures": over_deals(each), "against": against(each, found["FedAvg"])}
+            for name, each in found.items()
+        ],
+        "settings": {
+            k: v if isinstance(v, int | float) else str(v) for k, v in vars(flags).items()
+        },
+        "num_minority": int(groups.sum()),
+        "versions": versions(),
+    }
+    tell(results)
+    flags.output_dir.mkdir(parents=True, exist_ok=True)
+    save_json_atomic(target, results)
+    plot(results, flags.output_dir / "fair.png")
+    return results
+
+
+def writers(images: dict[str, np.ndarray], groups: np.ndarray, deal: int) -> tuple[Any, Any]:
+    """Train and test part of clients of both kinds, drawn among those with enough images."""
+    rng, writer = np.random.default_rng(deal), np.asarray(images["writer"])
+    names, counts = np.unique(writer, return_counts=True)
+    names = names[counts >= TRAINED + HELD_OUT]
+    kinds = (names >= FIRST_STUDENT).astype(int)
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    chosen = np.zeros(len(groups), int)
+    for kind in (0, 1):
+        chosen[groups == kind] = rng.choice(names[kinds == kind], (groups == kind).sum(), False)
+    for one in chosen:
+        rows = rng.permutation(np.flatnonzero(writer == one))
+        parts[0].append(rows[:TRAINED])
+        parts[1].append(rows[TRAINED : TRAINED + HELD_OUT])
+
+    def population(rows: list[np.ndarray]) -> fl.data.FederatedDataset:
+        taken = np.concatenate(rows)
+        arrays = {name: np.asarray(images[name])[taken] for name in ("x", "y")}
+        return fl.data.from_arrays(arrays, np.repeat(np.arange(len(rows)), len(rows[0])))
+
+    return population(parts[0]), population(parts[1])
+
+
+def methods(
+    flags: Flags, model: fl.models.Model, groups: np.ndarray
+) -> dict[str, tuple[Callable[..., Any], Sequence[float]]]:
+    """By name: what makes the algorithm of a strength, and the strengths."""
+    loss, rate = model.loss, flags.learning_rate
+    sgd = optax.sgd(rate)
+    same: dict[str, Any] = {"plan": fl.Plan(flags.batch_size), "sampler": fl.everyone()}
+    uniform: dict[str, Any] = {"weighting": "uniform", **same}
+    return {
+        "FedAvg": (lambda strength: fl.fedavg(loss, sgd, **uniform), (0.0,)),
+        "q-FedAvg": (lambda strength: fl.q_fedavg(loss, rate, q=strength, **same), (0.5, 1.0, 2.0)),
+        "AFL": (
+            lambda strength: fl.afl(loss, sgd, mixture_rate=strength, **same), (0.001, 0.01),
+        ),
+        "AFL by kind": (
+            lambda strength: fl.afl(loss, sgd, mixture_rate=strength, groups=groups, **same),
+            (0.05, 0.5),
+        ),
+        "TERM": (lambda strength: fl.term(loss, sgd, tilt=strength, **uniform), (1.0, 5.0)),
+        "FedMGDA+": (
+            lambda strength: fl.fedmgda(
+                loss, sgd, deviation=strength, **uniform,
+                server_optimizer=optax.sgd(optax.cosine_decay_schedule(1.0, flags.num_rounds)),
+            ),
+            (0.01, 1.0),
+        ),
+    }  # fmt: skip
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of one deal: figures over its clients, averaged over seeds."""
+    names = {figure: f"test_accuracy_{figure}" for figure in FIGURES}
+    names |= {"employees": "test_accuracy_group_0", "students": "test_accuracy_group_1"}
+    names |= {"train_loss": "train_loss"}
+    found = {name: float(np.mean([row[key] for row in rows])) for name, key in names.items()}
+    return found | {"gap": found["employees"] - found["students"]}
+
+
+def over_deals(each: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Every figure, deal by deal."""
+    return {name: [one[name] for one in each] for name in each[0]}
+
+
+def against(each: list[dict[str, float]], plain: list[dict[str, float]]) -> dict[str, Any]:
+    """Differences to FedAvg in the same deals: mean, standard error, and which way they surely go.
+
+    Example:
+      >>> mine, theirs = [{"worst": 0.8}, {"worst": 0.9}], [{"worst": 0.7}, {"worst": 0.7}]
+      >>> against(mine, theirs)["worst"]["goes"]
+      'up'
+    """
+    mine, theirs = over_deals(each), over_deals(plain)
+    found = {}
+    for name in mine:
+        apart = gain(mine[name], theirs[name])
+        falls = gain(theirs[name], mine[name]).sure
+        goes = "up" if apart.sure else "down" if falls else "nowhere surely"
+        found[name] = {"mean": apart.mean, "error": apart.error, "goes": goes}
+    return found
+
+
+def tell(results: dict[str, Any]) -> None:
+    """The table, and a line of verdict a method."""
+    shown = ("mean", "worst", "variance", "gini", "jain", "employees", "students", "gap")
+    print(f"{'':18s}" + "".join(f"{name:>10s}" for name in shown))
+    for row in results["rows"]:
+        cells = [float(np.mean(row["figures"][name])) for name in shown]
+        print(f"{row['method']:18s}" + "".join(f"{cell:10.4f}" for cell in cells))
+    print("\nAgainst FedAvg, in points, variance in squared points, +- a standard error:")
+    for row in results["rows"][1:]:
+        print(f"{row['method']:18s} {verdict(row)}")
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """In words what the figures of a method say."""
+    found, said = row["against"], []
+    for name in ("worst", "variance", "gap", "mean"):
+        one, points = found[name], 1e4 if name == "variance" else 100
+        said.append(
+            f"{name} {one['goes']} ({points * one['mean']:+.1f} +- {points * one['error']:.1f})"
+        )
+    fairer = found["worst"]["goes"] == "up" or found["variance"]["goes"] == "down"
+    return f"{'fairer' if fairer else 'not surely fairer'}: {', '.join(said)}"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Worst tenth against mean, and accuracy of both kinds of writers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    names = [row["method"] for row in results["rows"]]
+    marks = "osPXD^vd"
+    families = list(dict.fromkeys(family(name) for name in names))
+    for number, row in enumerate(results["rows"]):
+        kind = families.index(family(row["method"]))
+        found = {name: 100 * np.array(row["figures"][name]) for name in ("mean", "worst")}
+        left.plot(
+            found["mean"].mean(), found["worst"].mean(), marks[kind % 8], color=f"C{kind}",
+            markersize=7, label=row["method"],
+            alpha=1.0 if number == 0 or family(names[number - 1]) != families[kind] else 0.55,
+        )  # fmt: skip
+    left.set(xlabel="mean accuracy of clients, %", ylabel="mean of the worst tenth, %")
+    place = np.arange(len(names))
+    for shift, kind in ((-0.2, "employees"), (0.2, "students")):
+        values = [100 * np.array(row["figures"][kind]) for row in results["rows"]]
+        bars = right.bar(place + shift, [v.mean() for v in values], 0.4, label=kind)
+        right.bar_label(bars, fmt="%.1f", fontsize=7, rotation=90, padding=2)
+    lowest = min(np.mean(row["figures"]["students"]) for row in results["rows"])
+    right.set_ylim(max(0.0, 100 * lowest - 8), None)
+    right.margins(y=0.15)
+    right.set_xticks(place, names, rotation=40, ha="right", fontsize=8)
+    right.set_ylabel("accuracy, %; the axis does not begin at 0")
+    right.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False
+    )
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(path)
+
+
+def family(name: str) -> str:
+    """The method without its strength."""
+    return name.rstrip("0123456789.").strip()
+
+
+if __name__ == "__main__":
+    script(main, Flags, __doc__)

@@ -1,0 +1,272 @@
+"""FedGAN on a ring of eight Gaussians that is dealt by mode: whose modes does a generator forget?
+
+    python experiments/gan_ring.py            # two minutes on two CPU cores
+    python experiments/gan_ring.py --smoke    # seconds
+
+Six large clients hold two neighbouring modes each of six on one side of the ring, two small ones
+the other two, with a tenth of the data. Rasouli et al. (2020), arXiv:2006.07228, have a mixture of
+Gaussians, too, with even shares. One generator is averaged by examples (the plain mean) or with the
+same weight for every client (fair weights); or there are two, one for each kind of clients, and a
+client uses its own; who is of which kind is told, not found. Coverage of a client: how much of its
+data is made at least as often as in the data of all, see `client_coverage`. Seeds are one vmapped
+sweep. Prints the table with the verdict; writes results.json and ring.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from shared.scene import gain
+from shared.script import script
+from shared.smoke import shrunk
+
+import fedjax_lite as fl
+from fedjax_lite.run.files import save_json_atomic
+from fedjax_lite.run.settings import versions
+
+MODES, LARGE, SMALL = 8, 6, 2
+ANGLES = 2 * np.pi * np.arange(MODES) / MODES
+CENTRES = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
+DEVIATION = 0.1
+WAYS = PLAIN, FAIR, CLUSTERED = "plain mean", "fair weights", "two generators"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """Points and clients."""
+
+    large_size: int = 600
+    """Examples of each of the six large clients."""
+    small_size: int = 200
+    """Examples of each of the two small clients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Rounds and local training."""
+
+    num_rounds: int = 150
+    """Rounds of each run, all clients in each."""
+    steps: int = 20
+    """Local steps a round, of both networks in turns."""
+    batch_size: int = 50
+    """Examples in a local step."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam, of both networks."""
+    hidden: int = 48
+    """Units of each of the two hidden layers, in both networks."""
+    num_samples: int = 2000
+    """Points that a generator is scored by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags:
+    """Seeds, and where results go."""
+
+    num_seeds: int = 3
+    """Number of seeds of starts and batches, 0, 1 and so on, side by side in a sweep."""
+    output_dir: Path = Path("outputs/gan_ring")
+    """Where results.json and ring.png go."""
+    overwrite: bool = False
+    """Replace the results of an earlier run."""
+    smoke: bool = False
+    """A run of seconds, to see that everything works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(DataFlags, TrainingFlags, RunFlags):
+    """The ring and the ways."""
+
+
+class Trained(NamedTuple):
+    """Generators of one way."""
+
+    points: np.ndarray
+    """`[S, K, n, 2]`: of every seed, what each of its generators makes."""
+    which: np.ndarray
+    """int `[N]`: the generator that a client uses."""
+
+
+def main(flags: Flags) -> dict[str, Any]:
+    """Trains each way, prints and writes what is covered."""
+    if flags.smoke:
+        flags = shrunk(
+            flags, large_size=40, small_size=20, num_rounds=2, steps=2, batch_size=10, hidden=8,
+            num_samples=100, num_seeds=2,
+        )  # fmt: skip
+    target = flags.output_dir / "results.json"
+    if target.exists() and not flags.overwrite:
+        raise FileExistsError(f"{target} is there from an earlier run; give --overwrite")
+    x, modes, owners = ring(flags)
+    counts = np.zeros((LARGE + SMALL, MODES), int)
+    np.add.at(counts, (owners, modes), 1)
+    everybody = np.zeros(LARGE + SMALL, int)
+    side = (np.arange(LARGE + SMALL) >= LARGE).astype(int)
+    ways = {
+        PLAIN: trained(flags, x, owners, everybody, "examples"),
+        FAIR: trained(flags, x, owners, everybody, "uniform"),
+        CLUSTERED: trained(flags, x, owners, side, "examples"),
+    }
+    rows = [{"way": way, **scored(one, counts)} for way, one in ways.items()]
+    found = {row["way"]: row for row in rows}
+    results = {
+        "rows": rows,
+        "parts": [
+            part for way in (FAIR, CLUSTERED) for part in compared(way, found[way], found[PLAIN])
+        ],
+        "counts": counts.tolist(),
+        "settings": {
+            k: v if isinstance(v, int | float) else str(v) for k, v in vars(flags).items()
+        },
+        "versions": versions(),
+    }
+    tell(results)
+    flags.output_dir.mkdir(parents=True, exist_ok=True)
+    save_json_atomic(target, results)
+    plot(ways, results, flags.output_dir / "ring.png")
+    return results
+
+
+def ring(flags: Flags) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points `[E, 2]`, their modes `[E]` and owners `[E]`.
+
+    Large client `i` holds modes `i` and `i + 1` of the first six, in a ring of their own; the small
+    ones hold the seventh and the eighth.
+    """
+    rng = np.random.default_rng(0)
+    modes = [
+        np.tile([i, (i + 1) % LARGE], flags.large_size // 2 + 1)[: flags.large_size]
+        for i in range(LARGE)
+    ]
+    modes += [np.full(flags.small_size, LARGE + i) for i in range(SMALL)]
+    owners = np.repeat(np.arange(LARGE + SMALL), [len(one) for one in modes])
+    whole = np.concatenate(modes)
+    x = CENTRES[whole] + DEVIATION * rng.normal(size=(len(whole), 2))
+    return x.astype(np.float32), whole, owners
+
+
+def trained(
+    flags: Flags, x: np.ndarray, owners: np.ndarray, which: np.ndarray, weighting: str
+) -> Trained:
+    """One generator for each cluster of clients, of every seed."""
+    pair = fl.models.mlp_gan(2, latent_size=4, hidden=(flags.hidden, flags.hidden))
+
+    def make(learning_rate: Any) -> fl.FederatedAlgorithm:
+        adam = optax.adam(learning_rate, b1=0.5)
+        plan = fl.Plan(flags.batch_size, steps=flags.steps)
+        weigh: Any = weighting
+        return fl.fedgan(pair, adam, adam, plan=plan, sampler=fl.everyone(), weighting=weigh)
+
+    def sample(params: Any) -> jax.Array:
+        return pair.sample(params, jax.random.key(1), flags.num_samples)
+
+    made = []
+    for cluster in range(which.max() + 1):
+        rows = np.flatnonzero(which[owners] == cluster)
+        names = np.unique(owners[rows], return_inverse=True)[1]
+        swept = fl.sweep(
+            make, {"learning_rate": [flags.learning_rate]}, init=pair.init,
+            data=fl.data.from_arrays({"x": x[rows]}, names), num_rounds=flags.num_rounds,
+            seeds=range(flags.num_seeds), progress=False,
+        )  # fmt: skip
+        made.append(np.asarray(jax.jit(jax.vmap(sample))(swept.states.server.params)))
+    return Trained(np.stack(made, 1), which)
+
+
+def scored(way: Trained, counts: np.ndarray) -> dict[str, Any]:
+    """Coverage of every client, of modes by whoever holds them, and the share near a mode."""
+    coverage, modes, quality = [], [], []
+    for made in way.points:
+        found = [fl.generation.mode_coverage(one, CENTRES, radius=3 * DEVIATION) for one in made]
+        each = [fl.generation.client_coverage(one.shares, counts) for one in found]
+        coverage.append([each[k][i] for i, k in enumerate(way.which)])
+        # A mode counts as made where a client that holds it uses a generator that makes it.
+        seen = np.stack([found[k].shares for k in way.which]) >= 0.1 / MODES
+        modes.append(int((seen & (counts > 0)).any(0).sum()))
+        quality.append(float(np.mean([one.quality for one in found])))
+    large, small = np.array(coverage)[:, :LARGE], np.array(coverage)[:, LARGE:]
+    return {
+        "coverage": coverage,
+        "large": large.mean(1).tolist(),
+        "small": small.mean(1).tolist(),
+        "worst": np.min(coverage, axis=1).tolist(),
+        "modes": modes,
+        "quality": quality,
+    }
+
+
+def compared(way: str, row: dict[str, Any], plain: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether the small clients gain against the plain mean, and whether the large ones pay."""
+    small, large = gain(row["small"], plain["small"]), gain(plain["large"], row["large"])
+    told = gain(row["large"], plain["large"])
+    return [
+        {"statement": f"{way}: the small clients' coverage gains {small.told()}",
+         "holds": small.sure},
+        {"statement": f"{way}: the large ones' does not fall surely ({told.told()})",
+         "holds": not large.sure},
+    ]  # fmt: skip
+
+
+def tell(results: dict[str, Any]) -> None:
+    """The table and the verdicts."""
+    shown = ("large", "small", "worst", "modes", "quality")
+    print(f"{'':16s}" + "".join(f"{name:>16s}" for name in shown))
+    for row in results["rows"]:
+        cells = [f"{np.mean(row[name]):.3f} +- {np.std(row[name]):.3f}" for name in shown]
+        print(f"{row['way']:16s}" + "".join(f"{cell:>16s}" for cell in cells))
+    for part in results["parts"]:
+        print(f"  {'holds' if part['holds'] else 'does not hold':14s} {part['statement']}")
+
+
+def plot(ways: dict[str, Trained], results: dict[str, Any], path: Path) -> None:
+    """What is made, of the first seed, and coverage client by client."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.9), layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))
+    for axes, (name, way) in zip(panels, ways.items(), strict=False):
+        for cluster, made in enumerate(way.points[0]):
+            axes.plot(*made[:600].T, ".", markersize=1.5, color=f"C{cluster}", alpha=0.5)
+        for first, colour, label in (
+            (slice(0, LARGE), "k", "large"),
+            (slice(LARGE, None), "r", "small"),
+        ):
+            axes.plot(
+                *CENTRES[first].T,
+                "+",
+                color=colour,
+                markersize=10,
+                label=f"modes of {label} clients",
+            )
+        axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", title=f"{name}, seed 0")
+    panels[0].legend(fontsize=7, loc="center", frameon=False)
+    place = np.arange(LARGE + SMALL)
+    for i, row in enumerate(results["rows"]):
+        each = np.array(row["coverage"])
+        panels[3].bar(
+            place + 0.27 * (i - 1), each.mean(0), 0.27, yerr=each.std(0), label=row["way"],
+            error_kw={"lw": 0.8},
+        )  # fmt: skip
+    panels[3].set_xticks(
+        place, [*(f"L{i + 1}" for i in range(LARGE)), *(f"S{i + 1}" for i in range(SMALL))]
+    )
+    panels[3].set(
+        ylabel="coverage",
+        xlabel="client: L large, S small",
+        ylim=(0, 1.25),
+        title="means and deviations over seeds",
+    )
+    panels[3].legend(fontsize=7, frameon=False, ncols=3, loc="upper center")
+    panels[3].spines[["top", "right"]].set_visible(False)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    script(main, Flags, __doc__)
