@@ -166,6 +166,7 @@ FORBIDDEN = (
     "jax_privacy",
     "cryptography",
     "tenseal",
+    "flwr",
 )
 
 

@@ -7,6 +7,8 @@ from fedjax_lite.checks.later import load_when_asked
 if TYPE_CHECKING:
     from fedjax_lite.deploy.exchange import Answer, Exchange, in_process
     from fedjax_lite.deploy.federate import Federated, FederationAborted, federate
+    from fedjax_lite.deploy.flower import flower_answers, flower_client, flower_server
+    from fedjax_lite.deploy.flower_grid import grid_exchange
     from fedjax_lite.deploy.node import node
     from fedjax_lite.deploy.one_client import OneClient, one_client
     from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
@@ -28,6 +30,10 @@ __all__ = [
     "decode",
     "encode",
     "federate",
+    "flower_answers",
+    "flower_client",
+    "flower_server",
+    "grid_exchange",
     "in_process",
     "node",
     "one_client",

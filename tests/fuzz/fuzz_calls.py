@@ -75,6 +75,10 @@ LEFT_OUT = {
     "crypto.ckks_mean": "needs such keys",
     "deploy.Answer": "a type",
     "deploy.Exchange": "a type",
+    **dict.fromkeys(
+        ("deploy.flower_answers", "deploy.flower_client", "deploy.flower_server"),
+        "needs Flower; tests/deploy/test_flower_arguments.py",
+    ),
     "parties.protected_gradients": "makes such keys; tests/parties/test_protected.py",
 }
 """By full name, or by package."""

@@ -1,6 +1,7 @@
 """Valid arguments of what runs a federation of machines."""
 
 import tempfile
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ DEPLOY: dict[str, dict[str, Any]] = {
     },
     "deploy.server": {"algo": ALGO, "key": KEY, "params": START, "num_clients": 2},
     "deploy.in_process": {"answers": {0: ANSWER}},
+    "deploy.grid_exchange": {"grid": SimpleNamespace(push_messages=print), "timeout": 1.0},
     "deploy.federate": {
         "hub": HUB,
         "exchange": fl.deploy.in_process({0: ANSWER}),

@@ -1,0 +1,211 @@
+"""flower_client(), flower_server(): a federation as the two halves of a Flower app."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from fedjax_lite.checks.arguments import check_count, check_key, check_positive, check_tree, shown
+from fedjax_lite.deploy.exchange import Answer
+from fedjax_lite.deploy.federate import federate
+from fedjax_lite.deploy.flower_grid import ASK, PACKET, WHO, flower, grid_exchange, packed, unpacked
+from fedjax_lite.deploy.node import node
+from fedjax_lite.deploy.parts import deployed
+from fedjax_lite.deploy.server import server
+from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
+
+Config = Mapping[str, Any]
+"""A SuperNode's ``--node-config``, or a run's."""
+
+
+def flower_client(
+    algo: FederatedAlgorithm,
+    key: Key,
+    params: Params,
+    examples: PyTree | Callable[[Config], PyTree],
+    *,
+    splits: dict[str, PyTree] | Callable[[Config], dict[str, PyTree]] | None = None,
+) -> Any:
+    """The ClientApp of an algorithm: `fedjax_lite.deploy.node` behind a Flower SuperNode.
+
+        flower-supernode --node-config 'client-id=2 folder="/srv/rows" data="/srv/heart.csv"' ...
+
+    Who this machine is, and where its rows lie, its own configuration says: ``client-id``, and
+    ``folder`` on its own disk. Local training, uplink, SCAFFOLD's and Ditto's rows are ours; Flower
+    carries bytes. It starts a process for every message, so programs are compiled once a message
+    unless ``JAX_COMPILATION_CACHE_DIR`` names a folder.
+
+    Args:
+      algo: as at the server.
+      key: of this client's randomness; see `fedjax_lite.deploy.node`.
+      params: a model of the same shapes.
+      examples: the machine's arrays, leaves `[n, ...]`, or ``(node config) -> arrays`` that reads
+        them when a request came: the same app is sent to all machines.
+      splits: other data of this client by name, or ``(node config) -> splits``.
+
+    Returns:
+      A ``flwr.clientapp.ClientApp``.
+
+    Raises:
+      ImportError: without Flower.
+      TypeError, ValueError: as `fedjax_lite.deploy.one_client`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np, optax, fedjax_lite as fl
+      >>> from importlib.util import find_spec
+      >>> algo = fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(0.5),
+      ...                  plan=fl.Plan(batch_size=1), sampler=fl.everyone())
+      >>> if find_spec("flwr"):
+      ...     client = flower_client(algo, jax.random.key(0), jnp.float32(0),
+      ...                            lambda config: {"b": np.loadtxt(config["data"])})
+    """
+    deployed(algo)
+    check_key(key)
+    check_tree(params, "params")
+
+    def answer_of(config: Config) -> Answer:
+        def own(data: Any) -> Any:
+            return data(config) if callable(data) else data
+
+        folder = config.get("folder")
+        if not isinstance(folder, str) or not folder:
+            raise ValueError(
+                f"the SuperNode's configuration has folder={folder!r:.60}; it takes "
+                "--node-config 'client-id=2 folder=\"/a/folder/of/its/own\"'"
+            )
+        client_id = _client_id(config)
+        return node(
+            algo, key, params, own(examples), client_id=client_id, folder=folder, splits=own(splits)
+        )
+
+    return flower_answers(answer_of)
+
+
+def flower_answers(answer_of: Callable[[Config], Answer]) -> Any:
+    """A ClientApp of any function that answers requests, for exchanges over Flower.
+
+    Args:
+      answer_of: ``(node config) -> answer``; called for every request, in a process of its own.
+
+    Returns:
+      A ``flwr.clientapp.ClientApp``; its SuperNode has ``client-id`` in its configuration.
+
+    Raises:
+      ImportError: without Flower.
+      TypeError: if `answer_of` is no function.
+
+    Example:
+      >>> from importlib.util import find_spec
+      >>> if find_spec("flwr"):
+      ...     client = flower_answers(lambda config: bytes.upper)
+    """
+    if not callable(answer_of):
+        raise TypeError(
+            f"answer_of must be a function of a node's configuration, got {shown(answer_of)}; "
+            "lambda config: fl.deploy.node(...)"
+        )
+    flwr = flower()
+    client = flwr.clientapp.ClientApp()
+
+    @client.query(WHO.split(".")[1])
+    def who(message: Any, context: Any) -> Any:
+        said = flwr.app.ConfigRecord({"client": _client_id(context.node_config)})
+        return flwr.app.Message(flwr.app.RecordDict({PACKET: said}), reply_to=message)
+
+    @client.train()
+    def ask(message: Any, context: Any) -> Any:
+        request = unpacked(message)
+        if request is None:
+            raise ValueError("the message holds no packet; the server is fl.deploy.flower_server")
+        reply = answer_of(context.node_config)(request)
+        return flwr.app.Message(packed(reply), reply_to=message)
+
+    assert ASK == "train"
+    return client
+
+
+def flower_server(
+    algo: FederatedAlgorithm,
+    key: Key,
+    params: Params,
+    *,
+    num_clients: int,
+    num_rounds: int,
+    folder: str | os.PathLike[str] | None = None,
+    timeout: float = 600.0,
+    min_clients: int = 1,
+    on_refusal: Literal["drop", "abort"] = "drop",
+    evaluate: Callable[[Any], dict[str, Any]] | None = None,
+) -> Any:
+    """The ServerApp of an algorithm: `fedjax_lite.deploy.federate` over the SuperNodes of a grid.
+
+    Sampling, aggregation, privacy and the server's optimizer are the simulation's. The run's own
+    configuration may set ``num-rounds``, ``folder`` and ``timeout``:
+    ``flwr run . --run-config 'num-rounds=100 folder="/srv/run"'``; a run with the folder of one
+    that was killed goes on from there.
+
+    Args:
+      algo: any synchronous algorithm that asks its clients once a round.
+      key: of the run.
+      params: the model to begin with.
+      num_clients: `N`, SuperNodes with ``client-id`` ``0 .. N - 1``.
+      num_rounds: rounds in all, those done before included.
+      folder: of checkpoints and metrics, on the server's disk.
+      timeout: seconds that a round waits for replies, and the start for SuperNodes; who has not
+        replied by then dropped out.
+      min_clients: fewer replies that count abort the round.
+      on_refusal: "drop" or "abort": what a reply that is refused does.
+      evaluate: ``(state) -> scores`` after each round, joined to its row.
+
+    Returns:
+      A ``flwr.serverapp.ServerApp``.
+
+    Raises:
+      ImportError: without Flower.
+      TypeError, ValueError: as `fedjax_lite.deploy.server`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, fedjax_lite as fl
+      >>> from importlib.util import find_spec
+      >>> algo = fl.fedavg(lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(0.5),
+      ...                  plan=fl.Plan(batch_size=1), sampler=fl.everyone())
+      >>> if find_spec("flwr"):
+      ...     app = flower_server(algo, jax.random.key(0), jnp.float32(0),
+      ...                         num_clients=3, num_rounds=10)
+    """
+    deployed(algo)
+    check_key(key)
+    check_tree(params, "params")
+    check_count(num_clients, "num_clients", minimum=1)
+    check_count(num_rounds, "num_rounds", minimum=0)
+    check_positive(timeout, "timeout")
+    check_count(min_clients, "min_clients", minimum=1)
+    if on_refusal not in ("drop", "abort"):
+        raise ValueError(f'on_refusal must be "drop" or "abort", got {on_refusal!r}')
+    app = flower().serverapp.ServerApp()
+
+    @app.main()
+    def main(grid: Any, context: Any) -> None:
+        config = context.run_config
+        federate(
+            server(algo, key, params, num_clients=num_clients),
+            grid_exchange(grid, timeout=config.get("timeout") or timeout),
+            num_rounds=config.get("num-rounds", num_rounds),
+            folder=config.get("folder") or folder,
+            min_clients=min_clients,
+            on_refusal=on_refusal,
+            evaluate=evaluate,
+        )
+
+    return app
+
+
+def _client_id(config: Config) -> int:
+    number = config.get("client-id")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(
+            f"the SuperNode's configuration has client-id={number!r:.60}; it takes "
+            "--node-config 'client-id=2'"
+        )
+    return number
