@@ -47,6 +47,7 @@ SECTIONS = {
     "audit": ("privacy_audit",),
     "leakage": ("leakage",),
     "scenes": ("scene_*",),
+    "columns": ("vertical_hospitals", "split_cifar"),
     "rounds": ("round",),
     "costs": ("round_algorithms", "round_slots", "round"),
     "peers": ("peers_*",),

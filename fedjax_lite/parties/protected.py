@@ -1,4 +1,11 @@
-"""Gradients of a regression over columns whose residuals travel encrypted."""
+"""Gradients of a regression over columns whose residuals travel encrypted, under CKKS.
+
+Not under Paillier, as in the paper, for want of a package: python-paillier (`phe`) is under GPLv3,
+this library under Apache 2.0, and its last release is of April 2022; a ciphertext of it carries an
+exponent in the clear that tells how large the float in it is, unless one precision is asked for.
+`lightphe` draws keys and blinding from Python's `random`, which is no secure source. (Looked at in
+November 2026: `phe` 1.5.0, `lightphe` 0.0.27.)
+"""
 
 from __future__ import annotations
 

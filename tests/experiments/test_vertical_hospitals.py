@@ -1,6 +1,7 @@
 """vertical_hospitals.py: a smoke run on the real patients, its check, and what it refuses."""
 
 import importlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -40,6 +41,15 @@ def test_a_smoke_run(script, finished):
     assert fifth == pytest.approx(table["all three"]["kilobytes"] / 5)
     assert table["all three, 30% unmatched"]["patients"] == 555 - round(0.3 * 555)
     assert table["two parties, all columns"]["auc"] == pytest.approx(table["all three"]["auc"])
+    for level in ("0.5", "2"):  # noise is as long as what it is added to
+        noised = table[f"all three, noise {level} on residuals"]
+        assert noised["kilobytes"] == table["all three"]["kilobytes"]
+        assert noised["auc"] != table["all three"]["auc"]
+    if importlib.util.find_spec("tenseal"):
+        protected = results["protected"]
+        assert protected["gap"] < 1e-6
+        # Two parties' predictors in the clear are the least of it.
+        assert protected["kilobytes_up"] > 2 * 740 * 8 / 1e3
     leaks = [leak["auc"] for leak in results["leakage"]]
     assert leaks[0] == 1
     assert leaks[0] > leaks[1] > leaks[2] > 0.5
