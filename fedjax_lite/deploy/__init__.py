@@ -5,28 +5,39 @@ from typing import TYPE_CHECKING
 from fedjax_lite.checks.later import load_when_asked
 
 if TYPE_CHECKING:
+    from fedjax_lite.deploy.answer_forever import NotWelcome, answer_forever
+    from fedjax_lite.deploy.certificates import Certificates, make_certificates
     from fedjax_lite.deploy.exchange import Answer, Exchange, in_process
     from fedjax_lite.deploy.federate import Federated, FederationAborted, federate
     from fedjax_lite.deploy.flower import flower_answers, flower_client, flower_server
     from fedjax_lite.deploy.flower_grid import grid_exchange
+    from fedjax_lite.deploy.frames import FrameError
+    from fedjax_lite.deploy.listen import Listener, listen
     from fedjax_lite.deploy.node import node
     from fedjax_lite.deploy.one_client import OneClient, one_client
     from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
     from fedjax_lite.deploy.parts import ToldSizes
     from fedjax_lite.deploy.server import FederatedServer, Merged, Served, server
+    from fedjax_lite.deploy.tls import TLS
 
 __all__ = [
     "Answer",
+    "Certificates",
     "Exchange",
     "Federated",
     "FederatedServer",
     "FederationAborted",
+    "FrameError",
+    "Listener",
     "Merged",
+    "NotWelcome",
     "OneClient",
     "Packet",
     "PacketError",
     "Served",
+    "TLS",
     "ToldSizes",
+    "answer_forever",
     "decode",
     "encode",
     "federate",
@@ -35,6 +46,8 @@ __all__ = [
     "flower_server",
     "grid_exchange",
     "in_process",
+    "listen",
+    "make_certificates",
     "node",
     "one_client",
     "server",
