@@ -79,6 +79,10 @@ LEFT_OUT = {
         ("deploy.flower_answers", "deploy.flower_client", "deploy.flower_server"),
         "needs Flower; tests/deploy/test_flower_arguments.py",
     ),
+    "deploy.listen": "opens sockets; tests/deploy/test_sockets.py",
+    "deploy.Listener": "made by `listen`",
+    "deploy.answer_forever": "connects until it is stopped; tests/deploy/test_sockets.py",
+    "deploy.make_certificates": "overwrites nothing, so that it is called once a folder",
     "parties.protected_gradients": "makes such keys; tests/parties/test_protected.py",
 }
 """By full name, or by package."""
