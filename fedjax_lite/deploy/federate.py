@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -97,12 +97,14 @@ def federate(
         history = History(place, rows=rows, resumed=bool(rows))
         stack.callback(history.close)
         while int(served.state.round) < num_rounds:
-            requests = hub.requests(served)
+            ask = {} if hub.rehearsal is None else hub.rehearsal(served)
+            rehearsed = exchange(ask) if ask else {}
+            requests = hub.requests(served, rehearsed)
             replies = exchange(requests)
-            merged = hub.merge(served, replies)
+            merged = hub.merge(served, replies, rehearsed)
             _check(merged, int(served.state.round), min_clients, on_refusal)
             served = merged.served
-            history.append([_row(hub, merged, requests, replies, evaluate)])
+            history.append([_row(hub, merged, [ask, requests], [rehearsed, replies], evaluate)])
             _save(place, served, history)
     return Federated(served, history.rows)
 
@@ -136,8 +138,8 @@ def _check(merged: Merged, round: int, min_clients: int, on_refusal: str) -> Non
 def _row(
     hub: FederatedServer,
     merged: Merged,
-    requests: Mapping[int, bytes],
-    replies: Mapping[int, bytes],
+    requests: Sequence[Mapping[int, bytes]],
+    replies: Sequence[Mapping[int, bytes]],
     evaluate: Callable[[Any], dict[str, Any]] | None,
 ) -> Row:
     state = merged.served.state
@@ -146,8 +148,8 @@ def _row(
         **{name: value.item() for name, value in jax.device_get(merged.metrics).items()},
         "asked": len(merged.asked),
         "refused": len(merged.refusals),
-        "bytes_down": sum(map(len, requests.values())),
-        "bytes_up": sum(map(len, replies.values())),
+        "bytes_down": sum(len(data) for some in requests for data in some.values()),
+        "bytes_up": sum(len(data) for some in replies for data in some.values()),
     }
     if merged.refusals:
         row["refusals"] = [why for _, why in merged.refusals]

@@ -89,7 +89,7 @@ def node(
 
     def answer(request: bytes) -> bytes:
         try:
-            packet = decode(request, "sizes?", "train")
+            packet = decode(request, "sizes?", "rehearse", "train")
             client, data = client_of(packet)
             if packet.kind == "sizes?":
                 return encode("sizes", {"client": client_id, "sizes": client.sizes(data)})
@@ -97,6 +97,8 @@ def node(
                 raise PacketError(f"the request is for client {whose!r:.40}, I am {client_id}")
             shelf = Shelf(folder, client_id, packet.fields, client.init)
             before = shelf.before()
+            if packet.kind == "rehearse":
+                return client.rehearse(key, request, before, data)
             reply, after = client.train(key, request, before, data)
             shelf.put(before, after)
             return reply

@@ -13,17 +13,19 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.checks.arguments import check_count, check_key, check_params, shown
 from fedjax_lite.data.population.dataset import CohortDataset, from_arrays
-from fedjax_lite.deploy.packets import PacketError, decode, digest, encode, unpack
+from fedjax_lite.deploy.packets import Packet, PacketError, decode, digest, encode, unpack
 from fedjax_lite.deploy.parts import (
     ToldSizes,
     deployed,
     first_state,
+    found_shape,
     joined,
     known_leaves,
+    template_broadcast,
     template_row,
 )
 from fedjax_lite.engine.counted import counted_sizes
-from fedjax_lite.engine.one_client import Trained, train_clients
+from fedjax_lite.engine.one_client import Trained, rehearse_clients, train_clients
 from fedjax_lite.engine.program import Table
 from fedjax_lite.round.downlink import travelling
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
@@ -46,6 +48,9 @@ class OneClient(NamedTuple):
     train: Callable[[Key, bytes, Kept, Any], tuple[bytes, Kept]]
     """``(key, request, kept, data) -> (reply, kept)``: a round of local training, bytes in and
     out. It compiles once."""
+    rehearse: Callable[[Key, bytes, Kept, Any], bytes]
+    """``(key, request, kept, data) -> reply``: its part of a prologue, where the algorithm has one;
+    nothing is kept of it."""
     data: Callable[[PyTree, dict[str, PyTree] | None], Any]
     """``(examples, splits) -> data``: the machine's own arrays, leaves `[n, ...]`, as a client."""
     sizes: Callable[[Any], dict[str, int]]
@@ -65,7 +70,7 @@ def one_client(
     names, dtypes and shapes are those that the algorithm has.
 
     Args:
-      algo: any synchronous algorithm that asks its clients once a round.
+      algo: any synchronous algorithm.
       params: the model to begin with, for shapes; clients get the server's values.
       client_id: which client of the population this is, in ``[0, num_clients)``.
       num_clients: `N`.
@@ -74,8 +79,8 @@ def one_client(
       `OneClient`.
 
     Raises:
-      TypeError: if `algo` has no slots, or an argument is of another type.
-      ValueError: if it has a prologue, or the id is outside of the population.
+      TypeError: if `algo` is not synchronous, or an argument is of another type.
+      ValueError: if the id is outside of the population.
 
     Example:
       >>> import optax, fedjax_lite as fl
@@ -103,44 +108,46 @@ def one_client(
         {p.data: ToldSizes(jnp.ones(num_clients, jnp.int32)) for p in wires.phases if p.data},
     )
     state = first_state(wires, jax.random.key(0), params, told)
-    template = wires.server.broadcast(state.server)
-    shapes = jax.eval_shape(travelling, template)
-    own_known = known_leaves(template)
-    known_shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in own_known]
+    first = wires.server.broadcast(state.server)
+    whole = template_broadcast(wires, state, jax.random.key(0), told)
+    found = found_shape(wires, state, jax.random.key(0), told)
     ids = jnp.array([client_id], jnp.int32)
 
+    def lanes(template: PyTree, sent: Any, known: Any) -> PyTree:
+        return _lane(joined(template, sent, known))
+
     @jax.jit
-    def trained(key: Key, round: Any, sent: Any, kept: Kept, data: CohortDataset) -> Trained:
-        broadcast = joined(template, sent, kept.known)
-        lanes = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], broadcast)
-        return train_clients(algo.slots, key, lanes, kept.row, ids, round, data)
+    def trained(
+        key: Key, round: Any, sent: Any, found: Any, kept: Kept, data: CohortDataset
+    ) -> Trained:
+        broadcast = lanes(whole, sent, kept.known)
+        return train_clients(
+            algo.slots, key, broadcast, kept.row, ids, round, data, found=_lane(found)
+        )
+
+    @jax.jit
+    def rehearsed(key: Key, round: Any, sent: Any, known: Any, data: CohortDataset) -> Trained:
+        return rehearse_clients(algo.slots, key, lanes(first, sent, known), ids, round, data)
 
     def init() -> Kept:
         return Kept(template_row(state), [])
 
     def train(key: Key, request: bytes, kept: Kept, data: Any) -> tuple[bytes, Kept]:
         check_key(key)
-        what = "the server's request"
-        packet = decode(request, "train")
-        round = _round_of(packet.fields)
-        wanted: dict[str, Any] = {"sent": shapes}
-        if "known" in {path.split("'")[1] for path, _, _ in packet.leaves if "'" in path}:
-            wanted["known"] = known_shapes
-        got = unpack(packet, wanted, what=what)
-        known = got.get("known", kept.known)
-        if own_known and digest(known) != packet.fields.get("known"):
-            raise PacketError(
-                f"{what} builds on constants of the broadcast that this client does not hold; the "
-                "server sends them with its next request"
-            )
+        fields, got, known = _read(decode(request, "train"), whole, found, kept)
         with in_population(num_clients):
-            done = trained(key, jnp.int32(round), got["sent"], Kept(kept.row, known), data)
-        reply = encode(
-            "trained",
-            {"run": packet.fields.get("run"), "round": round, "client": client_id},
-            jax.tree.map(lambda leaf: leaf[0], reply_tree(done)),
-        )
-        return reply, Kept(done.rows, known)
+            done = trained(
+                *(key, jnp.int32(fields["round"]), got["sent"], got["found"]),
+                *(Kept(kept.row, known), data),
+            )
+        return _reply("trained", fields, client_id, done), Kept(done.rows, known)
+
+    def rehearse(key: Key, request: bytes, kept: Kept, data: Any) -> bytes:
+        check_key(key)
+        fields, got, known = _read(decode(request, "rehearse"), first, (), kept)
+        with in_population(num_clients):
+            done = rehearsed(key, jnp.int32(fields["round"]), got["sent"], known, data)
+        return _reply("rehearsed", fields, client_id, done)
 
     def data(examples: PyTree, splits: dict[str, PyTree] | None) -> CohortDataset:
         return own_data(examples, splits, num_clients)
@@ -150,19 +157,37 @@ def one_client(
         parts = {"": data, **data.splits}
         return {name: _count(counts if not name else None, part) for name, part in parts.items()}
 
-    return OneClient(init, train, data, sizes)
+    return OneClient(init, train, rehearse, data, sizes)
 
 
-def reply_tree(done: Trained) -> dict[str, Any]:
-    """What a client sends of what it did, leaves `[L, ...]`."""
-    return {"message": done.messages, "metrics": done.metrics, "counts": done.counts}
+def _lane(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
 
 
-def _round_of(fields: dict[str, Any]) -> int:
-    round = fields.get("round")
+def _read(packet: Packet, template: PyTree, found: PyTree, kept: Kept) -> tuple[dict, Any, Any]:
+    """A request's fields and arrays, and the constants that it builds on."""
+    what = "the server's request"
+    round = packet.fields.get("round")
     if not isinstance(round, int) or isinstance(round, bool) or not 0 <= round < 2**31:
-        raise PacketError(f"the server's request is for round {round!r:.40}, which is no number")
-    return round
+        raise PacketError(f"{what} is for round {round!r:.40}, which is no number")
+    known = known_leaves(template)
+    wanted: dict[str, Any] = {"found": found, "sent": jax.eval_shape(travelling, template)}
+    if any(path.startswith("['known']") for path, _, _ in packet.leaves):
+        wanted["known"] = known
+    got = unpack(packet, wanted, what=what)
+    held = got.get("known", kept.known)
+    if known and digest(held) != packet.fields.get("known"):
+        raise PacketError(
+            f"{what} builds on constants of the broadcast that this client does not hold; the "
+            "server sends them with its next request"
+        )
+    return packet.fields, got, held
+
+
+def _reply(kind: str, fields: dict[str, Any], client_id: int, done: Trained) -> bytes:
+    tree = {"message": done.messages, "metrics": done.metrics, "counts": done.counts}
+    own = {"run": fields.get("run"), "round": fields["round"], "client": client_id}
+    return encode(kind, own, jax.tree.map(lambda leaf: leaf[0], tree))
 
 
 def own_data(examples: PyTree, splits: dict[str, PyTree] | None, num_clients: int) -> CohortDataset:

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 
+from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.checks.arguments import shown
 from fedjax_lite.data.population.population import Found
 from fedjax_lite.engine.program import Table
+from fedjax_lite.engine.prologue import Prefaced, preface_shape
 from fedjax_lite.round.downlink import put_back
 from fedjax_lite.round.fresh_state import fresh_state
 from fedjax_lite.round.wiring import Wired, wired
@@ -57,7 +59,6 @@ def deployed(algo: FederatedAlgorithm) -> Wired:
 
     Raises:
       TypeError: if it is no algorithm, or not one of synchronous rounds wired from slots.
-      ValueError: if a round asks its clients twice (a prologue).
     """
     if not isinstance(algo, FederatedAlgorithm):
         raise TypeError(f"algo must be a FederatedAlgorithm, got {shown(algo)}; fl.fedavg(...)")
@@ -65,11 +66,6 @@ def deployed(algo: FederatedAlgorithm) -> Wired:
         raise TypeError(
             f"algo must have rounds in which a cohort is drawn and waited for, got {algo.made}; "
             "take a synchronous algorithm such as fl.fedavg or fl.scaffold"
-        )
-    if algo.slots.prologue is not None:
-        raise ValueError(
-            f"algo must ask each client once a round, got {algo.made}, which has a prologue; "
-            "run it in the simulation, or take one without (fl.mimelite, fl.uniform)"
         )
     return wired(*algo.slots)
 
@@ -93,6 +89,37 @@ def first_state(wires: Wired, key: Any, params: Params, told: ToldSizes) -> Roun
 def template_row(state: RoundState) -> Table:
     """A fresh client's row, leaves `[1, ...]`, of the state of `first_state`."""
     return Table(state.clients, state.uplink)
+
+
+def template_broadcast(wires: Wired, state: RoundState, key: Any, told: ToldSizes) -> PyTree:
+    """What a client downloads before it trains, in structure: with a prologue's aggregate beside.
+
+    Args:
+      wires: of the algorithm.
+      state: of `first_state`.
+      key: any.
+      told: the population's sizes.
+    """
+    broadcast = wires.server.broadcast(state.server)
+    if wires.prologue is None:
+        return broadcast
+    return Prefaced(broadcast, trees.zeros(_preface(wires, state, key, told, broadcast)[0]))
+
+
+def found_shape(wires: Wired, state: RoundState, key: Any, told: ToldSizes) -> PyTree:
+    """Shapes of what one client measures in the prologue; ``()`` where there is none."""
+    if wires.prologue is None:
+        return ()
+    return _preface(wires, state, key, told, wires.server.broadcast(state.server))[1]
+
+
+def _preface(wires: Wired, state: RoundState, key: Any, told: ToldSizes, sent: PyTree) -> Any:
+    assert wires.prologue is not None
+    with in_population(told.num_clients):
+        drawn = jax.eval_shape(
+            lambda key: wires.sampler.sample(key, state.sampler, told.sizes)[1], key
+        )
+        return preface_shape(wires.prologue, sent, drawn)
 
 
 def known_leaves(broadcast: PyTree) -> list[Array]:

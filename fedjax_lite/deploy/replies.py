@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite import trees
 from fedjax_lite.deploy.packets import PacketError, check_finite_leaves, decode, unpack
 from fedjax_lite.deploy.parts import ToldSizes
 from fedjax_lite.engine.messages import CLIENT_COUNTED
-from fedjax_lite.engine.program import Job, Strategy, Table, message_shape
-from fedjax_lite.round.wiring import Wired
-from fedjax_lite.types import Array, PyTree, RoundState
+from fedjax_lite.engine.program import Job, Program, Strategy, Table, message_shape
+from fedjax_lite.types import Array, Cohort, Key, PyTree, Sampler
 
 
 class Refusal(NamedTuple):
@@ -32,39 +32,86 @@ class Expected(NamedTuple):
     asked: tuple[int, ...]
     template: PyTree
     """Shapes of a reply's tree."""
+    kind: str = "trained"
 
 
-def received(replies: PyTree, came: Array) -> Strategy:
+class Arrived(NamedTuple):
+    """The replies of a cohort."""
+
+    replies: PyTree
+    """Leaves `[C, ...]`, as `reply_template` has one; zeros for who is absent."""
+    came: Array
+    """bool `[C]`: whose reply was taken."""
+
+
+def received(trained: Arrived, rehearsed: Arrived | None = None, first: Any = None) -> Strategy:
     """The strategy of a server: the cohort has trained already, here is what it sent.
 
     Args:
-      replies: leaves `[C, ...]`, those of `reply_template`.
-      came: bool `[C]`: whose reply was taken.
+      trained: what came of training.
+      rehearsed: what came of the prologue, where there is one.
+      first: the prologue's `ClientUpdate`, to know its pass by.
     """
 
     def execute(job: Job, table: Table, acc: PyTree) -> tuple[Table, PyTree, dict[str, Any]]:
-        counts = job.work.mask & came & replies["counts"]
-        acc = job.program.aggregator.add(acc, replies["message"], job.work.slots, counts)
+        is_first = rehearsed is not None and job.program.client is first
+        replies, came = rehearsed if rehearsed is not None and is_first else trained
+        here = job.work.mask & came
+        acc = job.program.aggregator.add(
+            acc, replies["message"], job.work.slots, here & replies["counts"]
+        )
         metrics = dict(replies["metrics"])
-        metrics[CLIENT_COUNTED] = jnp.where(job.work.mask & came, metrics[CLIENT_COUNTED], 0)
+        metrics[CLIENT_COUNTED] = jnp.where(here, metrics[CLIENT_COUNTED], 0)
         return table, acc, metrics
 
     return Strategy(execute, "received()")
 
 
-def reply_template(wires: Wired, state: RoundState) -> PyTree:
-    """Shapes of what one client replies."""
-    row = jax.tree.map(lambda leaf: leaf[0], (state.clients, state.uplink))
-    broadcast = wires.server.broadcast(state.server)
-    program = wires.program
-    if program.aggregator.at is not None:
-        program = program._replace(aggregator=program.aggregator.at(state.aggregator))
-    message, metrics = message_shape(program, broadcast, *row)
-    return {
-        "message": message,
-        "metrics": metrics,
-        "counts": jax.ShapeDtypeStruct((), jnp.bool_),
-    }
+def stacked(taken: Mapping[int, PyTree], slots: list[int], template: PyTree) -> Arrived:
+    """Replies in the order of a cohort's slots.
+
+    Args:
+      taken: by client.
+      slots: the clients of the cohort, `[C]`.
+      template: shapes of one reply.
+    """
+    blank = trees.zeros(template)
+    replies = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(taken.get(i, blank) for i in slots))
+    return Arrived(replies, jnp.array([i in taken for i in slots]))
+
+
+def present(sampler: Sampler, came: Array) -> Sampler:
+    """The same cohorts, without those who did not come: they were sent the broadcast, no more.
+
+    Args:
+      sampler: any.
+      came: bool `[C]`.
+    """
+
+    def sample(key: Key, state: PyTree, sizes: Array) -> tuple[PyTree, Cohort]:
+        state, cohort = sampler.sample(key, state, sizes)
+        late = cohort.mask & ~came
+        late = late if cohort.late is None else late | cohort.late
+        return state, cohort._replace(mask=cohort.mask & came, late=late)
+
+    at = sampler.at
+    narrowed = None if at is None else lambda errand: present(at(errand), came)
+    return sampler._replace(sample=sample, at=narrowed)
+
+
+def reply_template(program: Program, broadcast: PyTree, row: Table, found: PyTree = ()) -> PyTree:
+    """Shapes of what one client replies after a pass.
+
+    Args:
+      program: of the pass.
+      broadcast: what it downloaded.
+      row: its row, leaves `[1, ...]`.
+      found: shapes of what it measured in a prologue.
+    """
+    own = jax.tree.map(lambda leaf: leaf[0], row)
+    message, metrics = message_shape(program, broadcast, own.clients, own.uplink, found)
+    counts = jax.ShapeDtypeStruct((), jnp.bool_)
+    return {"message": message, "metrics": metrics, "counts": counts}
 
 
 def read_replies(
@@ -95,7 +142,7 @@ def read_reply(client: int, data: bytes, expected: Expected) -> PyTree:
     if client not in expected.asked:
         raise PacketError(f"client {client} was not asked in round {expected.round}")
     what = f"the reply of client {client}"
-    packet = decode(data, "trained", "refused")
+    packet = decode(data, expected.kind, "refused")
     if packet.kind == "refused":
         raise PacketError(f"client {client} refused: {packet.fields.get('why')!s:.500}")
     for name, wanted in {"run": expected.run, "round": expected.round, "client": client}.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,41 @@ from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.checks.arguments import check_count, check_key, check_params
 from fedjax_lite.deploy.packets import digest, encode
-from fedjax_lite.deploy.parts import ToldSizes, deployed, first_state, known_leaves
+from fedjax_lite.deploy.parts import (
+    ToldSizes,
+    deployed,
+    first_state,
+    found_shape,
+    known_leaves,
+    template_broadcast,
+)
 from fedjax_lite.deploy.replies import (
+    Arrived,
     Expected,
     Refusal,
+    present,
     read_replies,
     read_sizes,
     received,
     reply_template,
+    stacked,
 )
+from fedjax_lite.engine.program import Strategy, Table
+from fedjax_lite.engine.prologue import prologue_program
 from fedjax_lite.round.downlink import travelling
-from fedjax_lite.round.next_state import next_state
+from fedjax_lite.round.next_state import next_state, opened
 from fedjax_lite.round.private_runs import check_private
-from fedjax_lite.types import Accountant, Array, FederatedAlgorithm, Key, Params, PyTree, RoundState
+from fedjax_lite.round.wiring import Wired
+from fedjax_lite.types import (
+    Accountant,
+    Array,
+    Cohort,
+    FederatedAlgorithm,
+    Key,
+    Params,
+    PyTree,
+    RoundState,
+)
 
 NEVER = -1
 
@@ -69,10 +91,14 @@ class FederatedServer(NamedTuple):
     size."""
     init: Callable[[ToldSizes], Served]
     """``(sizes) -> served``."""
-    requests: Callable[[Served], dict[int, bytes]]
-    """``(served) ->`` the next round's requests, by client id."""
-    merge: Callable[[Served, Mapping[int, bytes]], Merged]
-    """``(served, replies by id) -> merged``: one round further; who is absent dropped out."""
+    rehearsal: Callable[[Served], dict[int, bytes]] | None
+    """``(served) ->`` requests of the next round's prologue, by client id; None: there is none."""
+    requests: Callable[..., dict[int, bytes]]
+    """``(served, rehearsed={}) ->`` the next round's requests, by client id; `rehearsed` are the
+    replies to a prologue's."""
+    merge: Callable[..., Merged]
+    """``(served, replies by id, rehearsed={}) -> merged``: one round further; who is absent dropped
+    out."""
     num_clients: int
     accountant: Accountant | None
     """Of a private algorithm."""
@@ -92,7 +118,7 @@ def server(
     has one, to know its shape by.
 
     Args:
-      algo: any synchronous algorithm that asks its clients once a round.
+      algo: any synchronous algorithm.
       key: of the run; as in a simulation it draws the cohorts and the server's noise.
       params: the model to begin with.
       num_clients: `N`, clients with ids ``0 .. N - 1``.
@@ -116,18 +142,28 @@ def server(
     check_params(params)
     trees.check_floating(params, "params")
     check_count(num_clients, "num_clients", minimum=1)
-    wires = deployed(algo)
-    client = wires.program.client._replace(counts=None)  # sizes are told as they count
-    wires = wires._replace(program=wires.program._replace(client=client))
+    wires = _without_data(deployed(algo))
     assert algo.sample is not None
     draw = algo.sample
+    prologue = wires.prologue
+    first_client = None if prologue is None else prologue.client
 
     @jax.jit
     def merged(
-        key: Key, state: RoundState, told: ToldSizes, replies: PyTree, came: Array
+        key: Key, state: RoundState, told: ToldSizes, trained: Arrived, rehearsed: Arrived | None
     ) -> tuple[RoundState, dict[str, Array]]:
-        with_replies = wires._replace(strategy=received(replies, came))
-        return next_state(with_replies, key, state, told, None)
+        strategy = received(trained, rehearsed, first_client)
+        return next_state(_attended(wires, strategy, rehearsed), key, state, told, None)
+
+    @jax.jit
+    def begun(
+        key: Key, state: RoundState, told: ToldSizes, rehearsed: Arrived | None
+    ) -> tuple[list[Array], list[Array], Cohort, Any]:
+        strategy = wires.strategy
+        if rehearsed is not None:
+            strategy = received(rehearsed, rehearsed, first_client)
+        first = opened(_attended(wires, strategy, rehearsed), key, state, told, None).first
+        return travelling(first.broadcast), known_leaves(first.broadcast), first.cohort, first.found
 
     @jax.jit
     def broadcast_of(server: PyTree) -> tuple[list[Array], list[Array]]:
@@ -140,64 +176,66 @@ def server(
         run = jnp.asarray(np.frombuffer(secrets.token_bytes(16), np.uint8))
         return Served(state, told, none + NEVER, none.astype(jnp.uint32), run)
 
-    def cohort_of(served: Served) -> list[int]:
+    def cohort_of(served: Served) -> Cohort:
         state = served.state
         with in_population(num_clients):
-            _, cohort = draw(key, state.round, state.sampler, served.told.sizes)
-        ids, mask = np.asarray(cohort.ids), np.asarray(cohort.mask)
-        return [int(i) for i, here in zip(ids, mask, strict=True) if here and 0 <= i < num_clients]
+            return draw(key, state.round, state.sampler, served.told.sizes)[1]
 
-    def requests(served: Served) -> dict[int, bytes]:
+    def rehearsal(served: Served) -> dict[int, bytes]:
         sent, known = broadcast_of(served.state.server)
-        name = digest(known)
-        committed, holds = np.asarray(served.committed), np.asarray(served.holds)
+        asked = _ids(cohort_of(served), num_clients)
+        return {i: _request("rehearse", served, i, sent, known) for i in asked}
 
-        def request(client: int) -> bytes:
-            fields = {
-                "client": client,
-                "run": run_name(served),
-                "round": int(served.state.round),
-                "known": name,
-                "committed": int(committed[client]),
-                "num_clients": num_clients,
-            }
-            held = not known or holds[client] == _word(name)
-            return encode(
-                "train", fields, {"sent": sent} if held else {"sent": sent, "known": known}
-            )
-
-        return {i: request(i) for i in cohort_of(served)}
-
-    def merge(served: Served, replies: Mapping[int, bytes]) -> Merged:
-        state, told = served.state, served.told
-        asked = cohort_of(served)
+    def arrived(served: Served, rehearsed: Mapping[int, bytes]) -> tuple[Any, list[Refusal]]:
+        """The replies to a prologue's requests."""
+        if prologue is None:
+            return None, []
+        cohort, state = cohort_of(served), served.state
         with in_population(num_clients):
-            template = reply_template(wires, state)
+            template = reply_template(
+                prologue_program(prologue), wires.server.broadcast(state.server), Table((), ())
+            )
+        asked = tuple(_ids(cohort, num_clients))
+        expected = Expected(run_name(served), int(state.round), asked, template, "rehearsed")
+        taken, refusals = read_replies(rehearsed, expected)
+        return stacked(taken, np.asarray(cohort.ids).tolist(), template), refusals
+
+    def requests(served: Served, rehearsed: Mapping[int, bytes] = _NOBODY) -> dict[int, bytes]:
+        came, _ = arrived(served, rehearsed)
+        with in_population(num_clients):
+            sent, known, cohort, found = begun(key, served.state, served.told, came)
+        slots = np.asarray(cohort.ids).tolist()
+        return {
+            i: _request(
+                *("train", served, i, sent, known),
+                jax.tree.map(lambda leaf, i=i: leaf[slots.index(i)], found),
+            )
+            for i in _ids(cohort, num_clients)
+        }
+
+    def merge(
+        served: Served, replies: Mapping[int, bytes], rehearsed: Mapping[int, bytes] = _NOBODY
+    ) -> Merged:
+        state, told = served.state, served.told
+        came, refused = arrived(served, rehearsed)
+        with in_population(num_clients):
+            _, known, cohort, _ = begun(key, state, told, came)
+            template = reply_template(
+                wires.program,
+                template_broadcast(wires, state, key, told),
+                Table(state.clients, state.uplink),
+                found_shape(wires, state, key, told),
+            )
+        asked = _ids(cohort, num_clients)
         expected = Expected(run_name(served), int(state.round), tuple(asked), template)
         taken, refusals = read_replies(replies, expected)
-        _, cohort = draw(key, state.round, state.sampler, told.sizes)
-        slots = np.asarray(cohort.ids).tolist()
-        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        stacked = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(taken.get(i, blank) for i in slots)
-        )
-        came = jnp.array([i in taken for i in slots])
+        trained = stacked(taken, np.asarray(cohort.ids).tolist(), template)
         if wires.privacy is not None:
             state = check_private(wires.privacy, state, told, None)
         with in_population(num_clients):
-            new, metrics = merged(key, state, told, stacked, came)
-        nobody = np.zeros(num_clients, bool)
-        counted, others = nobody.copy(), nobody.copy()
-        counted[sorted(taken)], others[sorted(set(asked) - set(taken))] = True, True
-        # Who did not reply as asked may have lost the constants.
-        holds = jnp.where(others, 0, served.holds)
-        _, known = broadcast_of(served.state.server)
-        after = served._replace(
-            state=new,
-            committed=jnp.where(counted, served.state.round, served.committed),
-            holds=jnp.where(counted, _word(digest(known)), holds),
-        )
-        return Merged(after, metrics, refusals, asked, sorted(taken))
+            new, metrics = merged(key, state, told, trained, came)
+        after = served._replace(state=new, **_commits(served, asked, sorted(taken), known))
+        return Merged(after, metrics, [*refused, *refusals], asked, sorted(taken))
 
     def told(replies: Mapping[int, bytes]) -> ToldSizes:
         return read_sizes(replies, num_clients, {p.data for p in wires.phases if p.data})
@@ -205,7 +243,62 @@ def server(
     def hello() -> bytes:
         return encode("sizes?", {"num_clients": num_clients})
 
-    return FederatedServer(hello, told, init, requests, merge, num_clients, algo.accountant)
+    return FederatedServer(
+        *(hello, told, init, None if prologue is None else rehearsal, requests, merge),
+        *(num_clients, algo.accountant),
+    )
+
+
+_NOBODY: Mapping[int, bytes] = {}
+
+
+def _without_data(wires: Wired) -> Wired:
+    """The same slots, that look at no example: sizes are told as they count."""
+    blind = lambda client: client._replace(counts=None)  # noqa: E731
+    program = wires.program._replace(client=blind(wires.program.client))
+    first = wires.prologue
+    first = None if first is None else first._replace(client=blind(first.client))
+    return wires._replace(program=program, prologue=first)
+
+
+def _attended(wires: Wired, strategy: Strategy, rehearsed: Arrived | None) -> Wired:
+    """The slots of a round whose clients have trained; who missed the prologue is not there."""
+    if rehearsed is None:
+        return wires._replace(strategy=strategy)
+    return wires._replace(strategy=strategy, sampler=present(wires.sampler, rehearsed.came))
+
+
+def _ids(cohort: Cohort, num_clients: int) -> list[int]:
+    ids, mask = np.asarray(cohort.ids), np.asarray(cohort.mask)
+    return [int(i) for i, here in zip(ids, mask, strict=True) if here and 0 <= i < num_clients]
+
+
+def _request(
+    kind: str, served: Served, client: int, sent: Any, known: Any, found: Any = ()
+) -> bytes:
+    name = digest(known)
+    fields = {
+        "client": client,
+        "run": run_name(served),
+        "round": int(served.state.round),
+        "known": name,
+        "committed": int(served.committed[client]),
+        "num_clients": served.told.num_clients,
+    }
+    body = {"sent": sent, "found": found}
+    if known and int(served.holds[client]) != _word(name):
+        body["known"] = known
+    return encode(kind, fields, body)
+
+
+def _commits(served: Served, asked: list[int], counted: list[int], known: Any) -> dict[str, Array]:
+    """Whose round counted, and who holds the constants: not who did not reply as asked."""
+    others = sorted(set(asked) - set(counted))
+    who, rest = jnp.array(counted, jnp.int32), jnp.array(others, jnp.int32)
+    return {
+        "committed": served.committed.at[who].set(served.state.round),
+        "holds": served.holds.at[rest].set(0).at[who].set(_word(digest(known))),
+    }
 
 
 def _word(name: str) -> np.uint32:

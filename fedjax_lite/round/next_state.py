@@ -15,7 +15,7 @@ from fedjax_lite.engine.prologue import (
     narrowed,
     prologue_program,
 )
-from fedjax_lite.engine.round_keys import PassKeys, round_keys
+from fedjax_lite.engine.round_keys import PassKeys, RoundKeys, round_keys
 from fedjax_lite.round.downlink import downlink_cost
 from fedjax_lite.round.errand import told
 from fedjax_lite.round.metrics import COSTS, round_metrics
@@ -37,14 +37,8 @@ def next_state(
       data: the population, or that of the cohort.
       cohort: who takes part; None: the sampler draws.
     """
-    keys = round_keys(key, state.round)
     ledger = recorded(wires.privacy, state, data, cohort)
-    sampler = told(wires, key, state.round)
-    sampler_state, asked = _drawn(wires, sampler, keys.sample, state, data, cohort)
-    sent = wires.server.broadcast(state.server)
-    rehearsal = wires.prologue is not None and wires.prologue.rehearsal
-    keys_first = keys.training.clone() if rehearsal else keys.prologue
-    first = _first_pass(wires, keys_first, keys.choice, state, sent, asked, data)
+    keys, sampler_state, asked, sent, first = opened(wires, key, state, data, cohort)
     done = one_pass(
         wires.program,
         *(wires.strategy, keys.training, Table(state.clients, state.uplink), state.aggregator),
@@ -83,6 +77,49 @@ def next_state(
     }
 
 
+class FirstPass(NamedTuple):
+    """What a prologue leaves to the training after it."""
+
+    done: Pass | None
+    broadcast: Any
+    cohort: Cohort
+    found: Any
+    """What each client measured, leaves `[C]`."""
+
+
+class Opened(NamedTuple):
+    """A round before its clients train."""
+
+    keys: RoundKeys
+    sampler: Any
+    """The sampler's next state."""
+    asked: Cohort
+    """Who was drawn, without ids that nobody has."""
+    sent: Any
+    """What the server broadcasts."""
+    first: FirstPass
+
+
+def opened(wires: Wired, key: Key, state: RoundState, data: Any, cohort: Cohort | None) -> Opened:
+    """The beginning of a round: the cohort is drawn, and the prologue, where there is one, done.
+
+    Args:
+      wires: the slots of the round.
+      key: of the run; ``state.round`` is folded in.
+      state: of the round before.
+      data: the population, or that of the cohort.
+      cohort: who takes part; None: the sampler draws.
+    """
+    keys = round_keys(key, state.round)
+    sampler = told(wires, key, state.round)
+    sampler_state, asked = _drawn(wires, sampler, keys.sample, state, data, cohort)
+    sent = wires.server.broadcast(state.server)
+    rehearsal = wires.prologue is not None and wires.prologue.rehearsal
+    keys_first = keys.training.clone() if rehearsal else keys.prologue
+    first = _first_pass(wires, keys_first, keys.choice, state, sent, asked, data)
+    return Opened(keys, sampler_state, asked, sent, first)
+
+
 def _drawn(
     wires: Wired, sampler: Sampler, key: Key, state: RoundState, data: Any, cohort: Cohort | None
 ) -> tuple[Any, Cohort]:
@@ -95,16 +132,6 @@ def _drawn(
     known = (cohort.ids >= 0) & (cohort.ids < data.num_clients)
     late = None if cohort.late is None else cohort.late & known & ~cohort.mask
     return sampler_state, Cohort(cohort.ids.astype(jnp.int32), cohort.mask & known, late)
-
-
-class FirstPass(NamedTuple):
-    """What a prologue leaves to the training after it."""
-
-    done: Pass | None
-    broadcast: Any
-    cohort: Cohort
-    found: Any
-    """What each client measured, leaves `[C]`."""
 
 
 def _first_pass(

@@ -56,6 +56,11 @@ def private(plan, sampler):
     return fl.fedavg(loss, optax.sgd(0.1), plan=plan, privacy=mechanism)
 
 
+def power_of_choice(plan, sampler):
+    algo = fl.fedavg(loss, optax.sgd(0.1), plan=plan, sampler=sampler)
+    return fl.selection.power_of_choice(algo, loss, cohort_size=2)
+
+
 MAKERS = {
     "fedavg": fedavg,
     "fedadam": partial(fl.fedadam, loss, optax.sgd(0.1), server_learning_rate=0.1),
@@ -66,6 +71,8 @@ MAKERS = {
         fl.frozen_leaves, loss, optax.sgd(0.1), is_frozen=lambda p: {"w": False, "b": True}
     ),
     "feedback": partial(fedavg, uplink=fl.error_feedback(fl.top_k(0.5)), downlink=fl.top_k(0.5)),
+    "mime": partial(fl.mime, loss, 0.1),
+    "power_of_choice": power_of_choice,
     "median": partial(fedavg, aggregator=fl.median()),
     "private": private,
     "stragglers": stragglers,

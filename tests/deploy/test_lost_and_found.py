@@ -76,6 +76,33 @@ def test_a_lost_reply_is_a_client_that_dropped_out(name, tmp_path):
         near(mine.server, theirs.server)
 
 
+@pytest.mark.parametrize("name", ["mime", "power_of_choice"])
+def test_who_misses_the_prologue_is_out_of_the_round(name, tmp_path):
+    algo = everyone(name)
+    parts, data = population()
+    ids = jnp.arange(len(SIZES))
+    masks = [ids != 3, ids != 0, ids >= 0]
+    states, rows = simulated(algo, data, [fl.Cohort(ids, mask) for mask in masks])
+    rehearsals = []
+
+    def exchange(requests):
+        replies = dict(in_process(nodes)(requests))
+        if decode(next(iter(requests.values()))).kind == "rehearse":
+            rehearsals.append(sorted(requests))
+            replies.pop({1: 3, 2: 0}.get(len(rehearsals), -1), None)
+        return replies
+
+    nodes = nodes_of(algo, parts, tmp_path)
+    seen = []
+    done = federate(
+        hub_of(algo), exchange, num_rounds=NUM_ROUNDS, evaluate=lambda s: seen.append(s) or {}
+    )
+    for mine, theirs in zip(seen, states, strict=True):
+        near(mine.server, theirs.server)
+    assert [row["num_clients"] for row in done.rows] == [int(m["num_clients"]) for m in rows]
+    assert rehearsals == [list(range(len(SIZES)))] * NUM_ROUNDS
+
+
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
 def test_a_killed_server_goes_on_to_the_same_bytes(moment, tmp_path):
     """Killed in round 1, before anybody, after some, or after all clients have trained."""
@@ -202,7 +229,7 @@ def test_a_client_refuses_what_it_cannot_answer(tmp_path):
         return packet.fields["why"]
 
     assert "checksum" in why(request[:-1] + b"?")
-    assert "waited for sizes? or train" in why(encode("row", {}))
+    assert "waited for sizes?" in why(encode("row", {}))
     assert "lacks" in why(encode("train", fields, sent)) or "float32" in why(
         encode("train", fields, sent)
     )
@@ -225,13 +252,11 @@ def test_a_client_refuses_what_it_cannot_answer(tmp_path):
 
 def test_methods_without_a_client_of_their_own_say_so(tmp_path):
     parts, _ = population()
-    mime = fl.mime(loss, 0.1, plan=PLAN, sampler=fl.everyone())
     buffered = fl.fedbuff(
         loss, optax.sgd(0.1), plan=PLAN, concurrency=2, buffer=1, latency=lambda *_: 1.0
     )
     ask = encode("sizes?", {"num_clients": 1})
     cases: list[tuple[Any, type, str]] = [
-        (mime, ValueError, "prologue"),
         (buffered, TypeError, "drawn and waited for"),
         (None, TypeError, "FederatedAlgorithm"),
     ]
