@@ -51,8 +51,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_images": 3000,
         "num_clients": 30,
         "cohort_size": 6,
-        "num_rounds": 30,
-        "learning_rate": 0.1,
+        "num_rounds": 20,
+        "batch_size": 10,
         "num_test": 1000,
     },
     "smoke": {
@@ -185,6 +185,7 @@ def main(flags: Flags) -> dict[str, Any]:
     rows, steps = [], 0
     for at, mine in zip(flags.cuts, flops, strict=False):
         cut = fl.parties.cut_layers(layers, at=at)
+        before = attacked(cut, layers, params, test, flags)["psnr"]  # the same for every method
         for method in flags.methods:
             state, curve, steps = run(algorithm(method, cut, sgd, slots))
             row = {
@@ -195,13 +196,15 @@ def main(flags: Flags) -> dict[str, Any]:
                 "client_teraflops": steps * mine / 1e12,
                 "client_flops_share": mine / flops[-1],
                 "curve": curve,
+                "psnr_before_training": before,
                 **attacked(cut, layers, state.server.params, test, flags),
             }
             rows.append(row)
             print(
                 f"cut {at} {method:11} accuracy {row['accuracy']:.3f}  "
                 f"{row['megabytes']:8.1f} MB  client FLOPs {row['client_flops_share']:.2f}  "
-                f"PSNR {row['psnr']:.1f} / {row['psnr_with_noise']:.1f} dB  "
+                f"PSNR {row['psnr']:.1f} / {row['psnr_with_noise']:.1f} dB "
+                f"({before:.1f} before training)  "
                 f"AUC {row['label_auc']:.2f}",
                 flush=True,
             )

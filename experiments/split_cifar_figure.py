@@ -38,6 +38,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 [row["cut"] for row in mine], [row[name] for row in mine], mark, color=color,
                 fillstyle="none", label=f"{method}, {label}",
             )  # fmt: skip
+    begun = {row["cut"]: row["psnr_before_training"] for row in rows}
+    right.plot(*zip(*begun.items(), strict=True), ".-", color="black", label="before training")
     right.set(xlabel="layers at the clients", ylabel="PSNR of reconstructions, dB")
     right.set_xticks(sorted({row["cut"] for row in rows}))
     right.legend(fontsize="x-small")

@@ -148,7 +148,8 @@ def _check_labels(kind: str, labels: PyTree) -> None:
     _check_numbers(labels, "labels")
     if _is_elsewhere(labels):
         return
-    low, high = float(labels.min()), float(labels.max())
+    values = np.asarray(labels)  # by numpy, for the model may be made inside of a traced function
+    low, high = float(values.min()), float(values.max())
     if kind == "logistic" and not (0 <= low <= high <= 1):
         raise ValueError(
             f"labels must lie in [0, 1] for kind='logistic', got {low:g}..{high:g}; (y > 0) makes "

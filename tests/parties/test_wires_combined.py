@@ -226,6 +226,34 @@ def test_noise_up_and_levels_down(method):
     assert metrics["activation_bits"] == 9 * (both * 128 + (0 if cut.labels_stay else 32))
 
 
+def test_noise_and_absence_may_be_swept():
+    """One program for all values: no noise is no wire, an absent party sends nothing."""
+    cut, traced = cut_layers(layers(), at=1), []
+    params = cut.model.init(KEY)
+    slots: Any = {"plan": PLAN, "sampler": fl.everyone()}
+    quiet = split_learning(cut, optax.sgd(0.3), **slots)
+
+    @jax.jit
+    def noised(level):
+        traced.append(level)
+        algo = split_learning(cut, optax.sgd(0.3), uplink=fl.gaussian_noise(level), **slots)
+        return after(algo, params, ALONE)[0].server.params
+
+    found = [noised(level) for level in (0.0, 0.5)]
+    close(found[0], after(quiet, params, ALONE)[0].server.params)
+    assert distance(found[0], found[1]) > 1e-3
+    data = fl.parties.from_columns(X, {"b": EXAMPLES["y"].astype("f4")})
+
+    @jax.jit
+    def absent(share):
+        traced.append(share)
+        algo = vertical_sgd(regression("logistic", data), optax.sgd(0.1), plan=PLAN, absence=share)
+        return after(algo, None, data)[1]["uplink_bits"]
+
+    assert [float(absent(share)) for share in (0.0, 1.0)] == [2 * 9 * 32, 0]
+    assert len(traced) == 2
+
+
 def own_memory():
     """A transform of one's own that says nothing of its kind, and keeps what it was given."""
     return Transform(jnp.zeros_like, lambda key, state, value: (value, value - state))
