@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from fedjax_lite.engine.counted import counted_sizes
 from fedjax_lite.engine.one_client import Trained, rehearse_clients, train_clients
 from fedjax_lite.engine.program import Table
 from fedjax_lite.round.downlink import travelling
-from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
+from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree, Slots
 
 
 class Kept(NamedTuple):
@@ -113,22 +114,6 @@ def one_client(
     found = found_shape(wires, state, jax.random.key(0), told)
     ids = jnp.array([client_id], jnp.int32)
 
-    def lanes(template: PyTree, sent: Any, known: Any) -> PyTree:
-        return _lane(joined(template, sent, known))
-
-    @jax.jit
-    def trained(
-        key: Key, round: Any, sent: Any, found: Any, kept: Kept, data: CohortDataset
-    ) -> Trained:
-        broadcast = lanes(whole, sent, kept.known)
-        return train_clients(
-            algo.slots, key, broadcast, kept.row, ids, round, data, found=_lane(found)
-        )
-
-    @jax.jit
-    def rehearsed(key: Key, round: Any, sent: Any, known: Any, data: CohortDataset) -> Trained:
-        return rehearse_clients(algo.slots, key, lanes(first, sent, known), ids, round, data)
-
     def init() -> Kept:
         return Kept(template_row(state), [])
 
@@ -136,9 +121,9 @@ def one_client(
         check_key(key)
         fields, got, known = _read(decode(request, "train"), whole, found, kept)
         with in_population(num_clients):
-            done = trained(
-                *(key, jnp.int32(fields["round"]), got["sent"], got["found"]),
-                *(Kept(kept.row, known), data),
+            done = _training(algo.slots)(
+                *(key, jnp.int32(fields["round"]), joined(whole, got["sent"], known)),
+                *(got["found"], kept.row, ids, data),
             )
         return _reply("trained", fields, client_id, done), Kept(done.rows, known)
 
@@ -146,7 +131,8 @@ def one_client(
         check_key(key)
         fields, got, known = _read(decode(request, "rehearse"), first, (), kept)
         with in_population(num_clients):
-            done = rehearsed(key, jnp.int32(fields["round"]), got["sent"], known, data)
+            broadcast = joined(first, got["sent"], known)
+            done = _rehearsing(algo.slots)(key, jnp.int32(fields["round"]), broadcast, ids, data)
         return _reply("rehearsed", fields, client_id, done)
 
     def data(examples: PyTree, splits: dict[str, PyTree] | None) -> CohortDataset:
@@ -158,6 +144,28 @@ def one_client(
         return {name: _count(counts if not name else None, part) for name, part in parts.items()}
 
     return OneClient(init, train, rehearse, data, sizes)
+
+
+# Clients of one algorithm in one process, of equally many examples, share a program.
+@functools.lru_cache(maxsize=8)
+def _training(slots: Slots) -> Callable[..., Trained]:
+    @jax.jit
+    def trained(
+        key: Key, round: Any, broadcast: Any, found: Any, row: Table, ids: Any, data: CohortDataset
+    ) -> Trained:
+        given = (_lane(broadcast), row, ids, round, data)
+        return train_clients(slots, key, *given, found=_lane(found))
+
+    return trained
+
+
+@functools.lru_cache(maxsize=8)
+def _rehearsing(slots: Slots) -> Callable[..., Trained]:
+    @jax.jit
+    def rehearsed(key: Key, round: Any, broadcast: Any, ids: Any, data: CohortDataset) -> Trained:
+        return rehearse_clients(slots, key, _lane(broadcast), ids, round, data)
+
+    return rehearsed
 
 
 def _lane(tree: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ import fedjax_lite as fl
 from fedjax_lite.deploy import node
 
 KEY = jax.random.key(3)
-SIZES = (5, 3, 7, 4)
+SIZES = (5, 3, 5, 3)
 NUM_ROUNDS = 3
 
 
