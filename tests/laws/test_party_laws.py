@@ -27,7 +27,7 @@ EXCHANGE, SPLIT_STEP, PARALLEL, TURNS, VERTICAL, WIRES = (
 NETWORK, REGRESSION = testing.PARTIES["vertical network"], testing.PARTIES["vertical logistic"]
 TWO, U = testing.PARTIES["split learning"], testing.PARTIES["split learning labels stay"]
 FIRST = ("vertical network", "vertical cox", "splitfed 1", "split learning labels stay")
-"""One of each kind passes every law by default, of the others one."""
+"""Of these kinds two pass every law by default, of the others one."""
 MAKE = ("FederatedAlgorithm", "VerticalModel", "CutModel", "Model")
 """What factories of `fl.parties` make."""
 LEARN_IN_PARTS = {"vertical_sgd": 6, "fedbcd": 2, "splitfed": 5, "split_learning": 3}
@@ -45,7 +45,9 @@ NEED_NO_STRATEGY = (
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in FIRST else [pytest.mark.sample(1)])
+        pytest.param(
+            name, marks=pytest.mark.sample(2 if name in FIRST else 1, of=f"laws, {name in FIRST}")
+        )
         for name in testing.PARTIES
     ],
 )

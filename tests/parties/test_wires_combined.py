@@ -110,7 +110,7 @@ def split(method, up, down):
     return factory(cut, optax.sgd(0.3), **options), cut, data
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pair", PAIRS, ids=" / ".join)
 def test_cut_networks_with_both_wires_changed(method, pair):
@@ -142,7 +142,7 @@ def bits(transform, shape):
     return float(send(transform, KEY, transform.init(jnp.ones(shape)), jnp.ones(shape))[2].bits)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("pair", PAIRS, ids=" / ".join)
 def test_networks_over_columns_with_both_wires_changed(pair):
     up, down = (EXACT[name] for name in pair)
