@@ -66,6 +66,13 @@ def columns_words(note: Made) -> str:
     for name, what in (("uplink", "activations"), ("downlink", "gradients")):
         if given[name] is not None:
             lines.append((name.capitalize(), f"{what} are sent {phrase(given[name])}"))
+    if any("noise" in given[name].kinds for name in ("uplink", "downlink") if given[name]):
+        lines.append(
+            (
+                "Privacy",
+                "none is accounted; noise covers one message, not labels, epochs or weights",
+            )
+        )
     absence = given.get("absence", 0)
     if not (isinstance(absence, int | float) and absence == 0):
         lines.append(

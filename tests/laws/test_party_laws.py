@@ -89,6 +89,8 @@ def test_described_and_cited(name):
     text = fl.describe(algo)
     assert text.startswith(TITLES[note.name].split(" {")[0])
     assert "Uplink: activations are sent with Gaussian noise" in text
+    assert "Privacy: none is accounted; noise covers one message" in text
+    assert "Privacy" not in fl.describe(testing.PARTIES[name].make(0.1, fl.clip(1.0), None))
     papers = fl.citation(algo).split("\n@")[1:]
     assert papers, "no paper is cited"
     lines = {"splitfed": "thapa2020splitfed", "fedbcd": "liu2019communication"}
