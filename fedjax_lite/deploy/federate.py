@@ -45,9 +45,9 @@ def federate(
 ) -> Federated:
     """Runs a federation over an exchange, and resumes one that was interrupted.
 
-    Before the first round all clients are asked for their sizes. Who does not answer in a round
-    dropped out of it, as a client that the simulation's mask leaves out. With a folder the state
-    is saved after every round (``checkpoints/``, of which a client's own file is never more than a
+    Before the first round all clients are asked for their sizes, and all must answer. Who does not
+    answer in a round dropped out of it, as a client that the simulation's mask leaves out. With a
+    folder the state is saved after every round (``checkpoints/``, of which a client's own file is never more than a
     round ahead) and rows are written to ``metrics.jsonl``; a server that was killed goes on from
     there, and repeats the round that it did not finish: clients answer as before.
 
@@ -117,8 +117,13 @@ def _begin(
         template = hub.init(hub.told({}))
         loaded = checkpoint.load(place / CHECKPOINTS, template)
         return loaded.state, parse_rows(loaded.texts[ROWS], place / ROWS)
-    everyone = range(hub.num_clients)
-    return hub.init(hub.told(exchange(dict.fromkeys(everyone, hub.hello())))), []
+    greetings = exchange(dict.fromkeys(range(hub.num_clients), hub.hello()))
+    if missing := sorted({*range(hub.num_clients)} - {*greetings}):
+        raise FederationAborted(
+            f"clients {missing!r:.80} of {hub.num_clients} did not tell their sizes; start again "
+            "when they are there, or give the server fewer: num_clients"
+        )
+    return hub.init(hub.told(greetings)), []
 
 
 def _check(merged: Merged, round: int, min_clients: int, on_refusal: str) -> None:

@@ -181,6 +181,12 @@ def server(
         with in_population(num_clients):
             return draw(key, state.round, state.sampler, served.told.sizes)[1]
 
+    def allowed(served: Served) -> RoundState:
+        """The state, if a budget of privacy has room for another round."""
+        if wires.privacy is None:
+            return served.state
+        return check_private(wires.privacy, served.state, served.told, None)
+
     def rehearsal(served: Served) -> dict[int, bytes]:
         sent, known = broadcast_of(served.state.server)
         asked = _ids(cohort_of(served), num_clients)
@@ -201,6 +207,7 @@ def server(
         return stacked(taken, np.asarray(cohort.ids).tolist(), template), refusals
 
     def requests(served: Served, rehearsed: Mapping[int, bytes] = _NOBODY) -> dict[int, bytes]:
+        allowed(served)  # before anybody trains
         came, _ = arrived(served, rehearsed)
         with in_population(num_clients):
             sent, known, cohort, found = begun(key, served.state, served.told, came)
@@ -216,7 +223,7 @@ def server(
     def merge(
         served: Served, replies: Mapping[int, bytes], rehearsed: Mapping[int, bytes] = _NOBODY
     ) -> Merged:
-        state, told = served.state, served.told
+        state, told = allowed(served), served.told
         came, refused = arrived(served, rehearsed)
         with in_population(num_clients):
             _, known, cohort, _ = begun(key, state, told, came)
@@ -230,8 +237,6 @@ def server(
         expected = Expected(run_name(served), int(state.round), tuple(asked), template)
         taken, refusals = read_replies(replies, expected)
         trained = stacked(taken, np.asarray(cohort.ids).tolist(), template)
-        if wires.privacy is not None:
-            state = check_private(wires.privacy, state, told, None)
         with in_population(num_clients):
             new, metrics = merged(key, state, told, trained, came)
         after = served._replace(state=new, **_commits(served, asked, sorted(taken), known))

@@ -213,6 +213,41 @@ def test_aborts_as_configured(tmp_path):
     assert federate(hub_of(algo), only_training, num_rounds=1).rows[0]["refused"] == 1
 
 
+def test_a_budget_of_privacy_ends_the_run_before_anybody_trains(tmp_path):
+    mechanism = fl.privacy.central_gaussian(
+        clip=0.5,
+        num_clients=len(SIZES),
+        delta=1e-3,
+        sampling_rate=0.9,
+        noise_multiplier=1.0,
+        num_rounds=2,
+    )
+    algo = fl.fedavg(loss, optax.sgd(0.1), plan=PLAN, privacy=mechanism)
+    parts, _ = population()
+    kinds = []
+
+    def exchange(requests):
+        kinds.extend(decode(request).kind for request in requests.values())
+        return in_process(answers)(requests)
+
+    answers = nodes_of(algo, parts, tmp_path / "rows")
+    done = federate(hub_of(algo), exchange, num_rounds=2, folder=tmp_path / "run")
+    spent = [row["epsilon"] for row in done.rows]
+    assert spent == pytest.approx([mechanism.accountant.spent(r)["epsilon"] for r in (1, 2)])
+    kinds.clear()
+    with pytest.raises(ValueError, match="budget"):
+        federate(hub_of(algo), exchange, num_rounds=3, folder=tmp_path / "run")
+    assert kinds == []
+
+
+def test_all_must_tell_their_sizes(tmp_path):
+    algo = everyone("fedavg")
+    answers = nodes_of(algo, population()[0], tmp_path)
+    del answers[2]
+    with pytest.raises(FederationAborted, match=r"\[2\] of 4 did not tell"):
+        federate(hub_of(algo), in_process(answers), num_rounds=1)
+
+
 def test_a_client_refuses_what_it_cannot_answer(tmp_path):
     algo = everyone("scaffold")
     parts, _ = population()
