@@ -47,9 +47,10 @@ def federate(
 
     Before the first round all clients are asked for their sizes, and all must answer. Who does not
     answer in a round dropped out of it, as a client that the simulation's mask leaves out. With a
-    folder the state is saved after every round (``checkpoints/``, of which a client's own file is never more than a
-    round ahead) and rows are written to ``metrics.jsonl``; a server that was killed goes on from
-    there, and repeats the round that it did not finish: clients answer as before.
+    folder the state is saved after every round (``checkpoints/``, of which a client's own file is
+    never more than a round ahead) and rows are written to ``metrics.jsonl``; a server that was
+    killed goes on from there, and repeats the round that it did not finish: clients answer as
+    before.
 
     Args:
       hub: `fedjax_lite.deploy.server`.
