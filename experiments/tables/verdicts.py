@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tables.published import published
-from tables.words import number
+from tables.words import as_published, number
 
 Kind = Literal["reproduced", "not reproduced", "not run"]
 
@@ -115,8 +115,9 @@ def interval(values: Sequence[float | None]) -> tuple[float, float]:
 def find(document: Any, steps: Sequence[Any]) -> list[Any]:
     """Values of a parsed file by steps; none where a step leads nowhere.
 
-    A step is a key, a place in a list, a table of values that rows of a list must have, or
-    ``@name``: the key that the value of `name` spells, in the nearest table above that has it.
+    A step is a key, ``*`` for all keys, a place in a list (-1 the last), a table of values that
+    rows of a list must have, or ``@name``: the key that the value of `name` spells, in the nearest
+    table above that has it.
 
     Example:
       >>> document = {"best": 0.2, "by_rate": {"0.2": [1.0, 2.0]}, "rows": [{"a": 1, "b": 5}]}
@@ -140,8 +141,8 @@ def _under(node: Any, above: tuple[Any, ...], step: Any) -> list[Any]:
         tables = [t for t in (node, *reversed(above)) if isinstance(t, Mapping) and step[1:] in t]
         step = f"{tables[0][step[1:]]:g}" if tables else step
     if isinstance(node, Mapping):
-        return [node[step]] if step in node else []
-    if isinstance(node, list) and isinstance(step, int) and step < len(node):
+        return list(node.values()) if step == "*" else [node[step]] if step in node else []
+    if isinstance(node, list) and isinstance(step, int) and -len(node) <= step < len(node):
         return [node[step]]
     return []
 
@@ -196,13 +197,18 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
     spreads = find(group, row["spread"]) if "spread" in row else []
     spread = max(factor * spreads[0] if spreads else 0.0, row["printed"])
     file, *steps = row["ours"]
-    ours = [v if v is None else factor * v for v in find(documents.get(file, {}), steps)]
+    document = documents.get(file, {})
+    scale = row.get("ours_factor", factor)
+    ours = [v if v is None else scale * v for v in find(document, steps)]
     if "over" in row:  # a ratio: the other way round, so that more is better
-        base = [v for v in find(documents.get(file, {}), row["over"][1:])]
+        base = find(document, row["over"])
         ours = [b / o if b and o else None for b, o in zip(base, ours, strict=True)]
     given = {"cost": f"experiments/results/{file}.json has no such row"}
-    given |= {name: row[name] for name in ("cut", "cost", "cause") if name in row}
-    verdict = judge(value, spread, ours, fewer=group["better"] == "fewer", **given)
+    given |= {name: row[name] for name in ("cost", "cause") if name in row}
+    cut = row.get("cut", ())
+    if cut and as_published(group, document.get("settings", {})):
+        cut = ()  # a file of the published setting has taken the place of the small one
+    verdict = judge(value, spread, ours, fewer=group["better"] == "fewer", cut=cut, **given)
     known = [v for v in ours if v is not None]
     here = "-" if not known else number(statistics.fmean(known), digits)
     if len(known) > 1:
@@ -213,7 +219,7 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
         here += f" ({len(known)} seed{'s' if len(known) > 1 else ''})"
     there = number(value, digits) + (f" ± {number(spread, digits)}" if spreads else "")
     # A cut setting says what was cut where it shows a number.
-    differences = [*(row.get("cut", ()) if known else ()), *row.get("differences", ())]
+    differences = [*(cut if known else ()), *row.get("differences", ())]
     return Judged(
         f"{group['paper']} [{group['mark']}]", row["what"], there, here, verdict,
         "; ".join(differences), row["command"], row["what"] in _written()["brief"],

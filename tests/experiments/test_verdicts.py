@@ -76,6 +76,27 @@ def test_steps_into_a_document(verdicts):
     assert find(document, ["rows", {"rule": "median"}, "accuracy"]) == []
     assert find(document, ["nowhere", "a"]) == []
     assert find({"x": [5, 6]}, ["x", 1]) == [6]
+    assert find({"curves": {"0": [1, 2], "1": [3, 4]}}, ["curves", "*", -1]) == [2, 4]
+
+
+def test_a_run_of_the_published_setting_is_judged(verdicts, documents):
+    """FedAvg at alpha 100, published 90.8 by a plot, so within a point."""
+    what = "FedAvg, Fashion-MNIST, Dirichlet(100), accuracy, %"
+    (row,) = [row for row in verdicts.rows() if row["what"] == what]
+    setting = importlib.import_module("tables.published").published()["fashion"]["setting"]
+    run = {"alpha": 100.0, "method": "fedavg", "effective_rate": 0.1, "accuracy": 0.9}
+    kinds = [
+        verdicts._judged(row, {"fashion_dirichlet": {"settings": used, "rows": [run]}}).verdict.kind
+        for used in (setting, setting | {"num_rounds": 300}, {})
+    ]
+    assert kinds == ["reproduced", "not run", "not run"]
+
+
+def test_what_was_cut_can_be_told_from_the_published_setting(verdicts):
+    """A row that says what was cut is of a group that says what was published."""
+    published = importlib.import_module("tables.published").published()
+    for row in verdicts.rows():
+        assert "cut" not in row or published[row["group"]]["setting"], row["what"]
 
 
 def test_axes_are_multiplied_out(verdicts):
