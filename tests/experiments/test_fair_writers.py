@@ -50,17 +50,33 @@ def of(**figures):
 @pytest.mark.parametrize(
     ("worst", "variance", "said"),
     [
-        ([0.6, 0.61, 0.62], [0.02, 0.02, 0.02], "fairer: worst up (+10.0 +- 0.0)"),
-        ([0.5, 0.51, 0.52], [0.01, 0.01, 0.01], "fairer: worst nowhere surely"),
-        ([0.9, 0.5, 0.3], [0.02, 0.02, 0.02], "not surely fairer: worst nowhere surely"),
-        ([0.4, 0.41, 0.42], [0.03, 0.03, 0.03], "not surely fairer: worst down"),
+        ([0.6, 0.61, 0.62], [0.02, 0.02, 0.02], "fairer than FedAvg: worst up (+10.0 +- 0.0)"),
+        ([0.5, 0.51, 0.52], [0.01, 0.01, 0.01], "fairer than FedAvg: worst nowhere surely"),
+        (
+            [0.9, 0.5, 0.3],
+            [0.02, 0.02, 0.02],
+            "not surely fairer than FedAvg: worst nowhere surely",
+        ),
+        ([0.4, 0.41, 0.42], [0.03, 0.03, 0.03], "not surely fairer than FedAvg: worst down"),
     ],
 )
 def test_verdicts(script, worst, variance, said):
     same = {"mean": [0.8] * 3, "gap": [0.1] * 3}
     plain = of(worst=[0.5, 0.51, 0.52], variance=[0.02] * 3, **same)
     found = script.against(of(worst=worst, variance=variance, **same), plain)
-    assert script.verdict({"against": found}).startswith(said)
+    assert script.verdict({"against": found, "control": "FedAvg"}).startswith(said)
+
+
+def test_methods_are_judged_against_their_controls(script):
+    """FedMGDA+ against the mean of updates of one length, which itself is against FedAvg."""
+    names = ("FedAvg", "FedAvg, long", "q-FedAvg 1", "q-FedAvg, long 1", "FedMGDA+ 0", "FedMGDA+ 1")
+    found = {name: of(worst=[float(i), i + 0.5]) for i, name in enumerate(names)}
+    rows = {name: script.judged(name, found) for name in names}
+    assert [row["control"] for row in rows.values()] == [
+        "FedAvg", "FedAvg", "FedAvg", "FedAvg, long", "FedAvg", "FedMGDA+ 0",
+    ]  # fmt: skip
+    assert rows["FedMGDA+ 1"]["against"]["worst"]["mean"] == 1
+    assert rows["q-FedAvg, long 1"]["against"]["worst"]["mean"] == 2
 
 
 def test_a_share_that_is_none(script, tmp_path):

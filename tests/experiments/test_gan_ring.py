@@ -23,16 +23,18 @@ def test_a_smoke_run(script, tmp_path):
     results = script.main(flags)
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
     assert (tmp_path / "ring.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert [row["way"] for row in results["rows"]] == list(script.WAYS)
-    assert np.shape(results["rows"][0]["coverage"]) == (2, 4)
-    assert len(results["parts"]) == 4
+    (deal,) = results["deals"]
+    assert deal["small_size"] == 20
+    assert [row["way"] for row in deal["rows"]] == list(script.WAYS)
+    assert np.shape(deal["rows"][0]["coverage"]) == (2, 4)
+    assert len(deal["parts"]) == 4
     with pytest.raises(FileExistsError, match="--overwrite"):
         script.main(flags)
 
 
 def test_the_deal(script):
     """Every client holds two modes of its own, half of its examples each."""
-    x, modes, owners = script.ring(script.Flags())
+    x, modes, owners = script.ring(600, 100)
     held = [np.bincount(modes[owners == i], minlength=8).tolist() for i in range(4)]
     assert held == [
         [300, 300, 0, 0, 0, 0, 0, 0],
@@ -46,7 +48,7 @@ def test_the_deal(script):
 
 def test_scores(script):
     """A generator of the large clients' modes alone, and one beside it of the small one's."""
-    _, modes, owners = script.ring(script.Flags())
+    _, modes, owners = script.ring(600, 100)
     counts = np.zeros((4, 8), int)
     np.add.at(counts, (owners, modes), 1)
     large, small = script.CENTRES[:6], np.repeat(script.CENTRES[6:], 3, 0)
