@@ -167,6 +167,7 @@ FORBIDDEN = (
     "cryptography",
     "tenseal",
     "flwr",
+    "nvflare",
 )
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fedjax_lite.deploy.certificates import Certificates, make_certificates
     from fedjax_lite.deploy.exchange import Answer, Exchange, in_process
     from fedjax_lite.deploy.federate import Federated, FederationAborted, federate
+    from fedjax_lite.deploy.flare import flare_client, flare_exchange, flare_server
     from fedjax_lite.deploy.flower import flower_answers, flower_client, flower_server
     from fedjax_lite.deploy.flower_grid import grid_exchange
     from fedjax_lite.deploy.frames import FrameError
@@ -41,6 +42,9 @@ __all__ = [
     "decode",
     "encode",
     "federate",
+    "flare_client",
+    "flare_exchange",
+    "flare_server",
     "flower_answers",
     "flower_client",
     "flower_server",

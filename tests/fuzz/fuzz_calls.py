@@ -77,7 +77,11 @@ LEFT_OUT = {
     "deploy.Exchange": "a type",
     **dict.fromkeys(
         ("deploy.flower_answers", "deploy.flower_client", "deploy.flower_server"),
-        "needs Flower; tests/deploy/test_flower_arguments.py",
+        "needs Flower; tests/deploy/test_app_arguments.py",
+    ),
+    **dict.fromkeys(
+        ("deploy.flare_client", "deploy.flare_server"),
+        "needs NVFlare; tests/deploy/test_app_arguments.py",
     ),
     "deploy.listen": "opens sockets; tests/deploy/test_sockets.py",
     "deploy.Listener": "made by `listen`",

@@ -36,6 +36,13 @@ DEPLOY: dict[str, dict[str, Any]] = {
     },
     "deploy.server": {"algo": ALGO, "key": KEY, "params": START, "num_clients": 2},
     "deploy.in_process": {"answers": {0: ANSWER}},
+    "deploy.flare_exchange": {
+        "controller": SimpleNamespace(send=print),
+        "sites": ["site-1"],
+        "abort_signal": SimpleNamespace(triggered=False),
+        "fl_ctx": SimpleNamespace(get_prop=print),
+        "timeout": 1.0,
+    },
     "deploy.grid_exchange": {"grid": SimpleNamespace(push_messages=print), "timeout": 1.0},
     "deploy.federate": {
         "hub": HUB,

@@ -1,4 +1,4 @@
-"""A SuperLink and SuperNodes as processes of this machine, for tests: all on 127.0.0.1."""
+"""Processes of a federation on this machine, Flower's above all: all on 127.0.0.1."""
 
 import contextlib
 import os
@@ -15,6 +15,22 @@ ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 MARK = "FEDJAX_LITE_TEST_OF_FLOWER"
 DEADLINE = 240
+NO_PICKLE = """
+import os, pickle, sys, traceback
+
+def watched(plain):
+    def refused(*args, **kwargs):
+        if sys._getframe(1).f_globals["__name__"].startswith("multiprocessing."):
+            return plain(*args, **kwargs)  # of a process to its own children
+        with open(os.environ["PICKLED"], "a") as file:
+            traceback.print_stack(file=file)
+        raise RuntimeError("somebody pickles")
+    return refused
+
+for name in ("dump", "dumps", "load", "loads"):
+    setattr(pickle, name, watched(getattr(pickle, name)))
+"""
+"""Python runs this first in each process: who pickles fails, and is written down."""
 
 
 def free_port():
@@ -34,9 +50,11 @@ def wait(until, what, seconds=DEADLINE):
 class Processes:
     """Starts Flower's processes, and ends them and all that they started."""
 
-    def __init__(self, folder, tls=None, python_path=()):
+    def __init__(self, folder, tls=None):
         self.folder, self.tls, self.mark = folder, tls, uuid.uuid4().hex
-        self.python_path = [*map(str, python_path), str(ROOT)]
+        for name in ("site", "rounds"):
+            (folder / name).mkdir()
+        (folder / "site" / "sitecustomize.py").write_text(NO_PICKLE)
         self.port = free_port()
         self.started = {}
         self.listening, self.connected = set(), set()
@@ -52,7 +70,9 @@ class Processes:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "JAX_PLATFORMS": "cpu",
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(self.python_path),
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(ROOT)]),
+            "PICKLED": str(self.folder / "pickled"),
+            "ROUNDS": str(self.folder / "rounds"),
             MARK: self.mark,
         }
 
@@ -115,6 +135,11 @@ class Processes:
             f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}"
             for path in sorted(self.folder.glob("*.log"))
         )
+
+    def pickled(self):
+        """Who pickled, and where; "" if nobody did."""
+        file = self.folder / "pickled"
+        return file.read_text() if file.exists() else ""
 
     def all(self):
         """Every process that was started, by whomever: they inherit the mark."""
