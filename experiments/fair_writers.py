@@ -9,13 +9,13 @@ measured, not made. Logistic regression, which cannot fit everybody, is trained 
 AFL (a client, or a kind of writer, as its unit), TERM and FedMGDA+, at several strengths each, all
 clients in every round. Writers are drawn anew a few times (`num_deals`), and each time all seeds
 and strengths of a method are one vmapped sweep. A method is judged in pairs of the same deal
-against what it would be without its leaning: FedAvg; FedAvg of four times the rounds for q-FedAvg
-of as many, since q-FedAvg takes shorter steps; and FedMGDA+ of deviation 0, the mean of updates of
-one length, for FedMGDA+, since that mean already is another method than FedAvg. (Four times the
-rate is no way to longer steps: the updates then overshoot, their squares are in q-FedAvg's
-denominators, and its mean accuracy was 66 to 80 % where FedAvg's was 93.) A method is called fairer
-where the worst tenth of the clients gains, or the variance falls, by more than two standard errors
-over the deals. Prints the table; writes results.json and fair.png.
+against what it would be without its leaning: FedAvg of as many rounds; and FedMGDA+ of deviation 0,
+the mean of updates of one length, for FedMGDA+, since that mean already is another method than
+FedAvg. "Long" has four times the rounds: q-FedAvg takes short steps, and what others gain early may
+be haste. (Four times the rate is no way to longer steps: updates overshoot, their squares are in
+q-FedAvg's denominators, and its mean accuracy was 66 to 80 % where FedAvg's was 93.) A method is
+called fairer where the worst tenth of the clients gains, or the variance falls, by more than two
+standard errors over the deals. Prints the table; writes results.json and fair.png.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ FIRST_STUDENT = 2100
 """Writers from this number on are the high-school students of NIST's hsf_4."""
 TRAINED, HELD_OUT = 60, 40
 PLAIN, LONG = "FedAvg", "FedAvg, long"
-CONTROLS = {"q-FedAvg, long": LONG, "FedMGDA+": "FedMGDA+ 0"}
+CONTROLS = {
+    **dict.fromkeys(("q-FedAvg, long", "AFL, long", "TERM, long", "FedMGDA+, long"), LONG),
+    "FedMGDA+": "FedMGDA+ 0",
+    "FedMGDA+, long": "FedMGDA+, long 0",
+}
 """What a family of methods is without its leaning, where that is not FedAvg."""
 FIGURES = ("mean", "worst", "best", "variance", "gini", "jain", "angle")
 
@@ -176,7 +180,6 @@ def methods(flags: Flags, model: fl.models.Model, groups: np.ndarray) -> dict[st
     sgd = optax.sgd(rate)
     same: dict[str, Any] = {"plan": fl.Plan(flags.batch_size), "sampler": fl.everyone()}
     uniform: dict[str, Any] = {"weighting": "uniform", **same}
-    falling = optax.sgd(optax.cosine_decay_schedule(1.0, rounds))
 
     def plain(strength: Any) -> fl.FederatedAlgorithm:
         return fl.fedavg(loss, sgd, **uniform)
@@ -187,7 +190,11 @@ def methods(flags: Flags, model: fl.models.Model, groups: np.ndarray) -> dict[st
     def afl(strength: Any, groups: Any = None) -> fl.FederatedAlgorithm:
         return fl.afl(loss, sgd, mixture_rate=strength, groups=groups, **same)
 
-    def fedmgda(strength: Any) -> fl.FederatedAlgorithm:
+    def term(strength: Any) -> fl.FederatedAlgorithm:
+        return fl.term(loss, sgd, tilt=strength, **uniform)
+
+    def fedmgda(strength: Any, times: int = 1) -> fl.FederatedAlgorithm:
+        falling = optax.sgd(optax.cosine_decay_schedule(1.0, times * rounds))
         return fl.fedmgda(loss, sgd, deviation=strength, server_optimizer=falling, **uniform)
 
     return {
@@ -197,8 +204,11 @@ def methods(flags: Flags, model: fl.models.Model, groups: np.ndarray) -> dict[st
         "q-FedAvg, long": Method(q_fedavg, (0.5, 2.0), 4),
         "AFL": Method(afl, (0.001, 0.01)),
         "AFL by kind": Method(functools.partial(afl, groups=groups), (0.05, 0.5)),
-        "TERM": Method(lambda strength: fl.term(loss, sgd, tilt=strength, **uniform), (1.0, 5.0)),
+        "AFL, long": Method(afl, (0.001,), 4),
+        "TERM": Method(term, (1.0, 5.0)),
+        "TERM, long": Method(term, (5.0,), 4),
         "FedMGDA+": Method(fedmgda, (0.0, 0.01, 1.0)),
+        "FedMGDA+, long": Method(functools.partial(fedmgda, times=4), (0.0, 1.0), 4),
     }
 
 
@@ -219,7 +229,8 @@ def over_deals(each: list[dict[str, float]]) -> dict[str, list[float]]:
 def judged(name: str, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Figures of a method, and what they say beside those of its control."""
     control = CONTROLS.get(family(name), PLAIN)
-    control = PLAIN if control == name or control not in found else control
+    if control == name:  # itself without a leaning
+        control = LONG if "long" in name and name != LONG else PLAIN
     figures = over_deals(found[name])
     return {
         "method": name, "figures": figures, "control": control,
@@ -274,25 +285,29 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """Worst tenth against mean, and accuracy of both kinds of writers."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
     names = [row["method"] for row in results["rows"]]
-    marks = "osPXD^vd"
+    marks = "osPXD^v<d*>hp"
     families = list(dict.fromkeys(family(name) for name in names))
     for number, row in enumerate(results["rows"]):
         kind = families.index(family(row["method"]))
         found = {name: 100 * np.array(row["figures"][name]) for name in ("mean", "worst")}
-        left.plot(
-            found["mean"].mean(), found["worst"].mean(), marks[kind % 8], color=f"C{kind}",
-            markersize=7, label=row["method"],
+        error = {name: each.std(ddof=1) / np.sqrt(len(each)) for name, each in found.items()}
+        left.errorbar(
+            found["mean"].mean(), found["worst"].mean(), error["worst"], error["mean"],
+            fmt=marks[kind % len(marks)], color=f"C{kind}", markersize=6, elinewidth=0.7,
+            label=row["method"],
             alpha=1.0 if number == 0 or family(names[number - 1]) != families[kind] else 0.55,
         )  # fmt: skip
-    left.set(xlabel="mean accuracy of clients, %", ylabel="mean of the worst tenth, %")
+    left.set(
+        xlabel="mean accuracy of clients, %", ylabel="mean of the worst tenth, %; errors over deals"
+    )
     place = np.arange(len(names))
-    for shift, kind in ((-0.2, "employees"), (0.2, "students")):
+    for shift, kind, colour in ((-0.2, "employees", "#0072b2"), (0.2, "students", "#d55e00")):
         values = [100 * np.array(row["figures"][kind]) for row in results["rows"]]
-        bars = right.bar(place + shift, [v.mean() for v in values], 0.4, label=kind)
-        right.bar_label(bars, fmt="%.1f", fontsize=7, rotation=90, padding=2)
+        bars = right.bar(place + shift, [v.mean() for v in values], 0.4, label=kind, color=colour)
+        right.bar_label(bars, fmt="%.1f", fontsize=7, rotation=90, label_type="center", color="w")
     lowest = min(np.mean(row["figures"]["students"]) for row in results["rows"])
     right.set_ylim(max(0.0, 100 * lowest - 8), None)
     right.margins(y=0.15)

@@ -69,11 +69,15 @@ def test_verdicts(script, worst, variance, said):
 
 def test_methods_are_judged_against_their_controls(script):
     """FedMGDA+ against the mean of updates of one length, which itself is against FedAvg."""
-    names = ("FedAvg", "FedAvg, long", "q-FedAvg 1", "q-FedAvg, long 1", "FedMGDA+ 0", "FedMGDA+ 1")
+    names = (
+        "FedAvg", "FedAvg, long", "q-FedAvg 1", "q-FedAvg, long 1", "FedMGDA+ 0", "FedMGDA+ 1",
+        "FedMGDA+, long 0", "FedMGDA+, long 1",
+    )  # fmt: skip
     found = {name: of(worst=[float(i), i + 0.5]) for i, name in enumerate(names)}
     rows = {name: script.judged(name, found) for name in names}
     assert [row["control"] for row in rows.values()] == [
         "FedAvg", "FedAvg", "FedAvg", "FedAvg, long", "FedAvg", "FedMGDA+ 0",
+        "FedAvg, long", "FedMGDA+, long 0",
     ]  # fmt: skip
     assert rows["FedMGDA+ 1"]["against"]["worst"]["mean"] == 1
     assert rows["q-FedAvg, long 1"]["against"]["worst"]["mean"] == 2
