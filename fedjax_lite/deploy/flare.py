@@ -81,6 +81,9 @@ def flare_client(
       >>> if find_spec("nvflare"):
       ...     client = flare_client(algo, jax.random.key(0), jnp.float32(0),
       ...                           lambda data: {"b": np.loadtxt(data)})
+
+    Reference: Roth et al., "NVIDIA FLARE: Federated Learning from Simulation to Real-World", 2022,
+    arXiv:2210.13291.
     """
     deployed(algo)
     check_key(key)

@@ -59,6 +59,9 @@ def flower_client(
       >>> if find_spec("flwr"):
       ...     client = flower_client(algo, jax.random.key(0), jnp.float32(0),
       ...                            lambda config: {"b": np.loadtxt(config["data"])})
+
+    Reference: Beutel et al., "Flower: A Friendly Federated Learning Research Framework", 2020,
+    arXiv:2007.14390.
     """
     deployed(algo)
     check_key(key)
