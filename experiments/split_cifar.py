@@ -217,6 +217,7 @@ def main(flags: Flags) -> dict[str, Any]:
         row["fedavg_at_equal_bytes"] = reached(fedavg, "megabytes", row["megabytes"])
         row["fedavg_at_equal_flops"] = reached(fedavg, "round", budget)
     results = {
+        "psnr_of_the_mean_image": guessed(data, test, flags),
         "ways": ways(flags, whole, run, data, test, fedavg, steps, flops[-1]),
         "fedavg": fedavg,
         "rows": rows,
@@ -268,6 +269,13 @@ def ways(
         {"way": "edge", "accuracy": float(each.mean()), "megabytes": 0.0,
          "client_teraflops": float(their_steps) * flops / 1e12, "deviation": float(each.std())},
     ]  # fmt: skip
+
+
+def guessed(data: Any, test: Any, flags: Flags) -> float:
+    """How alike, in dB, the attacked images are to the mean of the training images: no attack."""
+    images = jnp.asarray(test["x"][: flags.num_attacked]) / 255
+    mean = jnp.asarray(data.examples["x"]).mean(0) / 255
+    return float(psnr(jnp.broadcast_to(mean, images.shape), images).mean())
 
 
 def problem(flags: Flags) -> tuple[Any, dict[str, np.ndarray]]:

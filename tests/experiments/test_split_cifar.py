@@ -38,6 +38,7 @@ def test_a_smoke_run(script, finished):
     assert accuracies == pytest.approx([point["accuracy"] for point in beside])
     assert results["fedavg"][-1]["megabytes"] >= row["megabytes"]
     assert not math.isnan(row["fedavg_at_equal_bytes"])
+    assert 5 < results["psnr_of_the_mean_image"] < 20
     ways = {way["way"]: way for way in results["ways"]}
     assert list(ways) == ["federated", "centralised", "edge"]
     assert ways["centralised"]["client_teraflops"] == ways["edge"]["megabytes"] == 0
