@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from fedjax_lite.deploy.one_client import OneClient, one_client
     from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
     from fedjax_lite.deploy.parts import ToldSizes
-    from fedjax_lite.deploy.server import FederatedServer, Merged, Served, server
+    from fedjax_lite.deploy.rounds import Merged, Served
+    from fedjax_lite.deploy.secure_server import SecureServer, secure_server
+    from fedjax_lite.deploy.secure_settings import SecureSettings
+    from fedjax_lite.deploy.server import FederatedServer, server
     from fedjax_lite.deploy.tls import TLS
 
 __all__ = [
@@ -35,6 +38,8 @@ __all__ = [
     "OneClient",
     "Packet",
     "PacketError",
+    "SecureServer",
+    "SecureSettings",
     "Served",
     "TLS",
     "ToldSizes",
@@ -54,6 +59,7 @@ __all__ = [
     "make_certificates",
     "node",
     "one_client",
+    "secure_server",
     "server",
     "unpack",
 ]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 
 from fedjax_lite.checks.arguments import as_path, check_count, shown
+from fedjax_lite.crypto.secagg.messages import SecAggAbort
 from fedjax_lite.deploy.exchange import Exchange
-from fedjax_lite.deploy.server import FederatedServer, Merged, Served
+from fedjax_lite.deploy.rounds import Merged, Served
+from fedjax_lite.deploy.secure_server import SecureServer
+from fedjax_lite.deploy.server import FederatedServer
 from fedjax_lite.run import checkpoint
 from fedjax_lite.run.folder_lock import FolderLock
 from fedjax_lite.run.history import History, Row, parse_rows
@@ -34,7 +37,7 @@ class Federated(NamedTuple):
 
 
 def federate(
-    hub: FederatedServer,
+    hub: FederatedServer | SecureServer,
     exchange: Exchange,
     *,
     num_rounds: int,
@@ -53,7 +56,7 @@ def federate(
     before.
 
     Args:
-      hub: `fedjax_lite.deploy.server`.
+      hub: `fedjax_lite.deploy.server` or `fedjax_lite.deploy.secure_server`.
       exchange: carries requests and replies; any transport.
       num_rounds: rounds in all, those done before included.
       folder: of the run; made where it does not exist.
@@ -66,7 +69,8 @@ def federate(
       `Federated`.
 
     Raises:
-      FederationAborted: as configured; all rounds before it are saved.
+      FederationAborted: as configured, or where secure aggregation gave a round up; all rounds
+        before it are saved.
       ValueError: if a budget of privacy is spent.
 
     Example:
@@ -83,7 +87,7 @@ def federate(
       >>> float(done.served.state.server.params), done.rows[0]["num_clients"]
       (1.0, 3)
     """
-    if not isinstance(hub, FederatedServer):
+    if not isinstance(hub, FederatedServer | SecureServer):
         raise TypeError(f"hub must be fl.deploy.server(...), got {shown(hub)}")
     check_count(num_rounds, "num_rounds", minimum=0)
     check_count(min_clients, "min_clients", minimum=1)
@@ -98,20 +102,37 @@ def federate(
         history = History(place, rows=rows, resumed=bool(rows))
         stack.callback(history.close)
         while int(served.state.round) < num_rounds:
-            ask = {} if hub.rehearsal is None else hub.rehearsal(served)
-            rehearsed = exchange(ask) if ask else {}
-            requests = hub.requests(served, rehearsed)
-            replies = exchange(requests)
-            merged = hub.merge(served, replies, rehearsed)
+            traffic = Traffic(exchange)
+            try:
+                merged = hub.round(served, traffic)
+            except SecAggAbort as error:
+                raise FederationAborted(
+                    f"round {int(served.state.round)}: {error}; start it again when they are back"
+                ) from error
             _check(merged, int(served.state.round), min_clients, on_refusal)
             served = merged.served
-            history.append([_row(hub, merged, [ask, requests], [rehearsed, replies], evaluate)])
+            history.append([_row(hub, merged, traffic, evaluate)])
             _save(place, served, history)
     return Federated(served, history.rows)
 
 
+class Traffic:
+    """An exchange that counts the bytes which it carries."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.down, self.up = 0, 0
+
+    def __call__(self, requests: Mapping[int, bytes]) -> Mapping[int, bytes]:
+        """Asks, and counts."""
+        replies = self._exchange(requests)
+        self.down += sum(map(len, requests.values()))
+        self.up += sum(map(len, replies.values()))
+        return replies
+
+
 def _begin(
-    hub: FederatedServer, exchange: Exchange, place: Path | None
+    hub: FederatedServer | SecureServer, exchange: Exchange, place: Path | None
 ) -> tuple[Served, list[Row]]:
     """The newest checkpoint, or the state before the first round, of sizes that clients tell."""
     if place is not None and checkpoint.steps(place / CHECKPOINTS):
@@ -142,10 +163,9 @@ def _check(merged: Merged, round: int, min_clients: int, on_refusal: str) -> Non
 
 
 def _row(
-    hub: FederatedServer,
+    hub: FederatedServer | SecureServer,
     merged: Merged,
-    requests: Sequence[Mapping[int, bytes]],
-    replies: Sequence[Mapping[int, bytes]],
+    traffic: Traffic,
     evaluate: Callable[[Any], dict[str, Any]] | None,
 ) -> Row:
     state = merged.served.state
@@ -154,8 +174,8 @@ def _row(
         **{name: value.item() for name, value in jax.device_get(merged.metrics).items()},
         "asked": len(merged.asked),
         "refused": len(merged.refusals),
-        "bytes_down": sum(len(data) for some in requests for data in some.values()),
-        "bytes_up": sum(len(data) for some in replies for data in some.values()),
+        "bytes_down": traffic.down,
+        "bytes_up": traffic.up,
     }
     if merged.refusals:
         row["refusals"] = [why for _, why in merged.refusals]

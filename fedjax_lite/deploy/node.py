@@ -12,10 +12,13 @@ import jax
 
 from fedjax_lite import trees
 from fedjax_lite.checks.arguments import as_path, check_count, check_key, check_params
+from fedjax_lite.crypto.secagg.messages import SecAggAbort
 from fedjax_lite.deploy.one_client import Kept, OneClient, one_client, own_data
 from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
 from fedjax_lite.deploy.parts import deployed
-from fedjax_lite.deploy.server import NEVER
+from fedjax_lite.deploy.rounds import NEVER
+from fedjax_lite.deploy.secure_client import PHASES, SecureClient
+from fedjax_lite.deploy.secure_settings import SecureSettings
 from fedjax_lite.run.files import naming
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
 
@@ -29,6 +32,8 @@ def node(
     client_id: int,
     folder: str | os.PathLike[str],
     splits: dict[str, PyTree] | None = None,
+    secure: SecureSettings | None = None,
+    identity: Any = None,
 ) -> Callable[[bytes], bytes]:
     """A client's machine as one function, ``request -> reply``; any transport may carry them.
 
@@ -50,12 +55,15 @@ def node(
       client_id: which client of the population this is.
       folder: of its rows, on its own disk: a file a run.
       splits: other data of this client, which phases read, by name.
+      secure: answer `fedjax_lite.deploy.secure_server` only: neither a message nor a metric of this
+        client leaves it but in a sum.
+      identity: its ``Ed25519PrivateKey``, where `secure` has identities.
 
     Returns:
       ``(bytes) -> bytes``.
 
     Raises:
-      TypeError, ValueError: as `fedjax_lite.deploy.one_client`.
+      TypeError, ValueError: as `fedjax_lite.deploy.one_client`; if `secure` does not fit `algo`.
 
     Example:
       >>> import optax, tempfile, jax.numpy as jnp, fedjax_lite as fl
@@ -76,6 +84,10 @@ def node(
     folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[int, tuple[OneClient, Any]] = {}
+    secretive = None
+    if secure is not None:
+        secretive = SecureClient(algo, client_id, folder, secure, identity)
+    kinds = ("sizes?", *(("rehearse", "train") if secretive is None else PHASES))
 
     def client_of(packet: Packet) -> tuple[OneClient, Any]:
         number = packet.fields.get("num_clients")
@@ -89,20 +101,28 @@ def node(
 
     def answer(request: bytes) -> bytes:
         try:
-            packet = decode(request, "sizes?", "rehearse", "train")
+            packet = decode(request, *kinds)
             client, data = client_of(packet)
             if packet.kind == "sizes?":
                 return encode("sizes", {"client": client_id, "sizes": client.sizes(data)})
             if (whose := packet.fields.get("client")) != client_id:
                 raise PacketError(f"the request is for client {whose!r:.40}, I am {client_id}")
+            if secretive is not None and packet.kind != "advertise":
+                return secretive.answer(packet, request)
             shelf = Shelf(folder, client_id, packet.fields, client.init)
             before = shelf.before()
             if packet.kind == "rehearse":
                 return client.rehearse(key, request, before, data)
-            reply, after = client.train(key, request, before, data)
+            if secretive is None:
+                reply, after = client.train(key, request, before, data)
+            elif (reply := secretive.known(request)) is not None:
+                return reply
+            else:
+                tree, after = client.local(key, packet, before, data)
+                reply = secretive.begin(packet, request, tree)
             shelf.put(before, after)
             return reply
-        except PacketError as error:
+        except (PacketError, SecAggAbort) as error:
             return encode("refused", {"client": client_id, "why": str(error)})
 
     return answer

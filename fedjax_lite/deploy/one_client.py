@@ -49,6 +49,9 @@ class OneClient(NamedTuple):
     train: Callable[[Key, bytes, Kept, Any], tuple[bytes, Kept]]
     """``(key, request, kept, data) -> (reply, kept)``: a round of local training, bytes in and
     out. It compiles once."""
+    local: Callable[[Key, Packet, Kept, Any], tuple[dict[str, Any], Kept]]
+    """``(key, request, kept, data) -> (message, metrics and counts, kept)``: `train` before
+    anything of it is encoded."""
     rehearse: Callable[[Key, bytes, Kept, Any], bytes]
     """``(key, request, kept, data) -> reply``: its part of a prologue, where the algorithm has one;
     nothing is kept of it."""
@@ -117,15 +120,20 @@ def one_client(
     def init() -> Kept:
         return Kept(template_row(state), [])
 
-    def train(key: Key, request: bytes, kept: Kept, data: Any) -> tuple[bytes, Kept]:
-        check_key(key)
-        fields, got, known = _read(decode(request, "train"), whole, found, kept)
+    def local(key: Key, packet: Packet, kept: Kept, data: Any) -> tuple[dict[str, Any], Kept]:
+        fields, got, known = _read(packet, whole, found, kept)
         with in_population(num_clients):
             done = _training(algo.slots)(
                 *(key, jnp.int32(fields["round"]), joined(whole, got["sent"], known)),
                 *(got["found"], kept.row, ids, data),
             )
-        return _reply("trained", fields, client_id, done), Kept(done.rows, known)
+        return _sent(done), Kept(done.rows, known)
+
+    def train(key: Key, request: bytes, kept: Kept, data: Any) -> tuple[bytes, Kept]:
+        check_key(key)
+        packet = decode(request, "train")
+        tree, after = local(key, packet, kept, data)
+        return _reply("trained", packet.fields, client_id, tree), after
 
     def rehearse(key: Key, request: bytes, kept: Kept, data: Any) -> bytes:
         check_key(key)
@@ -133,7 +141,7 @@ def one_client(
         with in_population(num_clients):
             broadcast = joined(first, got["sent"], known)
             done = _rehearsing(algo.slots)(key, jnp.int32(fields["round"]), broadcast, ids, data)
-        return _reply("rehearsed", fields, client_id, done)
+        return _reply("rehearsed", fields, client_id, _sent(done))
 
     def data(examples: PyTree, splits: dict[str, PyTree] | None) -> CohortDataset:
         return own_data(examples, splits, num_clients)
@@ -143,7 +151,7 @@ def one_client(
         parts = {"": data, **data.splits}
         return {name: _count(counts if not name else None, part) for name, part in parts.items()}
 
-    return OneClient(init, train, rehearse, data, sizes)
+    return OneClient(init, train, local, rehearse, data, sizes)
 
 
 # Clients of one algorithm in one process, of equally many examples, share a program.
@@ -192,10 +200,15 @@ def _read(packet: Packet, template: PyTree, found: PyTree, kept: Kept) -> tuple[
     return packet.fields, got, held
 
 
-def _reply(kind: str, fields: dict[str, Any], client_id: int, done: Trained) -> bytes:
+def _sent(done: Trained) -> dict[str, Any]:
+    """What one client sends."""
     tree = {"message": done.messages, "metrics": done.metrics, "counts": done.counts}
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def _reply(kind: str, fields: dict[str, Any], client_id: int, tree: dict[str, Any]) -> bytes:
     own = {"run": fields.get("run"), "round": fields["round"], "client": client_id}
-    return encode(kind, own, jax.tree.map(lambda leaf: leaf[0], tree))
+    return encode(kind, own, tree)
 
 
 def own_data(examples: PyTree, splits: dict[str, PyTree] | None, num_clients: int) -> CohortDataset:

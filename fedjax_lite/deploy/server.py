@@ -13,7 +13,8 @@ import numpy as np
 from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.checks.arguments import check_count, check_key, check_params
-from fedjax_lite.deploy.packets import digest, encode
+from fedjax_lite.deploy.exchange import Exchange
+from fedjax_lite.deploy.packets import encode
 from fedjax_lite.deploy.parts import (
     ToldSizes,
     deployed,
@@ -33,6 +34,16 @@ from fedjax_lite.deploy.replies import (
     reply_template,
     stacked,
 )
+from fedjax_lite.deploy.rounds import (
+    NEVER,
+    Merged,
+    Served,
+    commits,
+    members,
+    request_to,
+    run_name,
+    without_data,
+)
 from fedjax_lite.engine.program import Strategy, Table
 from fedjax_lite.engine.prologue import prologue_program
 from fedjax_lite.round.downlink import travelling
@@ -50,35 +61,7 @@ from fedjax_lite.types import (
     RoundState,
 )
 
-NEVER = -1
-
-
-class Served(NamedTuple):
-    """The state of a federation's server, one immutable pytree; a checkpoint is this."""
-
-    state: RoundState
-    """As in a simulation, but for the clients' rows, which lie with them."""
-    told: ToldSizes
-    committed: Array
-    """int32 `[N]`: the last round in which each client's reply counted; -1: none. Clients are told,
-    so that one whose reply was lost goes on from where it was before."""
-    holds: Array
-    """uint32 `[N]`: which constants of the broadcast each client was sent, a word of their digest;
-    0: none."""
-    run: Array
-    """uint8 `[16]`: names the run; replies of another one are refused."""
-
-
-class Merged(NamedTuple):
-    """What came of a round."""
-
-    served: Served
-    metrics: dict[str, Array]
-    refusals: list[Refusal]
-    asked: list[int]
-    """Who was asked, by id."""
-    counted: list[int]
-    """Whose reply was merged."""
+_NOBODY: Mapping[int, bytes] = {}
 
 
 class FederatedServer(NamedTuple):
@@ -99,6 +82,8 @@ class FederatedServer(NamedTuple):
     merge: Callable[..., Merged]
     """``(served, replies by id, rehearsed={}) -> merged``: one round further; who is absent dropped
     out."""
+    round: Callable[[Served, Exchange], Merged]
+    """``(served, exchange) -> merged``: all of these in one."""
     num_clients: int
     accountant: Accountant | None
     """Of a private algorithm."""
@@ -142,7 +127,7 @@ def server(
     check_params(params)
     trees.check_floating(params, "params")
     check_count(num_clients, "num_clients", minimum=1)
-    wires = _without_data(deployed(algo))
+    wires = without_data(deployed(algo))
     assert algo.sample is not None
     draw = algo.sample
     prologue = wires.prologue
@@ -189,8 +174,8 @@ def server(
 
     def rehearsal(served: Served) -> dict[int, bytes]:
         sent, known = broadcast_of(served.state.server)
-        asked = _ids(cohort_of(served), num_clients)
-        return {i: _request("rehearse", served, i, sent, known) for i in asked}
+        asked = members(cohort_of(served), num_clients)
+        return {i: encode("rehearse", *request_to(served, i, sent, known)) for i in asked}
 
     def arrived(served: Served, rehearsed: Mapping[int, bytes]) -> tuple[Any, list[Refusal]]:
         """The replies to a prologue's requests."""
@@ -201,7 +186,7 @@ def server(
             template = reply_template(
                 prologue_program(prologue), wires.server.broadcast(state.server), Table((), ())
             )
-        asked = tuple(_ids(cohort, num_clients))
+        asked = tuple(members(cohort, num_clients))
         expected = Expected(run_name(served), int(state.round), asked, template, "rehearsed")
         taken, refusals = read_replies(rehearsed, expected)
         return stacked(taken, np.asarray(cohort.ids).tolist(), template), refusals
@@ -213,11 +198,14 @@ def server(
             sent, known, cohort, found = begun(key, served.state, served.told, came)
         slots = np.asarray(cohort.ids).tolist()
         return {
-            i: _request(
-                *("train", served, i, sent, known),
-                jax.tree.map(lambda leaf, i=i: leaf[slots.index(i)], found),
+            i: encode(
+                "train",
+                *request_to(
+                    *(served, i, sent, known),
+                    jax.tree.map(lambda leaf, i=i: leaf[slots.index(i)], found),
+                ),
             )
-            for i in _ids(cohort, num_clients)
+            for i in members(cohort, num_clients)
         }
 
     def merge(
@@ -233,14 +221,18 @@ def server(
                 Table(state.clients, state.uplink),
                 found_shape(wires, state, key, told),
             )
-        asked = _ids(cohort, num_clients)
+        asked = members(cohort, num_clients)
         expected = Expected(run_name(served), int(state.round), tuple(asked), template)
         taken, refusals = read_replies(replies, expected)
         trained = stacked(taken, np.asarray(cohort.ids).tolist(), template)
         with in_population(num_clients):
             new, metrics = merged(key, state, told, trained, came)
-        after = served._replace(state=new, **_commits(served, asked, sorted(taken), known))
+        after = served._replace(state=new, **commits(served, asked, sorted(taken), known))
         return Merged(after, metrics, [*refused, *refusals], asked, sorted(taken))
+
+    def round(served: Served, exchange: Exchange) -> Merged:
+        rehearsed = {} if prologue is None else exchange(rehearsal(served))
+        return merge(served, exchange(requests(served, rehearsed)), rehearsed)
 
     def told(replies: Mapping[int, bytes]) -> ToldSizes:
         return read_sizes(replies, num_clients, {p.data for p in wires.phases if p.data})
@@ -249,21 +241,9 @@ def server(
         return encode("sizes?", {"num_clients": num_clients})
 
     return FederatedServer(
-        *(hello, told, init, None if prologue is None else rehearsal, requests, merge),
+        *(hello, told, init, None if prologue is None else rehearsal, requests, merge, round),
         *(num_clients, algo.accountant),
     )
-
-
-_NOBODY: Mapping[int, bytes] = {}
-
-
-def _without_data(wires: Wired) -> Wired:
-    """The same slots, that look at no example: sizes are told as they count."""
-    blind = lambda client: client._replace(counts=None)  # noqa: E731
-    program = wires.program._replace(client=blind(wires.program.client))
-    first = wires.prologue
-    first = None if first is None else first._replace(client=blind(first.client))
-    return wires._replace(program=program, prologue=first)
 
 
 def _attended(wires: Wired, strategy: Strategy, rehearsed: Arrived | None) -> Wired:
@@ -271,46 +251,3 @@ def _attended(wires: Wired, strategy: Strategy, rehearsed: Arrived | None) -> Wi
     if rehearsed is None:
         return wires._replace(strategy=strategy)
     return wires._replace(strategy=strategy, sampler=present(wires.sampler, rehearsed.came))
-
-
-def _ids(cohort: Cohort, num_clients: int) -> list[int]:
-    ids, mask = np.asarray(cohort.ids), np.asarray(cohort.mask)
-    return [int(i) for i, here in zip(ids, mask, strict=True) if here and 0 <= i < num_clients]
-
-
-def _request(
-    kind: str, served: Served, client: int, sent: Any, known: Any, found: Any = ()
-) -> bytes:
-    name = digest(known)
-    fields = {
-        "client": client,
-        "run": run_name(served),
-        "round": int(served.state.round),
-        "known": name,
-        "committed": int(served.committed[client]),
-        "num_clients": served.told.num_clients,
-    }
-    body = {"sent": sent, "found": found}
-    if known and int(served.holds[client]) != _word(name):
-        body["known"] = known
-    return encode(kind, fields, body)
-
-
-def _commits(served: Served, asked: list[int], counted: list[int], known: Any) -> dict[str, Array]:
-    """Whose round counted, and who holds the constants: not who did not reply as asked."""
-    others = sorted(set(asked) - set(counted))
-    who, rest = jnp.array(counted, jnp.int32), jnp.array(others, jnp.int32)
-    return {
-        "committed": served.committed.at[who].set(served.state.round),
-        "holds": served.holds.at[rest].set(0).at[who].set(_word(digest(known))),
-    }
-
-
-def _word(name: str) -> np.uint32:
-    """A word of a digest that is never 0."""
-    return np.uint32(int(name[:8], 16) | 1)
-
-
-def run_name(served: Served) -> str:
-    """The name of a run, which its requests and replies carry."""
-    return np.asarray(served.run).tobytes().hex()

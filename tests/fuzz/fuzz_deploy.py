@@ -15,6 +15,13 @@ START = np.float32(0)
 ALGO = fl.fedavg(
     lambda w, e, key: 0.5 * (w - e["b"]) ** 2, optax.sgd(0.1), plan=PLAN, sampler=fl.everyone()
 )
+SUMS = fl.fedavg(
+    lambda w, e, key: 0.5 * (w - e["b"]) ** 2,
+    optax.sgd(0.1),
+    plan=PLAN,
+    sampler=fl.everyone(),
+    aggregator=fl.secure_mean(max_abs=1.0),
+)
 HUB = fl.deploy.server(ALGO, KEY, START, num_clients=1)
 ANSWER = fl.deploy.node(ALGO, KEY, START, EXAMPLES, client_id=0, folder=tempfile.mkdtemp())
 
@@ -35,6 +42,13 @@ DEPLOY: dict[str, dict[str, Any]] = {
         "folder": tempfile.mkdtemp(),
     },
     "deploy.server": {"algo": ALGO, "key": KEY, "params": START, "num_clients": 2},
+    "deploy.secure_server": {
+        "algo": SUMS,
+        "key": KEY,
+        "params": START,
+        "num_clients": 2,
+        "secure": fl.deploy.SecureSettings(threshold=2),
+    },
     "deploy.in_process": {"answers": {0: ANSWER}},
     "deploy.flare_exchange": {
         "controller": SimpleNamespace(send=print),

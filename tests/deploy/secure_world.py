@@ -1,0 +1,50 @@
+"""A population that aggregates securely, and its parts, for the tests of it."""
+
+import secrets
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from federations import KEY, PLAN, SIZES, loss, population, start
+
+import fedjax_lite as fl
+from fedjax_lite.deploy import SecureSettings, in_process, node, secure_server
+
+N = len(SIZES)
+SECURE = SecureSettings(threshold=3)
+
+
+def mean(**options):
+    return fl.secure_mean(max_abs=2.0, bits=12, exact_zero=True, **options)
+
+
+def fedavg(**slots):
+    return fl.fedavg(loss, optax.sgd(0.1), plan=PLAN, **slots)
+
+
+def hub_of(algo, secure=SECURE):
+    return secure_server(algo, KEY, start(), num_clients=N, secure=secure)
+
+
+def nodes_of(algo, folder, secure=SECURE, identities=None):
+    identities = dict.fromkeys(range(N)) if identities is None else identities
+    options = {"folder": folder, "secure": secure}
+    return {
+        i: node(algo, KEY, start(), part, client_id=i, identity=identities[i], **options)
+        for i, part in enumerate(population()[0])
+    }
+
+
+def begun(hub, answers):
+    return hub.init(hub.told(in_process(answers)(dict.fromkeys(range(N), hub.hello()))))
+
+
+def new_run(served):
+    """The same state in a run of another name, of which clients know no round."""
+    return served._replace(run=jnp.asarray(np.frombuffer(secrets.token_bytes(16), np.uint8)))
+
+
+def same_bytes(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
