@@ -150,6 +150,16 @@ class Processes:
                     found.append(int(environ.parent.name))
         return found
 
+    def kill(self, command):
+        """Kills what runs a command, and returns how many did."""
+        found = []
+        for pid in self.all():
+            with contextlib.suppress(OSError):
+                if command in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
+                    found.append(pid)
+        return len(found)
+
     def end(self):
         for process in self.started.values():
             if process.poll() is None:

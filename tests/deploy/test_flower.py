@@ -1,6 +1,7 @@
 """The same federation over Flower: real processes, and the numbers of the simulation."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from problem_of_three import NUM_CLIENTS, PROBLEM, check_rounds, module_of, writ
 from started import HOST, Processes
 
 import fedjax_lite as fl
+from fedjax_lite.run import checkpoint
 
 if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)
@@ -70,7 +72,9 @@ def test_supernodes_reach_the_simulation_and_one_is_killed(processes, tmp_path):
     """SCAFFOLD with error feedback: rows and what was not sent lie on the clients' disks.
 
     A SuperNode is killed in its second round, when its row is written and its reply has not left,
-    and comes back: the simulation with a mask in which it dropped out of that round.
+    and comes back: the simulation with a mask in which it dropped out of that round. With
+    FEDJAX_LITE_TESTS=all the server is killed, too, and another run goes on from its folder; that
+    takes a minute more, in which the SuperLink waits for the killed one.
     """
     data, app = write_data(tmp_path), tmp_path / "app"
     app.mkdir()
@@ -88,10 +92,16 @@ def test_supernodes_reach_the_simulation_and_one_is_killed(processes, tmp_path):
         processes.superlink()
         dies = {"dies-in": DIES_IN, "pid": f"{tmp_path}/node-{KILLED}.pid"}
         ports = {start(i, **(dies if i == KILLED else {})) for i in range(NUM_CLIENTS)}
-        processes.run(app, {"num-rounds": NUM_ROUNDS, "folder": str(tmp_path / "run")})
+        config = {"num-rounds": NUM_ROUNDS, "folder": str(tmp_path / "run")}
+        processes.run(app, config)
         node, rows = processes.started[f"node-{KILLED}"], tmp_path / "run" / "metrics.jsonl"
         processes.wait(lambda: node.poll() is not None, "it is killed")
         ports |= {start(KILLED)}
+        if os.environ.get("FEDJAX_LITE_TESTS") == "all":
+            saved = tmp_path / "run" / "checkpoints"
+            processes.wait(lambda: DIES_IN in checkpoint.steps(saved), "its round is over")
+            assert processes.kill("flwr-serverapp")
+            processes.run(app, config)
         processes.wait(
             lambda: rows.exists() and len(rows.read_text().splitlines()) == NUM_ROUNDS, "rounds"
         )
