@@ -22,8 +22,10 @@ GUIDE = ROOT / "colab" / "guide"
 FENCE = re.compile(r"^(?P<mark>```+)(?P<info>[^\n`]*)\n(?P<code>.*?)^(?P=mark)[ ]*$", re.M | re.S)
 NO_RUN = re.compile(r'no-run="(?P<reason>[^"]*)"')
 KNOWN = {"python", "bash", "text", "json", "bibtex"}
-ELSEWHERE = {"git", "cd", "python3", ".venv/bin/pip"}
-"""Commands of the installation; the README's own are run as printed by CI."""
+FLOWER = {"flower-superlink", "flower-supernode", "flwr"}
+ELSEWHERE = {"git", "cd", "python3", ".venv/bin/pip", *FLOWER}
+"""Commands of the installation, and Flower's, which tests/deploy runs; the README's own are run as
+printed by CI."""
 
 
 class Snippet(NamedTuple):
