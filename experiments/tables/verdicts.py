@@ -205,6 +205,8 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
         ours = [b / o if b and o else None for b, o in zip(base, ours, strict=True)]
     given = {"cost": f"experiments/results/{file}.json has no such row"}
     given |= {name: row[name] for name in ("cost", "cause") if name in row}
+    if row["what"] in _written()["causes"]:
+        given["cause"] = _written()["causes"][row["what"]]
     cut = row.get("cut", ())
     if cut and as_published(group, document.get("settings", {})):
         cut = ()  # a file of the published setting has taken the place of the small one
@@ -222,7 +224,7 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
     differences = [*(cut if known else ()), *row.get("differences", ())]
     return Judged(
         f"{group['paper']} [{group['mark']}]", row["what"], there, here, verdict,
-        "; ".join(differences), row["command"], row["what"] in _written()["brief"],
+        "; ".join(filter(None, differences)), row["command"], row["what"] in _written()["brief"],
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_rows_are_complete_and_none_twice(verdicts, documents):
         # What is judged has a number; what has none was not run.
         assert (row.here == "-") <= (row.verdict.kind == "not run"), row.what
     brief = verdicts._written()["brief"]
-    assert set(brief) <= {row.what for row in found}
+    assert {*brief, *verdicts._written()["causes"]} <= {row.what for row in found}
     assert len(brief) <= 6
 
 
@@ -146,7 +146,11 @@ def test_the_mnist_row_is_the_rule_on_the_file(verdicts, documents):
 def test_causes_quote_the_conditions_that_were_run(verdicts, documents):
     rows = documents["mcmahan_conditions"]["rows"].values()
     causes = {row["what"]: row.get("cause", "") for row in verdicts.rows()}
-    for cell, name in (("2nn-iid-b10-e1", "IID, B=10"), ("2nn-iid-binf-e1", "IID, B=inf")):
+    for cell, name in (
+        ("2nn-iid-b10-e1", "IID, B=10"),
+        ("2nn-shards-b10-e1", "two label shards a client, B=10"),
+        ("2nn-iid-binf-e1", "IID, B=inf"),
+    ):
         changed = [row for row in rows if row["cell"] == cell and row["condition"] != "slow rate"]
         (slow,) = [r for r in rows if r["cell"] == cell and r["condition"] == "slow rate"]
         cause = causes[f"2NN, {name}, E=1: rounds to 97 %"]
