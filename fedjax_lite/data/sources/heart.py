@@ -97,6 +97,33 @@ def read_hospital(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(columns, axis=1).astype(np.float64), (kept["num"] > 0).astype(np.int32)
 
 
+def one_hospital(path: Path) -> Splits:
+    r"""Train and test rows of one hospital's file, as `load` has them, for its own machine.
+
+    Args:
+      path: ``processed.<hospital>.data``.
+
+    Returns:
+      ``(train, test)``, dicts of ``x`` float32 `[E, 13]`, ``y`` and ``hospital`` int32 `[E]`.
+
+    Raises:
+      DatasetFormatError: as `read_hospital`, and where the file is of no hospital.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "processed.va.data"
+      >>> line = "{},1,4,140,260,0,1,112,1,3,2,?,?,{}"
+      >>> _ = path.write_text("\n".join(line.format(60 + i, i % 2) for i in range(9)))
+      >>> train, test = one_hospital(path)
+      >>> len(train["y"]), len(test["y"]), train["hospital"][0].item()
+      (5, 4, 3)
+    """
+    names = [f"processed.{hospital}.data" for hospital in HOSPITALS]
+    if path.name not in names:
+        raise DatasetFormatError(path, expected=f"one of {', '.join(names)}", found=path.name)
+    return _split(names.index(path.name), *read_hospital(path), path)
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="ascii").splitlines()
