@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedjax_lite.checks.errors import DatasetFormatError
 
 import fedjax_lite as fl
+from fedjax_lite.data.formats.errors import DatasetFormatError
 from fedjax_lite.data.sources.heart import HOSPITALS, one_hospital
 
 SCRIPT = Path(__file__).parent.parent.parent / "experiments" / "deploy_hospitals.py"
