@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from fedjax_lite import trees
-from fedjax_lite.checks.arguments import as_path, check_count, check_key, check_params
+from fedjax_lite.checks.arguments import as_path, check_count, check_key, check_params, shown
 from fedjax_lite.crypto.secagg.messages import SecAggAbort
 from fedjax_lite.deploy.one_client import Kept, OneClient, one_client, own_data
 from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
@@ -85,6 +85,11 @@ def node(
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[int, tuple[OneClient, Any]] = {}
     secretive = None
+    if secure is None and identity is not None:
+        raise TypeError(
+            f"identity must be None without secure, got {shown(identity)}; "
+            "secure=fl.deploy.SecureSettings(threshold, identities={...})"
+        )
     if secure is not None:
         secretive = SecureClient(algo, client_id, folder, secure, identity)
     kinds = ("sizes?", *(("rehearse", "train") if secretive is None else PHASES))

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import tempfile
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,11 @@ from fedjax_lite.crypto.prg import primitives
 from fedjax_lite.deploy import (
     FederationAborted,
     SecureSettings,
+    answer_forever,
     decode,
     federate,
     in_process,
+    listen,
     node,
 )
 
@@ -259,3 +263,75 @@ def test_clients_that_add_their_own_noise(tmp_path):
         hub.round(begun(hub, own), dropping(own, {2: "mask"}))
     with pytest.raises(ValueError, match="min_survivors of secure must be at least 4"):
         hub_of(algo, SecureSettings(threshold=3))
+
+
+class Killed(BaseException):
+    """What ends a process."""
+
+
+@pytest.mark.parametrize("phase", ["share", "unmask"])
+def test_a_killed_server_goes_on_to_the_same_bytes(everyones, phase, tmp_path):
+    """Killed in round 1, when all clients had answered in a phase: in the last one they have given
+    their shares away, and give them for the same sum again."""
+    algo, hub, _, _ = everyones
+    whole = federate(hub, in_process(nodes_of(algo, tmp_path / "a")), num_rounds=ROUNDS)
+    answers = nodes_of(algo, tmp_path / "b")
+
+    def dying(requests):
+        replies = in_process(answers)(requests)
+        packet = decode(requests[0])
+        if packet.kind == phase and packet.fields["round"] == 1:
+            raise Killed
+        return replies
+
+    run = {"num_rounds": ROUNDS, "folder": tmp_path / "run"}
+    with pytest.raises(Killed):
+        federate(hub, dying, **run)
+    again = federate(hub, in_process(answers), **run)
+    same_bytes(again.served.state.server, whole.served.state.server)
+    assert [row["round"] for row in again.rows] == [1, 2]
+
+
+def test_a_sparse_graph_of_masks(everyones):
+    """SecAgg+: each client masks with two of the three others, of any three survivors the sum."""
+    algo, _, _, _ = everyones
+    secure = SecureSettings(threshold=2, min_survivors=3, degree=2)
+    hub = hub_of(algo, secure)
+    with tempfile.TemporaryDirectory() as folder:
+        answers = nodes_of(algo, folder, secure)
+        served = begun(hub, answers)
+        all_of_them = hub.round(new_run(served), in_process(answers))
+        assert all_of_them.counted == [0, 1, 2, 3]
+        three = hub.round(new_run(served), dropping(answers, {1: "mask"}))
+        assert three.counted == [0, 2, 3]
+        with pytest.raises(SecAggAbort, match="min_survivors 3"):
+            hub.round(new_run(served), dropping(answers, {1: "mask", 2: "mask"}))
+    _, data = population()
+    fresh, ids = algo.init(KEY, start(), data), jnp.arange(N)
+    for merged in (all_of_them, three):
+        mask = jnp.array([i in merged.counted for i in range(N)])
+        state, _ = algo.round(KEY, fresh, data, fl.Cohort(ids, mask))
+        same_bytes(merged.served.state.server, state.server)
+
+
+def test_over_sockets(everyones, tmp_path):
+    """The phases are exchanges like any other."""
+    algo, hub, _, served = everyones
+    answers = nodes_of(algo, tmp_path)
+    here = hub.round(new_run(served), in_process(answers))
+    with listen("127.0.0.1", 0, num_clients=N, timeout=240) as exchange:
+        threads = [
+            threading.Thread(
+                target=answer_forever,
+                args=(answer, "127.0.0.1", exchange.port),
+                kwargs={"client_id": i, "give_up_after": 240},
+            )
+            for i, answer in answers.items()
+        ]
+        for thread in threads:
+            thread.start()
+        there = hub.round(new_run(served), exchange)
+    for thread in threads:
+        thread.join()
+    assert there.counted == [0, 1, 2, 3]
+    same_bytes(there.served.state.server, here.served.state.server)
