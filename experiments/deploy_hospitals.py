@@ -143,7 +143,8 @@ def main(flags: Flags) -> dict[str, Any]:
     spent = epsilon_of(flags, settings, rows)
     print(f"largest difference of a coefficient: {gap:.1e}" + " (own keys)" * flags.own_keys)
     print(f"bytes a hospital and round: {down / share:.0f} down, {up / share:.0f} up")
-    print(f"epsilon of {flags.hidden}: {spent:.4g} at delta {flags.delta:g}")
+    meant = "" if flags.own_keys else ", were the keys of the noise the machines' own (--own-keys)"
+    print(f"epsilon of {flags.hidden}: {spent:.4g} at delta {flags.delta:g}{meant}")
     if not flags.own_keys and not gap <= TOLERANCE:
         raise AssertionError(f"machines and simulation differ by {gap:.1e} in a coefficient")
     results = {

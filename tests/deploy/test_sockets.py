@@ -273,3 +273,15 @@ def test_a_client_can_be_stopped():
         assert not thread.is_alive()
     with pytest.raises(ConnectionError, match="no connection of client 0"):
         answer_forever(bytes.upper, HERE, exchange.port, client_id=0, give_up_after=0.01)
+
+
+def test_a_client_outlives_its_server():
+    """One that is killed says no goodbye; the next one at its address is asked again."""
+    with socket.create_server((HERE, 0)) as mortal:
+        port = mortal.getsockname()[1]
+        thread = client(bytes.upper, port, 0)
+        mortal.accept()[0].close()
+    with listen(HERE, port, num_clients=1, timeout=PATIENCE) as exchange:
+        assert exchange({0: b"back?"}) == {0: b"BACK?"}
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
