@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_lite.checks.arguments import as_path, check_count, shown
 from fedjax_lite.crypto.secagg.messages import SecAggAbort
@@ -60,7 +61,8 @@ def federate(
       exchange: carries requests and replies; any transport.
       num_rounds: rounds in all, those done before included.
       folder: of the run; made where it does not exist.
-      min_clients: fewer replies that count abort the round.
+      min_clients: fewer replies that count abort the round, where so many were asked. (Poisson
+        sampling may draw fewer clients than that, or nobody, and the round is done.)
       on_refusal: what a reply that is refused (damaged, stale, foreign, not finite) does: "drop"
         leaves its client out of the round, "abort" ends the run with the reasons.
       evaluate: ``(state) -> scores`` after each round, joined to its row.
@@ -145,7 +147,10 @@ def _begin(
             f"clients {missing!r:.80} of {hub.num_clients} did not tell their sizes; start again "
             "when they are there, or give the server fewer: num_clients"
         )
-    return hub.init(hub.told(greetings)), []
+    served = hub.init(hub.told(greetings))
+    if place is not None:  # so that the run keeps its name, which clients' rows lie under
+        checkpoint.save(place / CHECKPOINTS, served, step=0, texts={ROWS: ""})
+    return served, []
 
 
 def _check(merged: Merged, round: int, min_clients: int, on_refusal: str) -> None:
@@ -154,11 +159,18 @@ def _check(merged: Merged, round: int, min_clients: int, on_refusal: str) -> Non
         raise FederationAborted(
             f"round {round}: {reasons}; on_refusal='drop' leaves such clients out of a round"
         )
-    if len(merged.counted) < min_clients:
+    if len(merged.counted) < min(min_clients, len({*merged.asked})):
         raise FederationAborted(
             f"round {round}: {len(merged.counted)} of {len(merged.asked)} clients replied as asked,"
             f" min_clients is {min_clients}{reasons and '; '}{reasons}; start it again when they "
             "are back"
+        )
+    params = getattr(merged.served.state.server, "params", ())
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+        raise FederationAborted(
+            f"round {round}: the model is not finite after the replies of clients "
+            f"{merged.counted!r:.200}, which all are: values or weights too large; a robust "
+            "aggregator, such as fl.median(), bounds what one client can do"
         )
 
 

@@ -140,12 +140,12 @@ def flare_server(
     Sampling, aggregation, privacy and the server's optimizer are the simulation's.
 
     Args:
-      algo: any synchronous algorithm that asks its clients once a round.
+      algo: any synchronous algorithm.
       key: of the run.
       params: the model to begin with.
       num_rounds: rounds in all, those done before included.
       timeout: seconds that a round waits for replies; who has not replied by then dropped out.
-      min_clients: fewer replies that count abort the round.
+      min_clients: fewer replies that count abort the round, where so many were asked.
       on_refusal: "drop" or "abort": what a reply that is refused does.
       evaluate: ``(state) -> scores`` after each round, joined to its row.
 

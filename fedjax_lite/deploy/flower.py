@@ -149,7 +149,7 @@ def flower_server(
     that was killed goes on from there.
 
     Args:
-      algo: any synchronous algorithm that asks its clients once a round.
+      algo: any synchronous algorithm.
       key: of the run.
       params: the model to begin with.
       num_clients: `N`, SuperNodes with ``client-id`` ``0 .. N - 1``.
@@ -157,7 +157,7 @@ def flower_server(
       folder: of checkpoints and metrics, on the server's disk.
       timeout: seconds that a round waits for replies, and the start for SuperNodes; who has not
         replied by then dropped out.
-      min_clients: fewer replies that count abort the round.
+      min_clients: fewer replies that count abort the round, where so many were asked.
       on_refusal: "drop" or "abort": what a reply that is refused does.
       evaluate: ``(state) -> scores`` after each round, joined to its row.
 

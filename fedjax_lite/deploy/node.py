@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from fedjax_lite.checks.arguments import as_path, check_count, check_key, check_
 from fedjax_lite.crypto.secagg.messages import SecAggAbort
 from fedjax_lite.deploy.one_client import Kept, OneClient, one_client, own_data
 from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
-from fedjax_lite.deploy.parts import deployed
+from fedjax_lite.deploy.parts import deployed, splits_of
 from fedjax_lite.deploy.rounds import NEVER
 from fedjax_lite.deploy.secure_client import PHASES, SecureClient
 from fedjax_lite.deploy.secure_settings import SecureSettings
@@ -43,17 +44,24 @@ def node(
     that is asked for again gives the same reply.
 
     What it cannot answer it refuses in words, as a packet: a request that is damaged, of another
-    version, shape or run, or one that builds on a round that this machine does not know.
+    version, shape or run, one that builds on a round that this machine does not know, or one whose
+    row the disk does not take.
+
+    Where it adds noise of its own (local privacy), the same noise never covers two replies: a round
+    that is asked for again with another model, and a second run with the same folder, are refused,
+    and so are rounds behind the mechanism's last. That holds as long as the folder does.
 
     Args:
       algo: the server's algorithm; another model or message is refused, other hyper-parameters of
         local training cannot be seen from outside.
       key: of this client's randomness. The simulation's key gives the simulation's numbers. Where
-        noise of its own is to protect the client (local privacy), take a key that nobody else has.
+        noise of its own is to protect the client (local privacy), take a key that nobody else has,
+        and another one for another run; where the server's noise is to protect it from other
+        clients, not the server's.
       params: a model of the same shapes.
       examples: the machine's own arrays, leaves `[n, ...]`.
       client_id: which client of the population this is.
-      folder: of its rows, on its own disk: a file a run.
+      folder: of its rows, on its own disk: a file a run, of at most 64 runs.
       splits: other data of this client, which phases read, by name.
       secure: answer `fedjax_lite.deploy.secure_server` only: neither a message nor a metric of this
         client leaves it but in a sum.
@@ -73,14 +81,22 @@ def node(
       ...     answer = node(algo, jax.random.key(0), jnp.float32(0), {"b": jnp.ones(3)},
       ...                   client_id=0, folder=folder)
       ...     decode(answer(encode("sizes?", {"num_clients": 1}))).fields
-      {'client': 0, 'sizes': {'': 3}}
+      {'client': 0, 'sizes': {'': 3}, 'counted': 3}
     """
     check_key(key)
     check_count(client_id, "client_id", minimum=0)
-    deployed(algo)
+    wires = deployed(algo)
     check_params(params)
     trees.check_floating(params, "params")
     own_data(examples, splits, num_clients=1)
+    if lacking := sorted({*splits_of(wires)} - {*(splits or {})}):
+        raise ValueError(
+            f"splits must have {lacking}, which phases of local work read, got "
+            f"{sorted(splits or {})}; splits={{{lacking[0]!r}: examples}}"
+        )
+    mechanism = wires.privacy
+    once = mechanism is not None and mechanism.uplink is not None and secure is None
+    last_round = mechanism.accountant.max_rounds if mechanism is not None and once else None
     folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[int, tuple[OneClient, Any]] = {}
@@ -96,11 +112,14 @@ def node(
 
     def client_of(packet: Packet) -> tuple[OneClient, Any]:
         number = packet.fields.get("num_clients")
-        if not isinstance(number, int) or isinstance(number, bool) or number <= client_id:
+        if type(number) is not int or not client_id < number <= MOST_CLIENTS:
             raise PacketError(f"the server has {number!r:.40} clients, of which I am {client_id}")
         if number not in made:
             made.clear()
-            client = one_client(algo, params, client_id=client_id, num_clients=number)
+            try:
+                client = one_client(algo, params, client_id=client_id, num_clients=number)
+            except (TypeError, ValueError) as error:
+                raise PacketError(f"this client is none of {number}: {error}") from error
             made[number] = client, client.data(examples, splits)
         return made[number]
 
@@ -109,28 +128,43 @@ def node(
             packet = decode(request, *kinds)
             client, data = client_of(packet)
             if packet.kind == "sizes?":
-                return encode("sizes", {"client": client_id, "sizes": client.sizes(data)})
+                told = {"sizes": client.sizes(data), "counted": client.counted(data)}
+                return encode("sizes", {"client": client_id, **told})
             if (whose := packet.fields.get("client")) != client_id:
                 raise PacketError(f"the request is for client {whose!r:.40}, I am {client_id}")
             if secretive is not None and packet.kind != "advertise":
                 return secretive.answer(packet, request)
-            shelf = Shelf(folder, client_id, packet.fields, client.init)
+            shelf = Shelf(folder, client_id, packet.fields, client.init, once=once)
+            if last_round is not None and shelf.round >= last_round:
+                raise PacketError(
+                    f"round {shelf.round} is asked for, this client's budget of privacy ends after "
+                    f"{last_round} rounds"
+                )
             before = shelf.before()
             if packet.kind == "rehearse":
                 return client.rehearse(key, request, before, data)
             if secretive is None:
                 reply, after = client.train(key, request, before, data)
-            elif (reply := secretive.known(request)) is not None:
+                shelf.put(before, after, reply)
                 return reply
-            else:
-                tree, after = client.local(key, packet, before, data)
-                reply = secretive.begin(packet, request, tree)
+            if (known := secretive.known(request)) is not None:
+                return known
+            tree, after = client.local(key, packet, before, data)
             shelf.put(before, after)
-            return reply
+            return secretive.begin(packet, request, tree)
         except (PacketError, SecAggAbort) as error:
-            return encode("refused", {"client": client_id, "why": str(error)})
+            return encode("refused", {"client": client_id, "why": f"{error!s:.2000}"})
+        except OSError as error:
+            why = f"the disk of this client: {error!s:.1000}"
+            return encode("refused", {"client": client_id, "why": why})
 
     return answer
+
+
+MOST_RUNS = 64
+"""Whose rows a client keeps: servers name runs, and must not fill its disk."""
+MOST_CLIENTS = 2**24
+"""Of a population that a client takes part in: it holds a few words a client."""
 
 
 class Shelf:
@@ -141,20 +175,41 @@ class Shelf:
       client_id: whose row.
       fields: of the server's request.
       fresh: ``() -> kept`` of a client that never trained.
+      once: whether a round has one reply only, whatever is asked, and the folder one run.
 
     Raises:
       PacketError: if the request does not name its run, its round and the last that counted.
     """
 
     def __init__(
-        self, folder: Path, client_id: int, fields: dict[str, Any], fresh: Callable[[], Kept]
+        self,
+        folder: Path,
+        client_id: int,
+        fields: dict[str, Any],
+        fresh: Callable[[], Kept],
+        *,
+        once: bool = False,
     ) -> None:
         run = fields.get("run")
         if not isinstance(run, str) or not re.fullmatch("[0-9a-f]{32}", run):
             raise PacketError(f"the server's request names no run, got {run!r:.60}")
-        self._round, self._committed = (_number(fields, name) for name in ("round", "committed"))
+        self.round, self._committed = (_number(fields, name) for name in ("round", "committed"))
         self._path = folder / f"client-{client_id}-{run}.packet"
-        self._fresh = fresh
+        self._fresh, self._once = fresh, once
+        self._replied: dict[int, str] = {}
+        others = [
+            path for path in folder.glob(f"client-{client_id}-*.packet") if path != self._path
+        ]
+        if once and others:
+            raise PacketError(
+                f"this client's noise served another run, of {others[0]}: for a new run it needs "
+                "a new key and a folder of its own; what both spend of its privacy adds up"
+            )
+        if len(others) >= MOST_RUNS:
+            raise PacketError(
+                f"{folder} holds rows of {len(others)} other runs of this client, which is as many "
+                "as it keeps; remove those that are over"
+            )
 
     def before(self) -> Kept:
         """What this client held when the round of the request began.
@@ -169,30 +224,45 @@ class Shelf:
             return fresh
         packet = decode(self._path.read_bytes(), "row")
         last = packet.fields["round"]
-        if self._round < last:
+        if self.round < last:
             raise PacketError(
-                f"round {self._round} is asked for, but this client trained in round {last} since"
+                f"round {self.round} is asked for, but this client trained in round {last} since"
             )
+        self._replied = {last: packet.fields.get("reply", "")}
         known = [jax.ShapeDtypeStruct(shape, dtype) for _, dtype, shape in _known(packet)]
         template = {"before": fresh.row, "after": fresh.row, "known": known}
         got = unpack(packet, template, what=str(self._path))
-        if self._committed == last and self._round > last:
+        if self._committed == last and self.round > last:
             return Kept(got["after"], got["known"])
         if self._committed != packet.fields["committed"]:
             raise self._unknown()
         return Kept(got["before"], got["known"])
 
-    def put(self, before: Kept, after: Kept) -> None:
-        """Writes both rows under a temporary name, and moves them into place."""
-        fields = {"round": self._round, "committed": self._committed}
+    def put(self, before: Kept, after: Kept, reply: bytes = b"") -> None:
+        """Writes both rows under a temporary name, and moves them into place.
+
+        Raises:
+          PacketError: if the round had another reply before, and there may be one only.
+          OSError: if the disk does not take them; the file is as it was.
+        """
+        name = hashlib.sha256(reply).hexdigest() if self._once else ""
+        if self._once and self._replied.get(self.round, name) != name:
+            raise PacketError(
+                f"round {self.round} is asked for again, with another model or other constants: "
+                "this client's noise covers one reply a round; go on with the next round"
+            )
+        fields = {"round": self.round, "committed": self._committed, "reply": name}
         tree = {"before": before.row, "after": after.row, "known": after.known}
         temporary = self._path.with_name(f".{self._path.name}.tmp")
-        with naming(self._path):
-            with temporary.open("wb") as file:
-                file.write(encode("row", fields, tree))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
+        try:
+            with naming(self._path):
+                with temporary.open("wb") as file:
+                    file.write(encode("row", fields, tree))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _unknown(self) -> PacketError:
         return PacketError(

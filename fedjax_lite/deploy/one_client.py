@@ -22,6 +22,7 @@ from fedjax_lite.deploy.parts import (
     found_shape,
     joined,
     known_leaves,
+    splits_of,
     template_broadcast,
     template_row,
 )
@@ -58,7 +59,9 @@ class OneClient(NamedTuple):
     data: Callable[[PyTree, dict[str, PyTree] | None], Any]
     """``(examples, splits) -> data``: the machine's own arrays, leaves `[n, ...]`, as a client."""
     sizes: Callable[[Any], dict[str, int]]
-    """``(data) ->`` its examples that count, under "", and those of its splits by name."""
+    """``(data) ->`` how many examples it has, under "", and those of its splits by name."""
+    counted: Callable[[Any], int]
+    """``(data) ->`` how many of its examples count."""
 
 
 def one_client(
@@ -109,7 +112,7 @@ def one_client(
     wires = deployed(algo)
     told = ToldSizes(
         jnp.ones(num_clients, jnp.int32),
-        {p.data: ToldSizes(jnp.ones(num_clients, jnp.int32)) for p in wires.phases if p.data},
+        {name: ToldSizes(jnp.ones(num_clients, jnp.int32)) for name in splits_of(wires)},
     )
     state = first_state(wires, jax.random.key(0), params, told)
     first = wires.server.broadcast(state.server)
@@ -147,11 +150,12 @@ def one_client(
         return own_data(examples, splits, num_clients)
 
     def sizes(data: Any) -> dict[str, int]:
-        counts = wires.program.client.counts
-        parts = {"": data, **data.splits}
-        return {name: _count(counts if not name else None, part) for name, part in parts.items()}
+        return {name: int(part.offsets[1]) for name, part in {"": data, **data.splits}.items()}
 
-    return OneClient(init, train, local, rehearse, data, sizes)
+    def counted(data: Any) -> int:
+        return _count(wires.program.client.counts, data)
+
+    return OneClient(init, train, local, rehearse, data, sizes, counted)
 
 
 # Clients of one algorithm in one process, of equally many examples, share a program.
@@ -187,7 +191,7 @@ def _read(packet: Packet, template: PyTree, found: PyTree, kept: Kept) -> tuple[
     if not isinstance(round, int) or isinstance(round, bool) or not 0 <= round < 2**31:
         raise PacketError(f"{what} is for round {round!r:.40}, which is no number")
     known = known_leaves(template)
-    wanted: dict[str, Any] = {"found": found, "sent": jax.eval_shape(travelling, template)}
+    wanted: dict[str, Any] = {"found": found, "sent": travelling(template)}
     if any(path.startswith("['known']") for path, _, _ in packet.leaves):
         wanted["known"] = known
     got = unpack(packet, wanted, what=what)

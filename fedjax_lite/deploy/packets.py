@@ -119,7 +119,7 @@ def decode(data: bytes, *kinds: str) -> Packet:
     end = _FRAME.size + length
     packet = _header(data[_FRAME.size : end], data[end:-_DIGEST])
     if kinds and packet.kind not in kinds:
-        raise PacketError(f"the packet is a {packet.kind!r}, waited for {' or '.join(kinds)}")
+        raise PacketError(f"the packet is a {packet.kind!r:.80}, waited for {' or '.join(kinds)}")
     return packet
 
 
@@ -156,7 +156,7 @@ def unpack(packet: Packet, template: PyTree, *, what: str = "the packet") -> PyT
         raise PacketError(f"{what} lacks {path or 'its value'}; is it of the same algorithm?")
     for path, got in found.items():
         if path not in wanted:
-            raise PacketError(f"{what} has {path}, which nobody waits for; other algorithm?")
+            raise PacketError(f"{what} has {path:.200}, which nobody waits for; other algorithm?")
         if got != wanted[path]:
             raise PacketError(f"{what} has {path} {_word(got)}, waited for {_word(wanted[path])}")
     if list(found) != list(wanted):
@@ -166,6 +166,8 @@ def unpack(packet: Packet, template: PyTree, *, what: str = "the packet") -> PyT
     leaves, start = [], 0
     for (_, leaf), (dtype, shape), size in zip(named, shapes, sizes, strict=True):
         array = np.frombuffer(raw, np.dtype(dtype), math.prod(shape), start).reshape(shape)
+        if dtype == "bool" and (array.view(np.uint8) > 1).any():
+            raise PacketError(f"{what} has booleans that are neither 0 nor 1")
         leaves.append(_like(array, leaf))
         start += size
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
@@ -241,4 +243,4 @@ def _like(array: np.ndarray, leaf: Any) -> Any:
 
 
 def _word(of: tuple[str, tuple[int, ...]]) -> str:
-    return f"{of[0]}{list(of[1])}"
+    return f"{of[0]}{list(of[1])}"[:200]

@@ -15,7 +15,7 @@ from fedjax_lite.engine.program import Table
 from fedjax_lite.engine.prologue import Prefaced, preface_shape
 from fedjax_lite.round.downlink import put_back
 from fedjax_lite.round.fresh_state import fresh_state
-from fedjax_lite.round.wiring import Wired, wired
+from fedjax_lite.round.wiring import Wired, read_phases, wired
 from fedjax_lite.types import (
     Array,
     FederatedAlgorithm,
@@ -32,12 +32,14 @@ class ToldSizes:
     """A population of which nothing is at hand but the sizes that its clients told.
 
     Attributes:
-      sizes: int32 `[N]`: of each client, its examples that count.
+      sizes: int32 `[N]`: of each client, all its examples; samplers draw by them.
       splits: sizes of other data of the same clients, by name.
+      counted: int32 `[N]`: its examples that count; None: all. Servers weigh by them.
     """
 
     sizes: Array
     splits: dict[str, ToldSizes] = dataclasses.field(default_factory=dict)
+    counted: Array | None = None
 
     @property
     def num_clients(self) -> int:
@@ -68,6 +70,11 @@ def deployed(algo: FederatedAlgorithm) -> Wired:
             "take a synchronous algorithm such as fl.fedavg or fl.scaffold"
         )
     return wired(*algo.slots)
+
+
+def splits_of(wires: Wired) -> list[str]:
+    """Names of the other data that clients must have, a prologue's among them."""
+    return sorted({phase.data for phase in read_phases(wires) if phase.data})
 
 
 def _is_synchronous(algo: FederatedAlgorithm) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_lite import trees
 from fedjax_lite.deploy.packets import PacketError, check_finite_leaves, decode, unpack
 from fedjax_lite.deploy.parts import ToldSizes
-from fedjax_lite.engine.messages import CLIENT_COUNTED
+from fedjax_lite.engine.messages import CLIENT_COUNTED, CLIENT_STEPS
 from fedjax_lite.engine.program import Job, Program, Strategy, Table, message_shape
 from fedjax_lite.types import Array, Cohort, Key, PyTree, Sampler
 
@@ -33,6 +33,8 @@ class Expected(NamedTuple):
     template: PyTree
     """Shapes of a reply's tree."""
     kind: str = "trained"
+    weighed: bool = True
+    """As of the pass's `Program`."""
 
 
 class Arrived(NamedTuple):
@@ -60,9 +62,8 @@ def received(trained: Arrived, rehearsed: Arrived | None = None, first: Any = No
         acc = job.program.aggregator.add(
             acc, replies["message"], job.work.slots, here & replies["counts"]
         )
-        metrics = dict(replies["metrics"])
-        metrics[CLIENT_COUNTED] = jnp.where(here, metrics[CLIENT_COUNTED], 0)
-        return table, acc, metrics
+        metrics = replies["metrics"]  # a client in two slots may be left out in one of them
+        return table, acc, trees.where(here, metrics, trees.zeros(metrics))
 
     return Strategy(execute, "received()")
 
@@ -129,7 +130,7 @@ def read_replies(
         try:
             taken[client] = read_reply(client, replies[client], expected)
         except PacketError as error:
-            refusals.append(Refusal(client, str(error)))
+            refusals.append(Refusal(client, f"{error!s:.1000}"))
     return taken, refusals
 
 
@@ -157,7 +158,36 @@ def read_reply(client: int, data: bytes, expected: Expected) -> PyTree:
     weights = [np.asarray(leaf) for leaf in jax.tree.leaves(tree["message"].weight)]
     if any((weight < 0).any() for weight in weights):
         raise PacketError(f"{what} has a negative weight")
-    return tree
+    counts, said = bool(tree["counts"]), float(tree["metrics"][CLIENT_COUNTED])
+    if said not in (0.0, 1.0) or (counts != bool(said) if expected.weighed else not counts):
+        raise PacketError(f"{what} counts: {counts}, and says {CLIENT_COUNTED} {said}")
+    return {**tree, "metrics": _checked_metrics(tree["metrics"], counts, what)}
+
+
+def _checked_metrics(metrics: dict[str, Any], counts: bool, what: str) -> dict[str, Any]:
+    """A client's metrics, which servers and samplers may go by; of who does not count, finite.
+
+    Raises:
+      PacketError: if one is not finite, or an amount is negative.
+    """
+    checked = {}
+    for name, metric in metrics.items():
+        parts = [np.asarray(part, np.float64) for part in jax.tree.leaves(metric)]
+        is_amount = name.endswith("_bits") or name.startswith(CLIENT_STEPS)
+        amounts = parts if is_amount else parts[1:]  # a Mean is total and count
+        if not np.isfinite(parts).all() and (counts or is_amount):
+            raise PacketError(
+                f"{what} has a metric {name!r} that is not finite: {list(map(float, parts))}; a "
+                "model that diverged, or 0 / 0: Mean(total, count) merges without dividing"
+            )
+        if any(part < 0 for part in amounts) or (
+            name.startswith(CLIENT_STEPS) and parts[0] > 2**31
+        ):
+            raise PacketError(
+                f"{what} has a metric {name!r} that is no amount: {list(map(float, parts))}"
+            )
+        checked[name] = jax.tree.map(lambda part: jnp.nan_to_num(part, posinf=0, neginf=0), metric)
+    return checked
 
 
 def read_sizes(replies: Mapping[int, bytes], num_clients: int, splits: Iterable[str]) -> ToldSizes:
@@ -167,7 +197,7 @@ def read_sizes(replies: Mapping[int, bytes], num_clients: int, splits: Iterable[
       PacketError: if a reply is none, or a client outside of the population sent it.
     """
     names = ("", *sorted(splits))
-    sizes = {name: np.zeros(num_clients, np.int32) for name in names}
+    sizes = {name: np.zeros(num_clients, np.int64) for name in (*names, None)}
     for client, data in replies.items():
         what = f"the greeting of client {client}"
         if not 0 <= client < num_clients:
@@ -181,5 +211,19 @@ def read_sizes(replies: Mapping[int, bytes], num_clients: int, splits: Iterable[
             if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**31:
                 raise PacketError(f"{what} lacks the size of {name or 'its examples'}")
             sizes[name][client] = size
-    parts = {name: ToldSizes(jnp.asarray(sizes[name])) for name in names[1:]}
-    return ToldSizes(jnp.asarray(sizes[""]), parts)
+        counted = packet.fields.get("counted")
+        if type(counted) is not int or not 0 <= counted <= sizes[""][client]:
+            raise PacketError(
+                f"{what} says that {counted!r:.40} of {sizes[''][client]} examples count"
+            )
+        sizes[None][client] = counted
+    for name in names:  # as offsets of a population are, and sums of sizes on the device
+        if (total := int(sizes[name].sum())) >= 2**31:
+            who = int(sizes[name].argmax())
+            raise PacketError(
+                f"the sizes of {name or 'examples'} add up to {total}, more than 2**31 - 1; client "
+                f"{who} says {sizes[name][who]}"
+            )
+    whole, *rest, counted = (jnp.asarray(size, jnp.int32) for size in sizes.values())
+    parts = {name: ToldSizes(size) for name, size in zip(names[1:], rest, strict=True)}
+    return ToldSizes(whole, parts, counted)

@@ -21,6 +21,7 @@ from fedjax_lite.deploy.parts import (
     first_state,
     found_shape,
     known_leaves,
+    splits_of,
     template_broadcast,
 )
 from fedjax_lite.deploy.replies import (
@@ -99,12 +100,16 @@ def server(
     The round is the simulation's own: only in place of training the cohort, its replies are read.
     So every sampler, aggregator, mechanism and server optimizer works as there, to the same
     numbers. A reply that is damaged, of another round, run, version, shape or dtype, or not finite
-    is refused by name, and its client did not take part. Clients' rows stay with them: `Served`
+    is refused by name, and its client did not take part. Nothing else holds a client back: weights
+    and metrics are what it says, so a client that lies moves a mean where it likes. A robust
+    aggregator bounds that. Clients' rows stay with them: `Served`
     has one, to know its shape by.
 
     Args:
       algo: any synchronous algorithm.
-      key: of the run; as in a simulation it draws the cohorts and the server's noise.
+      key: of the run; as in a simulation it draws the cohorts and the server's noise. Where that
+        noise is to protect clients from one another, none of them may have this key: give `node`
+        another one.
       params: the model to begin with.
       num_clients: `N`, clients with ids ``0 .. N - 1``.
 
@@ -196,13 +201,14 @@ def server(
         came, _ = arrived(served, rehearsed)
         with in_population(num_clients):
             sent, known, cohort, found = begun(key, served.state, served.told, came)
-        slots = np.asarray(cohort.ids).tolist()
+        ids, mask = np.asarray(cohort.ids), np.asarray(cohort.mask)
+        slots = {int(ids[slot]): int(slot) for slot in np.flatnonzero(mask)}
         return {
             i: encode(
                 "train",
                 *request_to(
                     *(served, i, sent, known),
-                    jax.tree.map(lambda leaf, i=i: leaf[slots.index(i)], found),
+                    jax.tree.map(lambda leaf, i=i: leaf[slots[i]], found),
                 ),
             )
             for i in members(cohort, num_clients)
@@ -222,12 +228,19 @@ def server(
                 found_shape(wires, state, key, told),
             )
         asked = members(cohort, num_clients)
-        expected = Expected(run_name(served), int(state.round), tuple(asked), template)
+        expected = Expected(
+            *(run_name(served), int(state.round), tuple(asked), template),
+            weighed=wires.program.weighed,
+        )
         taken, refusals = read_replies(replies, expected)
         trained = stacked(taken, np.asarray(cohort.ids).tolist(), template)
         with in_population(num_clients):
             new, metrics = merged(key, state, told, trained, came)
         after = served._replace(state=new, **commits(served, asked, sorted(taken), known))
+        if came is not None:  # who missed the prologue was asked, too
+            there = np.asarray(came.came)
+            drawn = cohort_of(served)
+            asked += members(drawn._replace(mask=drawn.mask & ~there), num_clients)
         return Merged(after, metrics, [*refused, *refusals], asked, sorted(taken))
 
     def round(served: Served, exchange: Exchange) -> Merged:
@@ -235,7 +248,7 @@ def server(
         return merge(served, exchange(requests(served, rehearsed)), rehearsed)
 
     def told(replies: Mapping[int, bytes]) -> ToldSizes:
-        return read_sizes(replies, num_clients, {p.data for p in wires.phases if p.data})
+        return read_sizes(replies, num_clients, splits_of(wires))
 
     def hello() -> bytes:
         return encode("sizes?", {"num_clients": num_clients})

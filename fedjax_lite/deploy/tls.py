@@ -62,7 +62,7 @@ fl.deploy.make_certificates makes some to try
         try:
             made.load_verify_locations(cafile=str(Path(self.authority)))
             made.load_cert_chain(str(Path(self.certificate)), str(Path(self.key)))
-        except ssl.SSLError as error:
+        except OSError as error:  # ssl.SSLError among them
             raise ValueError(
                 f"certificate, key and authority must be PEM that fit together, got "
                 f"{self.certificate}, {self.key}, {self.authority}: {error}"

@@ -46,7 +46,8 @@ def count_work(counts: Counts | None, data: ClientData, work: Work) -> Work:
 def counted_sizes(counts: Counts | None, data: Any) -> Array:
     """The examples that count of every client of a population, int32 `[N]`.
 
-    Of a population whose examples lie elsewhere (a stream) all count, for nobody has read them.
+    Of a population whose examples lie elsewhere (a stream) all count, for nobody has read them;
+    where clients have told (`fedjax_lite.deploy`), what they told.
 
     Example:
       >>> from fedjax_lite.data.population.dataset import from_arrays
@@ -57,6 +58,8 @@ def counted_sizes(counts: Counts | None, data: Any) -> Array:
     if isinstance(data, TaskStream):  # as its `sizes`
         stages = [counted_sizes(counts, data.stage(i)) for i in range(data.num_stages)]
         return jnp.stack(stages).max(0)
+    if (told := getattr(data, "counted", None)) is not None:
+        return jnp.asarray(told)
     if counts is None or not hasattr(data, "examples"):
         return jnp.asarray(data.sizes)
     return _counted_sizes(counts, data)
