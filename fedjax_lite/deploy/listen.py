@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import os
 import socket
@@ -26,6 +27,9 @@ from fedjax_lite.deploy.tls import TLS, check_side, common_name, name_in
 
 HANDSHAKE_SECONDS = 20
 """Until a connection has said who it is."""
+PARTING_SECONDS = 2
+"""For a connection's last words."""
+_LAST_WORDS = 2 * MAX_GREETING
 _SPARE = 8
 """Connections beyond two a client: of who is no client yet."""
 
@@ -96,6 +100,7 @@ class Listener:
         self._open: dict[int, asyncio.StreamWriter] = {}
         self._number = GREETING
         self._asking: dict[int, bytes] = {}
+        self._exchanging: asyncio.Task[dict[int, bytes]] | None = None
         self._replies: dict[int, bytes] = {}
         self._all_there = asyncio.Event()
         self._guests: set[asyncio.Task[None]] = set()
@@ -127,7 +132,10 @@ class Listener:
         for request in requests.values():
             frame(0, request, max_bytes=self._max_bytes)
         asked = self._exchange(dict(requests))
-        return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+        except concurrent.futures.CancelledError:
+            raise RuntimeError("this exchange was closed while it waited for replies") from None
 
     def close(self) -> None:
         """Says goodbye to the clients, whose loops end, and frees address and thread."""
@@ -154,15 +162,20 @@ class Listener:
             self._socket.close()
 
     async def _exchange(self, requests: dict[int, bytes]) -> dict[int, bytes]:
+        self._exchanging = asyncio.current_task()
         self._number += 1
         self._asking, self._replies = requests, {}
         self._all_there = asyncio.Event()
-        for client in list(self._open):
-            self._ask(client)
+        for client, writer in list(self._open.items()):
+            if writer.transport.get_write_buffer_size():  # it does not even read the last request
+                self.refusals.append(f"client {client} does not read; it may come back")
+                writer.transport.abort()
+            else:
+                self._ask(client)
         if requests:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_there.wait(), self._timeout)
-        self._asking = {}
+        self._asking, self._exchanging = {}, None
         return {client: self._replies[client] for client in sorted(self._replies)}
 
     def _ask(self, client: int) -> None:
@@ -172,16 +185,20 @@ class Listener:
 
     async def _part(self) -> None:
         self._accepting.cancel()
+        waits = [self._exchanging] if self._exchanging is not None else []
+        for task in waits:
+            task.cancel()
         writers = list(self._open.values())
         for writer in writers:
             writer.write(frame(GOODBYE, b"", max_bytes=0))
             writer.close()
         if writers:
             closed = [asyncio.ensure_future(writer.wait_closed()) for writer in writers]
-            await asyncio.wait(closed, timeout=2)
+            await asyncio.wait(closed, timeout=PARTING_SECONDS)
         for guest in self._guests:
             guest.cancel()
-        await asyncio.gather(*self._guests, self._accepting, return_exceptions=True)
+        await asyncio.gather(*waits, *self._guests, self._accepting, return_exceptions=True)
+        await asyncio.sleep(0)  # whoever waits in another thread has been told
 
     async def _accept(self) -> None:
         while True:
@@ -219,16 +236,20 @@ class Listener:
         finally:
             if writer is None:
                 guest.close()
+            elif writer.transport.get_write_buffer_size() > _LAST_WORDS:
+                writer.transport.abort()
             else:
                 writer.close()
+                self._loop.call_later(PARTING_SECONDS, writer.transport.abort)
 
     def _turn_away(self, place: str, error: Exception, writer: Any) -> None:
         """Writes down why, and says it, where it is more than a connection's end."""
         named = isinstance(error, FrameError | PacketError) or writer is None
+        error_text = f"{error!s:.500}"
         if named:
-            self.refusals.append(f"{place}: {error or type(error).__name__}")
+            self.refusals.append(f"{place}: {error_text or type(error).__name__}")
         if named and writer is not None:
-            fields = {"why": str(error), "final": not isinstance(error, Busy)}
+            fields = {"why": error_text, "final": not isinstance(error, Busy)}
             writer.write(_greeting(encode("refused", fields)))
 
     async def _streams(
@@ -241,7 +262,7 @@ class Listener:
             guest,
             ssl=self._context,
             ssl_handshake_timeout=None if self._context is None else HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=None if self._context is None else 2,
+            ssl_shutdown_timeout=None if self._context is None else PARTING_SECONDS,
         )
         return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
