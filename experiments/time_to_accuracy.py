@@ -16,8 +16,8 @@ time.
 Seconds are simulated; accuracy is that of the global model on the test split. Writes results.json
 and curves.png and prints, for each world and server, the seconds, rounds and megabytes to the
 target, or -- where it was not met; the file has how well the last model serves the slowest quarter
-of the clients, on their own data, and the mean length of rounds of exponential clients, whose
-formula is known.
+of the clients, on their own data, how often their updates counted, and the mean length of rounds of
+exponential clients, whose formula is known.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ LINK = 2e6
 class DataFlags:
     """The data and how they are dealt to clients."""
 
-    dataset: Literal["mnist", "digits"] = "mnist"
-    """MNIST by its writers, or scikit-learn's digits dealt at random."""
+    dataset: Literal["mnist", "cifar10", "digits"] = "mnist"
+    """MNIST by its writers, CIFAR-10 dealt to 100 clients by Dirichlet(0.5) (a convolutional
+    network: hours on a CPU), or scikit-learn's digits dealt at random."""
     data_dir: Path | None = None
     """Folder that holds the data (else FEDJAX_LITE_DATA, the cache, a download)."""
 
@@ -115,13 +116,15 @@ class Flags(DataFlags, TrainingFlags, RunFlags):
 def population(flags: Flags) -> tuple[fl.data.FederatedDataset, dict[str, Any], fl.models.Model]:
     """Clients, test examples and the network."""
     train, test = fl.data.load(flags.dataset, data_dir=flags.data_dir)
-    how = (
-        fl.data.by_key("writer")
-        if flags.dataset == "mnist"
-        else fl.data.iid(num_clients=60, seed=0)
-    )
+    how = {
+        "mnist": fl.data.by_key("writer"),
+        "cifar10": fl.data.dirichlet(alpha=0.5, num_clients=100, seed=0),
+        "digits": fl.data.iid(num_clients=60, seed=0),
+    }[flags.dataset]
     data = fl.data.partition(train, how)
     test = with_labels(test)
+    if flags.dataset == "cifar10":
+        return data, test, fl.models.cnn(num_classes=10)
     return data, test, fl.models.mlp((64,), num_classes=10, input_shape=test["x"].shape[1:])
 
 
@@ -179,10 +182,12 @@ def algorithm(name: str, world: str, data: Any, model: Any, bits: float, flags: 
         wire = fl.arrivals.constant(10 * LINK)
         cloud = fl.arrivals.latency(download=wire, upload=wire)
         sampler = fl.arrivals.edge_clocked(fl.uniform(size), latency, cloud=cloud, **edges)
+        sampler = fl.selection.counted(sampler, of="trained")
         return fl.hierfavg(model.loss, sgd, plan=plan, sampler=sampler, **edges)
     options: dict[str, Any] = {"available": available}
     if name == "power-of-choice":
         sampler = fl.clocked(fl.weighted(2 * size), latency, **options)
+        sampler = fl.selection.counted(sampler, of="trained")
         plain = fl.fedavg(model.loss, sgd, plan=plan, sampler=sampler)
         return fl.selection.power_of_choice(plain, model.loss, cohort_size=size)
     if name == "over-selection":
@@ -195,7 +200,7 @@ def algorithm(name: str, world: str, data: Any, model: Any, bits: float, flags: 
         by_step, on_the_wire = seconds_of(latency, data, bits, flags)
         fits = fl.selection.in_time(options["deadline"] / 1.001, by_step, other_seconds=on_the_wire)
         plan = fl.Plan(flags.batch_size, epochs=flags.epochs, limit=fits)
-    sampler = fl.clocked(fl.uniform(size), latency, **options)
+    sampler = fl.selection.counted(fl.clocked(fl.uniform(size), latency, **options), of="trained")
     return fl.fedavg(model.loss, sgd, plan=plan, sampler=sampler)
 
 
@@ -217,6 +222,19 @@ def to_target(curve: dict[str, list[float]], target: float) -> dict[str, float |
     first = next((i for i, a in enumerate(curve["accuracy"]) if a >= target), None)
     names = ("seconds", "rounds", "megabytes")
     return {name: None if first is None else curve[name][first] for name in names}
+
+
+def participation(state: Any, seconds: np.ndarray) -> dict[str, float | None]:
+    """How unevenly clients' updates counted, and the slowest quarter's share of them.
+
+    Servers without rounds do not count them: None.
+    """
+    times = getattr(state.sampler, "times", None)
+    if times is None or not int(times.sum()):
+        return {"gini": None, "slow_share": None}
+    times, slow = np.asarray(times, float), seconds >= np.quantile(seconds, 0.75)
+    apart = np.abs(times[:, None] - times).mean()
+    return {"gini": apart / (2 * times.mean()), "slow_share": times[slow].sum() / times.sum()}
 
 
 def slow_clients(model: Any, state: Any, data: Any, seconds: np.ndarray) -> dict[str, float]:
@@ -303,6 +321,7 @@ def main(flags: Flags) -> list[dict[str, Any]]:
             curve = curve_of(history)
             cost = to_target(curve, flags.target)
             row = {"world": world, "server": server, "to_target": cost, "curve": curve}
+            row["participation"] = participation(state, totals)
             rows.append({**row, "clients": slow_clients(model, state, data, totals)})
             shown = ["--" if v is None else f"{v:.0f}" for v in cost.values()]
             best = 100 * max(curve["accuracy"])

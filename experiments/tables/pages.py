@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_lite.run.files import save_text_atomic
+from tables.figures import stale_figures, time_figures
 from tables.render import SECTIONS, Documents, Section, header, row, section
 from tables.verdicts import Judged, judged, tally
 
@@ -128,6 +129,10 @@ def main(flags: Flags) -> list[Path]:
         flags.guide: guide_page(made, found),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    figures = time_figures(documents)
+    undrawn = stale_figures(flags.guide.parent / "assets", figures)
+    stale += undrawn
+    pages |= {path: figures[path.name][1] for path in undrawn}
     if flags.check and stale:
         names = ", ".join(map(str, stale))
         raise ValueError(f"not up to date: {names}; run {COMMAND}")

@@ -41,6 +41,9 @@ def documents(tables):
     return tables.read(RESULTS)
 
 
+WORLDS = ("alike", "day_and_night", "heavy_tails")
+
+
 def pages(tables, tmp_path):
     readme, guide = tmp_path / "README.md", tmp_path / "guide" / "results.md"
     readme.write_text(f"# Title\n\n{tables.BEGIN}\nstale section\n{tables.END}\n\nrest\n")
@@ -53,7 +56,8 @@ def test_the_committed_pages_are_up_to_date(tables):
 
 def test_writes_both_pages_and_nothing_outside_the_markers(tables, tmp_path):
     flags = pages(tables, tmp_path)
-    assert tables.main(flags) == [flags.readme, flags.guide]
+    figures = sorted((flags.guide.parent / "assets" / f"time_{name}.svg") for name in WORLDS)
+    assert sorted(tables.main(flags)) == sorted([flags.readme, flags.guide, *figures])
     text = flags.readme.read_text()
     assert text.startswith(f"# Title\n\n{tables.BEGIN}\n")
     assert text.endswith(f"\n{tables.END}\n\nrest\n")
@@ -358,3 +362,24 @@ def test_blocks_stand_apart_and_two_blanks_continue_a_line(render):
     with pytest.raises(ValueError, match="as many cells"):
         render._tidy("| x |\n|---|\n| 1 | 2 |\n")
     assert render._tidy("| x |\n|---|\n" + render.row("1|2"))  # an escaped bar is no cell
+
+
+def test_figures_follow_the_data(tables, tmp_path):
+    """A figure is drawn anew where a number of its data changed, and only there."""
+    figures = importlib.import_module("tables.figures")
+    curve = {"seconds": [1.0, 2.0], "accuracy": [0.5, 0.9]}
+    rows = [
+        {"world": world, "server": "FedAvg", "curve": curve} for world in ("alike", "day and night")
+    ]
+    documents = {"time_to_accuracy": {"rows": rows, "settings": {"target": 0.9}}}
+    made = figures.time_figures(documents)
+    assert sorted(made) == ["time_alike.svg", "time_day_and_night.svg"]
+    assert len(figures.stale_figures(tmp_path, made)) == 2
+    for name, (_, text) in made.items():
+        assert "simulated seconds" in text
+        (tmp_path / name).write_text(text)
+    assert figures.stale_figures(tmp_path, figures.time_figures(documents)) == []
+    rows[1] = {**rows[1], "curve": {**curve, "accuracy": [0.5, 0.91]}}
+    stale = figures.stale_figures(tmp_path, figures.time_figures(documents))
+    assert [path.name for path in stale] == ["time_day_and_night.svg"]
+    assert figures.time_figures({}) == {}

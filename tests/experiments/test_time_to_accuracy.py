@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -39,7 +40,19 @@ def test_a_smoke_run(script, tmp_path, capsys):
     for place in document["order_statistics"].values():
         assert abs(place["simulated"] - place["formula"]) < 0.1
     assert document["order_statistics"]["10 of 13"]["formula"] == pytest.approx(1.3468004218)
+    shares = {row["server"]: row["participation"]["slow_share"] for row in rows}
+    assert 0 <= shares["FedAvg"] <= 1
+    assert shares["FedBuff"] is None
     assert all(0 <= row["clients"][who] <= 1 for row in rows for who in ("all", "slow"))
+
+
+def test_participation_by_hand(script):
+    """One of four clients took part thrice, one once: mean difference 20/16, mean 1; Gini 5/8."""
+    state = SimpleNamespace(sampler=SimpleNamespace(times=np.array([3, 1, 0, 0])))
+    found = script.participation(state, np.array([1.0, 9.0, 2.0, 3.0]))
+    assert found == {"gini": pytest.approx(5 / 8), "slow_share": 0.25}
+    nobody = SimpleNamespace(sampler=())
+    assert script.participation(nobody, np.ones(4)) == {"gini": None, "slow_share": None}
 
 
 def test_every_server_in_every_world(script):
