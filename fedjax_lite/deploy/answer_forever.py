@@ -18,6 +18,7 @@ from fedjax_lite.deploy.frames import (
     FrameError,
     frame,
     receive,
+    send,
 )
 from fedjax_lite.deploy.listen import keep_alive
 from fedjax_lite.deploy.packets import PacketError, decode, encode
@@ -166,14 +167,18 @@ def _answers(
       FrameError: if a request or a reply is too long.
       OSError: if the connection breaks.
     """
+    connection.settimeout(_LOOK_SECONDS)
+
+    def waits() -> bool:
+        return not stop.is_set()
+
     while True:
-        connection.settimeout(_LOOK_SECONDS)
-        came = receive(connection, max_bytes=max_bytes, waits=lambda: not stop.is_set())
+        came = receive(connection, max_bytes=max_bytes, waits=waits)
         if came is None or came[0] == GOODBYE:
             return True
         number, request = came
         if number == GREETING:
             _check_welcome(request)
         reply = frame(number, answer(request), max_bytes=max_bytes)
-        connection.settimeout(None)
-        connection.sendall(reply)
+        if not send(connection, reply, waits=waits):  # the server may have stopped reading
+            return True

@@ -117,6 +117,31 @@ def receive(
     return None if data is None else (number, data)
 
 
+def send(
+    connection: socket.socket, data: bytes, *, waits: Callable[[], bool] = lambda: True
+) -> bool:
+    """Sends all bytes, as `sendall`, but asks `waits` whenever the timeout has passed.
+
+    Returns:
+      Whether all were sent.
+
+    Example:
+      >>> left, right = socket.socketpair()
+      >>> send(left, b"hello"), right.recv(9)
+      (True, b'hello')
+      >>> left.close(), right.close()
+      (None, None)
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[connection.send(rest[:_CHUNK]) :]
+        except TimeoutError:
+            if not waits():
+                return False
+    return True
+
+
 def _receive(connection: socket.socket, size: int, waits: Callable[[], bool]) -> bytes | None:
     data = bytearray()
     while len(data) < size:

@@ -1,12 +1,14 @@
 """Clients that do not read, and exchanges that are closed while somebody waits."""
 
+import random
 import socket
 import threading
 
 import pytest
 from test_sockets import HERE, PATIENCE, heard, talk, waited
 
-from fedjax_lite.deploy import listen
+from fedjax_lite.deploy import answer_forever, encode, listen, make_certificates
+from fedjax_lite.deploy.frames import GREETING, frame, receive
 
 LARGE = bytes(2**24)
 """More than sockets hold."""
@@ -62,3 +64,46 @@ def test_closing_frees_the_address():
     assert threading.active_count() == threads - 1
     with pytest.raises(OSError):
         socket.create_connection((HERE, exchange.port), timeout=1)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_client_stops_though_the_server_does_not_read(encrypted, tmp_path):
+    """The server takes no byte of a reply that no buffer holds."""
+    made = make_certificates(tmp_path, num_clients=1, host=HERE) if encrypted else None
+    stop = threading.Event()
+    with socket.create_server((HERE, 0)) as there:
+        options = {"client_id": 0, "stop": stop, "tls": made and made.clients[0]}
+        thread = threading.Thread(
+            target=answer_forever,
+            args=(lambda request: LARGE, HERE, there.getsockname()[1]),
+            kwargs=options,
+        )
+        thread.start()
+        connection, _ = there.accept()
+        if made is not None:
+            connection = made.server.context(server=True).wrap_socket(connection, server_side=True)
+        with connection:
+            receive(connection, max_bytes=10**4)
+            welcome = encode("welcome", {"client": 0})
+            connection.sendall(frame(GREETING, welcome, max_bytes=10**4))
+            connection.sendall(frame(1, b"a request", max_bytes=10**4))
+            assert connection.recv(1) == b"F"  # the reply is on its way
+            stop.set()
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def test_a_large_reply_arrives_whole(tmp_path):
+    """Over TLS, in pieces."""
+    made = make_certificates(tmp_path, num_clients=1, host=HERE)
+    data = random.Random(0).randbytes(2**23)
+    options = {"num_clients": 1, "timeout": PATIENCE, "tls": made.server}
+    with listen(HERE, 0, **options) as exchange:
+        thread = threading.Thread(
+            target=answer_forever,
+            args=(lambda request: request[::-1], HERE, exchange.port),
+            kwargs={"client_id": 0, "tls": made.clients[0]},
+        )
+        thread.start()
+        assert exchange({0: data}) == {0: data[::-1]}
+    thread.join(PATIENCE)
