@@ -197,7 +197,8 @@ class Listener:
             await asyncio.wait(closed, timeout=PARTING_SECONDS)
         for guest in self._guests:
             guest.cancel()
-        await asyncio.gather(*waits, *self._guests, self._accepting, return_exceptions=True)
+        others: list[asyncio.Task[Any]] = [*waits, *self._guests, self._accepting]
+        await asyncio.gather(*others, return_exceptions=True)
         await asyncio.sleep(0)  # whoever waits in another thread has been told
 
     async def _accept(self) -> None:
