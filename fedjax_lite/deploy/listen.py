@@ -100,7 +100,7 @@ class Listener:
         self._open: dict[int, asyncio.StreamWriter] = {}
         self._number = GREETING
         self._asking: dict[int, bytes] = {}
-        self._exchanging: asyncio.Task[dict[int, bytes]] | None = None
+        self._exchanging: asyncio.Task[Any] | None = None
         self._replies: dict[int, bytes] = {}
         self._all_there = asyncio.Event()
         self._guests: set[asyncio.Task[None]] = set()
@@ -185,7 +185,7 @@ class Listener:
 
     async def _part(self) -> None:
         self._accepting.cancel()
-        waits = [self._exchanging] if self._exchanging is not None else []
+        waits: list[asyncio.Task[Any]] = [self._exchanging] if self._exchanging is not None else []
         for task in waits:
             task.cancel()
         writers = list(self._open.values())

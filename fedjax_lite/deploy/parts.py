@@ -10,6 +10,7 @@ import jax
 from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
 from fedjax_lite.checks.arguments import shown
+from fedjax_lite.checks.made import Made
 from fedjax_lite.data.population.population import Found
 from fedjax_lite.engine.program import Table
 from fedjax_lite.engine.prologue import Prefaced, preface_shape
@@ -60,7 +61,8 @@ def deployed(algo: FederatedAlgorithm) -> Wired:
     """The wiring of an algorithm that can run on machines of its clients' own.
 
     Raises:
-      TypeError: if it is no algorithm, or not one of synchronous rounds wired from slots.
+      TypeError: if it is no algorithm, not one of synchronous rounds wired from slots, or one whose
+        `init` is another than that of its slots.
     """
     if not isinstance(algo, FederatedAlgorithm):
         raise TypeError(f"algo must be a FederatedAlgorithm, got {shown(algo)}; fl.fedavg(...)")
@@ -68,6 +70,12 @@ def deployed(algo: FederatedAlgorithm) -> Wired:
         raise TypeError(
             f"algo must have rounds in which a cohort is drawn and waited for, got {algo.made}; "
             "take a synchronous algorithm such as fl.fedavg or fl.scaffold"
+        )
+    if _innermost(algo).fields["init"] is not algo.init:
+        raise TypeError(
+            f"algo must begin as its slots do, got {algo.made} with an init around theirs, which "
+            "no machine would call; change what it makes instead: served = hub.init(hub.told(...)),"
+            " served._replace(state=...)"
         )
     return wired(*algo.slots)
 
@@ -82,9 +90,16 @@ def _is_synchronous(algo: FederatedAlgorithm) -> bool:
     made = algo.made
     if made is None or "round" in made.replaced(algo):
         return False
+    return _innermost(algo).name == "federated_algorithm"
+
+
+def _innermost(algo: FederatedAlgorithm) -> Made:
+    """The call that an algorithm came of first."""
+    made = algo.made
+    assert made is not None
     while made.before is not None:
         made = made.before
-    return made.name == "federated_algorithm"
+    return made
 
 
 def first_state(wires: Wired, key: Any, params: Params, told: ToldSizes) -> RoundState:

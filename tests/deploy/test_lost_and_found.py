@@ -291,7 +291,13 @@ def test_methods_without_a_client_of_their_own_say_so(tmp_path):
         loss, optax.sgd(0.1), plan=PLAN, concurrency=2, buffer=1, latency=lambda *_: 1.0
     )
     ask = encode("sizes?", {"num_clients": 1})
+    plain = algorithm("fedavg")
+
+    def warm(key, params, data):
+        return plain.init(key, jax.tree.map(jnp.ones_like, params), data)
+
     cases: list[tuple[Any, type, str]] = [
+        (plain._replace(init=warm), TypeError, "init around theirs"),
         (buffered, TypeError, "drawn and waited for"),
         (None, TypeError, "FederatedAlgorithm"),
     ]
