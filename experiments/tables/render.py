@@ -50,6 +50,8 @@ SECTIONS = {
     "columns": ("vertical_hospitals", "split_cifar"),
     "rounds": ("round",),
     "costs": ("round_algorithms", "round_slots", "round"),
+    "personal_costs": ("personal_costs_*",),
+    "compiling": ("compiling_*",),
     "peers": ("peers_*",),
     "processes": ("processes_*",),
     "steps": ("step_*",),
