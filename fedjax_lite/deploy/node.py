@@ -95,7 +95,7 @@ def node(
             f"{sorted(splits or {})}; splits={{{lacking[0]!r}: examples}}"
         )
     mechanism = wires.privacy
-    once = mechanism is not None and mechanism.uplink is not None and secure is None
+    once = mechanism is not None and mechanism.uplink is not None
     last_round = mechanism.accountant.max_rounds if mechanism is not None and once else None
     folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def node(
             if (known := secretive.known(request)) is not None:
                 return known
             tree, after = client.local(key, packet, before, data)
-            shelf.put(before, after)
+            shelf.put(before, after, encode("local", {}, tree) if once else b"")
             return secretive.begin(packet, request, tree)
         except (PacketError, SecAggAbort) as error:
             return encode("refused", {"client": client_id, "why": f"{error!s:.2000}"})

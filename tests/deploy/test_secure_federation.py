@@ -260,7 +260,9 @@ def test_clients_that_add_their_own_noise(tmp_path):
         for a, b in zip(params, jax.tree.leaves(simulated(algo)[0][0].server.params), strict=True)
     )
     with pytest.raises(SecAggAbort, match="min_survivors 4"):  # three clients' noise would not do
-        hub.round(begun(hub, own), dropping(own, {2: "mask"}))
+        hub.round(other.served, dropping(own, {2: "mask"}))
+    with pytest.raises(SecAggAbort, match="noise served another run"):
+        hub.round(begun(hub, own), in_process(own))  # the same key in a second run
     with pytest.raises(ValueError, match="min_survivors of secure must be at least 4"):
         hub_of(algo, SecureSettings(threshold=3))
 
