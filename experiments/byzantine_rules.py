@@ -112,7 +112,10 @@ def joined_by(num_hostile: int, num_honest: int, inner: fl.Aggregator) -> fl.Agg
 def authors_network(
     *, input_shape: Sequence[int], mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> fl.models.Model:
-    """Their network: conv 32, conv 64, pool, channel dropout 0.25, dense 128, dropout 0.5.
+    """Their network: conv 32, ReLU, conv 64, pool, dropout of channels, dense 128, ReLU, dropout.
+
+    There is no ReLU after the second convolution. With one, the median under IPM climbs the loss
+    (2 % after 200 rounds); without, it learns in fits and starts, as in their logs.
 
     Args:
       input_shape: of an image.
@@ -135,8 +138,8 @@ def authors_network(
 
     def apply(params: Any, x: Any, key: Any) -> Any:
         x = x.reshape(-1, *shape)
-        for name in ("conv1", "conv2"):
-            x = jax.nn.relu(conv_layer(params[name], x, padding="VALID"))
+        x = jax.nn.relu(conv_layer(params["conv1"], x, padding="VALID"))
+        x = conv_layer(params["conv2"], x, padding="VALID")  # theirs has no ReLU here
         x = max_pool(x, 2, strides=2, padding="VALID")
         if key is not None:  # training; which key does not matter, masks are drawn once
             kept = dropout(of_channels, jnp.ones((x.shape[0], 1, 1, x.shape[-1])), rate=0.25)

@@ -135,6 +135,18 @@ def test_the_authors_krum_sums_fourth_powers(script):
     assert aggregate_stack(rules.krum_of_fourth_powers(2), u).item() == 10.0
 
 
+def test_the_authors_network_has_one_relu_less(script):
+    """What the second convolution makes negative reaches the dense layer: -1 times -1 is 1."""
+    model = script.network("cnn", (28, 28, 1), True)
+    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
+    inputs = params["dense1"]["kernel"].shape[0]
+    params["conv2"]["bias"] -= 1
+    params["dense1"]["kernel"] -= 1 / inputs
+    params["head"]["kernel"] += jnp.zeros(10).at[3].set(1 / 128)
+    logits = model.predict(params, {"x": jnp.zeros((2, 28, 28, 1)), "y": jnp.zeros(2, int)})
+    np.testing.assert_allclose(logits, np.tile(np.eye(10)[3], (2, 1)), rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_masks_are_the_same_whatever_the_key(script):
     model = script.network("cnn", (28, 28, 1), True)
     params = model.init(jax.random.key(0))
