@@ -32,22 +32,13 @@ import optax
 from shared.flags import with_labels
 from shared.script import script
 from shared.smoke import shrunk
+from shared.time_servers import SERVERS
 
 import fedjax_lite as fl
 from fedjax_lite.run.files import save_json_atomic
 from fedjax_lite.run.settings import versions
 
 WORLDS = ("alike", "heavy tails", "day and night")
-SERVERS = {
-    "FedAvg": ("#666666", ":"),
-    "over-selection": ("#E69F00", "--"),
-    "deadline": ("#009E73", "-."),
-    "partial work": ("#0072B2", "-."),
-    "power-of-choice": ("#CC79A7", "--"),
-    "hierarchy": ("#000000", "--"),
-    "FedAsync": ("#56B4E9", "-"),
-    "FedBuff": ("#D55E00", "-"),
-}
 SMOKE = ("FedAvg", "partial work", "FedBuff")
 SECONDS_PER_STEP = 0.05
 LINK = 2e6

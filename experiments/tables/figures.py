@@ -9,16 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-COLOURS = {
-    "FedAvg": ("#666666", ":"),
-    "over-selection": ("#E69F00", "--"),
-    "deadline": ("#009E73", "-."),
-    "partial work": ("#0072B2", "-."),
-    "power-of-choice": ("#CC79A7", "--"),
-    "hierarchy": ("#000000", "--"),
-    "FedAsync": ("#56B4E9", "-"),
-    "FedBuff": ("#D55E00", "-"),
-}
+from shared.time_servers import SERVERS
 
 
 def name_of(world: str) -> str:
@@ -55,7 +46,7 @@ def picture(world: str, rows: list[Any], target: float, told: str) -> str:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        colour, dash = COLOURS[row["server"]]
+        colour, dash = SERVERS[row["server"]]
         accuracy = [100 * a for a in row["curve"]["accuracy"]]
         axes.plot(row["curve"]["seconds"], accuracy, dash, color=colour, label=row["server"])
     axes.axhline(100 * target, color="#BBBBBB", linewidth=0.8)
