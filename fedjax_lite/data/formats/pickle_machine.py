@@ -7,7 +7,6 @@ imported, nothing is called, and no object of numpy's is handed a state.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_lite.data.formats.pickle_texts import encoded, joined, unescaped
+
 _LONG = 4096
 """Bytes; longer strings are left where they are in the file: only arrays have such."""
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
-_QUOTED = re.compile(rb"""(['"])(?:[^\\]|\\(?:x[0-9a-fA-F]{2}|[\\'"nrt]))*\1""")
 _FLAGS = (bool, int)
 _UINT8 = ("u1", "|u1", b"u1", b"|u1")
 _DTYPE_STATES = tuple((3, order, None, None, None, -1, -1, 0) for order in ("|", b"|"))
@@ -79,7 +79,8 @@ class Machine:
         self.memo: dict[int, Any] = {}
         # An image of 3,072 bytes comes with at most three values, which take a dozen opcodes.
         self.steps = 256 + len(content) // 192
-        self.room = 8192 + len(content)
+        # The array, and of each image the name of a file: an object, and in old pickles its text.
+        self.room = 8192 + len(content) + len(content) // 32
         self.array: _Array | None = None
 
     def run(self, opcodes: Mapping[int, Callable[[Machine], None]]) -> Any:
@@ -200,20 +201,10 @@ class Machine:
                 self.charge(result.__sizeof__())
                 return result
             if type(text) is _Text:
-                return self.encode_long(text)
+                return joined(lambda: encoded(text.raw, text.codec), self.charge)
         except UnicodeError as error:
             raise Refused("a text is no bytes in Latin-1") from error
         raise Refused("it encodes what is no text")
-
-    def encode_long(self, text: _Text) -> memoryview:
-        """Piece by piece: a single wide character would widen the whole text."""
-        decoder, result = codecs.getincrementaldecoder(text.codec)(), bytearray()
-        for begin in range(0, len(text.raw), 1 << 12):
-            piece = decoder.decode(bytes(text.raw[begin : begin + (1 << 12)])).encode("latin-1")
-            self.charge(len(piece))
-            result += piece
-        decoder.decode(b"", True)
-        return memoryview(result).toreadonly()
 
     def new_array(self) -> _Array:
         """There is one array in a batch."""
@@ -308,13 +299,17 @@ class Machine:
         self.stack.append(tuple(values[::-1]))
 
     def quoted(self) -> None:
-        """Pushes the string of a line in the quotes of Python 2."""
-        raw = bytes(self.line(_LONG))
-        if not _QUOTED.fullmatch(raw):
+        """Pushes the string of a line in the quotes of Python 2; a long one is an array's bytes."""
+        raw = self.line()
+        if len(raw) < 2 or raw[0] not in b"'\"" or raw[-1] != raw[0]:
             raise Refused("a string is not in quotes")
-        value = codecs.escape_decode(raw[1:-1])[0]  # type: ignore[attr-defined]
-        self.charge(value.__sizeof__())
-        self.stack.append(value)
+        try:
+            if len(raw) > _LONG:
+                self.stack.append(joined(lambda: unescaped(raw[1:-1]), self.charge))
+            else:
+                self.string(memoryview(b"".join(unescaped(raw[1:-1]))), None)
+        except ValueError as error:
+            raise Refused("a string has an escape that Python 2 does not write") from error
 
     def protocol(self) -> None:
         """What the opcodes mean is the same in all protocols."""

@@ -21,10 +21,11 @@ def load_plain(content: bytes, *, path: Path | str) -> Any:
     That is a dict or a list. A dict has strings as keys; its values are integers, strings, lists
     and one uint8 array, C-ordered, of one or two axes. A list holds integers and strings. Strings
     of Python 2 come back as bytes. The array is a read-only view of `content` where the pickle
-    stores bytes as bytes. Memory beside `content` is at most about its size.
+    stores bytes as bytes; protocol 0, and 1 and 2 of Python 3, store them as text, of which it is
+    made. Memory beside `content` is at most its size, and for names of files an eighth of that.
 
     Args:
-      content: the pickle, of any protocol.
+      content: the pickle, of any protocol, 0 (ASCII) to 5, by Python 2 or 3.
       path: the file's name, for the error.
 
     Returns:
