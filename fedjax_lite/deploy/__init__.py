@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from fedjax_lite.deploy.answer_forever import NotWelcome, answer_forever
     from fedjax_lite.deploy.certificates import Certificates, make_certificates
     from fedjax_lite.deploy.exchange import Answer, Exchange, in_process
-    from fedjax_lite.deploy.federate import Federated, FederationAborted, federate
+    from fedjax_lite.deploy.federate import Federated, federate
     from fedjax_lite.deploy.flare import flare_client, flare_exchange, flare_server
     from fedjax_lite.deploy.flower import flower_answers, flower_client, flower_server
     from fedjax_lite.deploy.flower_grid import grid_exchange
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedjax_lite.deploy.secure_settings import SecureSettings
     from fedjax_lite.deploy.server import FederatedServer, server
     from fedjax_lite.deploy.tls import TLS
+    from fedjax_lite.deploy.tries import FederationAborted, RoundGivenUp
 
 __all__ = [
     "Answer",
@@ -38,6 +39,7 @@ __all__ = [
     "OneClient",
     "Packet",
     "PacketError",
+    "RoundGivenUp",
     "SecureServer",
     "SecureSettings",
     "Served",

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from fedjax_lite.checks.arguments import check_count, check_key, check_positive, check_tree, shown
 from fedjax_lite.deploy.exchange import Answer, Exchange
-from fedjax_lite.deploy.federate import FederationAborted, federate
+from fedjax_lite.deploy.federate import federate
 from fedjax_lite.deploy.node import node
 from fedjax_lite.deploy.parts import deployed
 from fedjax_lite.deploy.server import server
+from fedjax_lite.deploy.tries import FederationAborted, Limits, check_limits
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
 
 PACKET = "packet"
@@ -130,6 +131,9 @@ def flare_server(
     timeout: float = 600.0,
     min_clients: int = 1,
     on_refusal: Literal["drop", "abort"] = "drop",
+    retries: int = 0,
+    patience: float = 0.0,
+    when_given_up: Literal["abort", "skip"] = "abort",
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
 ) -> type:
     """The Controller of an algorithm: `fedjax_lite.deploy.federate` over the sites of a job.
@@ -145,8 +149,11 @@ def flare_server(
       params: the model to begin with.
       num_rounds: rounds in all, those done before included.
       timeout: seconds that a round waits for replies; who has not replied by then dropped out.
-      min_clients: fewer replies that count abort the round, where so many were asked.
+      min_clients: a round with fewer replies that count is given up, where so many were asked.
       on_refusal: "drop" or "abort": what a reply that is refused does.
+      retries: how often a round is asked for again before it is given up.
+      patience: seconds between two tries.
+      when_given_up: "abort" or "skip", as of `fedjax_lite.deploy.federate`.
       evaluate: ``(state) -> scores`` after each round, joined to its row.
 
     Returns:
@@ -170,9 +177,7 @@ def flare_server(
     check_tree(params, "params")
     check_count(num_rounds, "num_rounds", minimum=0)
     check_positive(timeout, "timeout")
-    check_count(min_clients, "min_clients", minimum=1)
-    if on_refusal not in ("drop", "abort"):
-        raise ValueError(f'on_refusal must be "drop" or "abort", got {on_refusal!r}')
+    limits = check_limits(Limits(min_clients, on_refusal, retries, patience, when_given_up))
     apis = nvflare()
 
     class FlareServer(apis.impl.controller.Controller):
@@ -196,8 +201,7 @@ def flare_server(
                 exchange,
                 num_rounds=num_rounds,
                 folder=self.folder or None,
-                min_clients=min_clients,
-                on_refusal=on_refusal,
+                **limits._asdict(),
                 evaluate=evaluate,
             )
 

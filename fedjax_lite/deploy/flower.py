@@ -13,6 +13,7 @@ from fedjax_lite.deploy.flower_grid import ASK, PACKET, WHO, flower, grid_exchan
 from fedjax_lite.deploy.node import node
 from fedjax_lite.deploy.parts import deployed
 from fedjax_lite.deploy.server import server
+from fedjax_lite.deploy.tries import Limits, check_limits
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
 
 Config = Mapping[str, Any]
@@ -139,6 +140,9 @@ def flower_server(
     timeout: float = 600.0,
     min_clients: int = 1,
     on_refusal: Literal["drop", "abort"] = "drop",
+    retries: int = 0,
+    patience: float = 0.0,
+    when_given_up: Literal["abort", "skip"] = "abort",
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Any:
     """The ServerApp of an algorithm: `fedjax_lite.deploy.federate` over the SuperNodes of a grid.
@@ -157,8 +161,11 @@ def flower_server(
       folder: of checkpoints and metrics, on the server's disk.
       timeout: seconds that a round waits for replies, and the start for SuperNodes; who has not
         replied by then dropped out.
-      min_clients: fewer replies that count abort the round, where so many were asked.
+      min_clients: a round with fewer replies that count is given up, where so many were asked.
       on_refusal: "drop" or "abort": what a reply that is refused does.
+      retries: how often a round is asked for again before it is given up.
+      patience: seconds between two tries.
+      when_given_up: "abort" or "skip", as of `fedjax_lite.deploy.federate`.
       evaluate: ``(state) -> scores`` after each round, joined to its row.
 
     Returns:
@@ -183,9 +190,7 @@ def flower_server(
     check_count(num_clients, "num_clients", minimum=1)
     check_count(num_rounds, "num_rounds", minimum=0)
     check_positive(timeout, "timeout")
-    check_count(min_clients, "min_clients", minimum=1)
-    if on_refusal not in ("drop", "abort"):
-        raise ValueError(f'on_refusal must be "drop" or "abort", got {on_refusal!r}')
+    limits = check_limits(Limits(min_clients, on_refusal, retries, patience, when_given_up))
     app = flower().serverapp.ServerApp()
 
     @app.main()
@@ -196,8 +201,7 @@ def flower_server(
             grid_exchange(grid, timeout=config.get("timeout") or timeout),
             num_rounds=config.get("num-rounds", num_rounds),
             folder=config.get("folder") or folder,
-            min_clients=min_clients,
-            on_refusal=on_refusal,
+            **limits._asdict(),
             evaluate=evaluate,
         )
 

@@ -46,6 +46,8 @@ class Session:
     round: int
     party: Client
     vector: np.ndarray
+    digest: str
+    """Of the vector."""
     replies: dict[bytes, bytes]
     """By the digest of what was asked: who asks the same again hears the same."""
 
@@ -54,9 +56,11 @@ class SecureClient:
     """What a node answers to the phases of secure aggregation.
 
     It remembers one session. A machine that was killed in the middle of one has dropped out of it.
-    And it remembers on its disk of which sum it last helped to lift the masks: of a round that the
-    server repeats it does so for the same sum only, for two sums of one round differ by single
-    clients.
+    And it remembers on its disk which vector it last sent under masks, and of which sum it helped
+    to lift them: of a round that the server repeats it sends the same vector, and lifts masks of
+    the same sum only. Two vectors of one client, or two sums that differ by single clients, would
+    tell what masks are to hide. What left this machine before its vector, keys and shares of
+    secrets that were made for a session which is over, tells nothing of it.
 
     Args:
       algo: the server's algorithm.
@@ -120,9 +124,11 @@ class SecureClient:
             size, message, tree["counts"], jnp.asarray(slots, jnp.int32)
         )
         run, round = str(fields["run"]), int(fields["round"])
+        digest = hashlib.sha256(np.asarray(vector).tobytes()).hexdigest()
+        self._check_same_vector(run, round, digest)
         settings = self._secure.of_round(run, round, name, layout.length)
         party = Client(self._client, settings, identity=self._identity)
-        self._session = Session(name, run, round, party, np.asarray(vector), {})
+        self._session = Session(name, run, round, party, np.asarray(vector), digest, {})
         return self._reply(request, "advertise", {"message": to_fields(party.advertise())})
 
     def answer(self, packet: Packet, request: bytes) -> bytes:
@@ -148,6 +154,7 @@ class SecureClient:
         if packet.kind == "mask":
             boxes = several_from(EncryptedShares, fields.get("messages"), what=what)
             masked = now.party.mask(boxes, now.vector)
+            self._remember(now, self._last(now.run, now.round).get("survivors"))
             tree = {"vector": masked.vector}
             return self._reply(request, "mask", {"message": to_fields(masked)}, tree)
         survivors = from_fields(UnmaskRequest, fields.get("message"), what=what)
@@ -157,7 +164,7 @@ class SecureClient:
             return self._reply(request, "confirm", {"message": to_fields(confirmation)})
         self._check_same_sum(now, survivors)
         shares = now.party.unmask(survivors)
-        self._remember(now, survivors)
+        self._remember(now, sorted(survivors.survivors))
         return self._reply(request, "unmask", {"message": to_fields(shares)})
 
     def _reply(self, request: bytes, phase: str, fields: dict[str, Any], tree: Any = ()) -> bytes:
@@ -168,33 +175,50 @@ class SecureClient:
         now.replies[_digest(request)] = reply
         return reply
 
-    def _path(self, now: Session) -> Path:
-        return self._folder / f"client-{self._client}-{now.run}.revealed"
+    def _path(self, run: str) -> Path:
+        return self._folder / f"client-{self._client}-{run}.revealed"
 
-    def _sum_of(self, now: Session, request: UnmaskRequest) -> dict[str, Any]:
-        vector = hashlib.sha256(now.vector.tobytes()).hexdigest()
-        return {"round": now.round, "vector": vector, "survivors": sorted(request.survivors)}
+    def _last(self, run: str, round: int) -> dict[str, Any]:
+        """What this client has told of a round; nothing, if its last one is before that.
 
-    def _check_same_sum(self, now: Session, request: UnmaskRequest) -> None:
-        path = self._path(now)
+        Raises:
+          PacketError: if it is behind that.
+        """
+        path = self._path(run)
         if not path.exists():
-            return
-        last, this = decode(path.read_bytes(), "revealed").fields, self._sum_of(now, request)
-        if last["round"] > now.round or (last["round"] == now.round and last != this):
+            return {}
+        last = decode(path.read_bytes(), "revealed").fields
+        if last["round"] > round:
             raise PacketError(
-                f"this client helped to reveal round {last['round']} of clients "
-                f"{last['survivors']} already; the sum of {this['survivors']} in round {now.round}"
-                " would tell single clients apart: repeat the round with the same clients, or "
-                "begin a new run"
+                f"round {round} is asked for, but this client helped to sum round {last['round']}"
+            )
+        return last if last["round"] == round else {}
+
+    def _check_same_vector(self, run: str, round: int, digest: str) -> None:
+        if self._last(run, round).get("vector", digest) != digest:
+            raise PacketError(
+                f"round {round} is asked for again, with another model or other constants: this "
+                "client sends one vector a round, or the sums would differ by it; ask for the "
+                "round as before, or go on with the next one"
             )
 
-    def _remember(self, now: Session, request: UnmaskRequest) -> None:
-        """Before the shares leave this machine."""
-        path = self._path(now)
+    def _check_same_sum(self, now: Session, request: UnmaskRequest) -> None:
+        last = self._last(now.run, now.round).get("survivors")
+        if last not in (None, sorted(request.survivors)):
+            raise PacketError(
+                f"this client helped to reveal round {now.round} of clients {last} already; the "
+                f"sum of {sorted(request.survivors)} would tell single clients apart: repeat the "
+                "round with the same clients, go on with the next round, or begin a new run"
+            )
+
+    def _remember(self, now: Session, survivors: list[int] | None) -> None:
+        """Before what it says leaves this machine."""
+        path = self._path(now.run)
         temporary = path.with_name(f".{path.name}.tmp")
+        fields = {"round": now.round, "vector": now.digest, "survivors": survivors}
         with naming(path):
             with temporary.open("wb") as file:
-                file.write(encode("revealed", self._sum_of(now, request)))
+                file.write(encode("revealed", fields))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

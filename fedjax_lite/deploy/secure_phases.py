@@ -31,6 +31,18 @@ Bodies = Mapping[int, tuple[dict[str, Any], Any]]
 """Fields and arrays of a request, by client."""
 
 
+class SumAborted(SecAggAbort):
+    """No sum was revealed, or one that cannot be.
+
+    ``missing`` are the clients that were asked in the beginning and did not answer in the last
+    phase.
+    """
+
+    def __init__(self, why: str, *, missing: list[int], refusals: list[Refusal]) -> None:
+        super().__init__(why)
+        self.missing, self.refusals = missing, refusals
+
+
 class Talk:
     """An attempt at a round over an exchange: requests that name it, replies that must.
 
@@ -49,6 +61,9 @@ class Talk:
         self._names = {"run": run, "round": round, "session": session}
         self._num_clients = num_clients
         self.refusals: list[Refusal] = []
+        self.missing: list[int] = []
+        """Who was asked in the first phase and did not answer as asked in the last one."""
+        self._asked: frozenset[int] = frozenset()
 
     def ask(
         self, phase: str, bodies: Bodies, read: Callable[[int, Packet], Read]
@@ -77,6 +92,8 @@ class Talk:
                 found[client] = read(client, self._packet(client, phase, replies[client]))
             except (PacketError, SecAggAbort) as error:
                 self.refusals.append(Refusal(client, str(error)))
+        self._asked |= requests.keys()
+        self.missing = sorted(self._asked - found.keys())
         return found
 
     def _packet(self, client: int, phase: str, data: bytes) -> Packet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from fedjax_lite.deploy.rounds import (
     without_data,
 )
 from fedjax_lite.deploy.secure_client import check_secure
-from fedjax_lite.deploy.secure_phases import Talk, sum_of_survivors
+from fedjax_lite.deploy.secure_phases import SumAborted, Talk, sum_of_survivors
 from fedjax_lite.deploy.secure_settings import SecureSettings
 from fedjax_lite.deploy.secure_sums import (
     Layout,
@@ -63,7 +63,10 @@ class SecureServer(NamedTuple):
     told: Callable[[Mapping[int, bytes]], ToldSizes]
     init: Callable[[ToldSizes], Served]
     round: Callable[[Served, Exchange], Merged]
-    """``(served, exchange) -> merged``: the phases of the protocol, an exchange each."""
+    """``(served, exchange) -> merged``: the phases of the protocol, an exchange each. Raises
+    `SecAggAbort` where they reveal no sum."""
+    skip: Callable[[Served], Merged]
+    """As of `fedjax_lite.deploy.FederatedServer`."""
     num_clients: int
     accountant: Accountant | None
 
@@ -89,8 +92,15 @@ def secure_server(
 
     What the server learns: the sums, who survived, clients' sizes (told before the first round) and
     how long replies take. It learns no metric of a client: rows have none, and methods whose
-    server or sampler reads one are refused. A round that a killed server repeats is revealed for
-    the same survivors only; its clients see to that.
+    server or sampler reads one are refused.
+
+    A round may be asked for again, by a server that was killed or by ``retries`` of
+    `fedjax_lite.deploy.federate`, each time under new keys. Its clients see to it that all tries
+    together tell no more than one sum: each sends one vector a round, however often it is asked,
+    and who has helped to lift the masks of a sum does so for the same clients only. Since a sum
+    takes the threshold, above half of the cohort, no two sums of a round are revealed, though the
+    help for the first one come late. (The threshold of a sparse graph is of neighbours: there it
+    takes ``2 threshold min_survivors > (degree + 1) C`` of a cohort of `C`.)
 
     Args:
       algo: any synchronous algorithm with ``aggregator=fl.secure_mean(...)``, or with
@@ -206,15 +216,32 @@ def secure_server(
                 )
         except SecAggAbort as error:
             refused = "; ".join(refusal.why for refusal in talk.refusals)
-            raise SecAggAbort(f"{error}{refused and '; refused: '}{refused}") from error
+            raise SumAborted(
+                f"{error}{refused and '; refused: '}{refused}",
+                missing=talk.missing,
+                refusals=talk.refusals,
+            ) from error
+        done = finished(served, total, came, sorted(survivors))
+        return done._replace(refusals=talk.refusals)
+
+    def finished(served: Served, total: Any, came: Any, counted: list[int]) -> Merged:
+        """The rest of a round, with the sum of who came."""
+        state, asked = allowed(served), members(cohort_of(served), num_clients)
+        _, known = broadcast_of(state.server)
         with in_population(num_clients):
             new, metrics = merged(key, state, served.told, jnp.asarray(total), jnp.asarray(came))
-        counted = sorted(survivors)
         after = served._replace(state=new, **commits(served, asked, counted, known))
         metrics = {name: value for name, value in metrics.items() if name not in UNSEEN}
-        return Merged(after, metrics, talk.refusals, asked, counted)
+        return Merged(after, metrics, [], asked, counted)
 
-    return SecureServer(plain.hello, plain.told, plain.init, round, num_clients, algo.accountant)
+    def skip(served: Served) -> Merged:
+        size = cohort_of(served).ids.shape[0]
+        nothing = jnp.zeros(layout_for(served.state, size).length, jnp.uint32)
+        return finished(served, nothing, jnp.zeros(size, bool), [])
+
+    return SecureServer(
+        *(plain.hello, plain.told, plain.init, round, skip, num_clients, algo.accountant)
+    )
 
 
 def _check_threshold(secure: SecureSettings, num_asked: int) -> None:

@@ -85,6 +85,8 @@ class FederatedServer(NamedTuple):
     out."""
     round: Callable[[Served, Exchange], Merged]
     """``(served, exchange) -> merged``: all of these in one."""
+    skip: Callable[[Served], Merged]
+    """``(served) -> merged``: the round in which nobody of its cohort was there."""
     num_clients: int
     accountant: Accountant | None
     """Of a private algorithm."""
@@ -247,6 +249,9 @@ def server(
         rehearsed = {} if prologue is None else exchange(rehearsal(served))
         return merge(served, exchange(requests(served, rehearsed)), rehearsed)
 
+    def skip(served: Served) -> Merged:
+        return merge(served, _NOBODY)
+
     def told(replies: Mapping[int, bytes]) -> ToldSizes:
         return read_sizes(replies, num_clients, splits_of(wires))
 
@@ -255,7 +260,7 @@ def server(
 
     return FederatedServer(
         *(hello, told, init, None if prologue is None else rehearsal, requests, merge, round),
-        *(num_clients, algo.accountant),
+        *(skip, num_clients, algo.accountant),
     )
 
 

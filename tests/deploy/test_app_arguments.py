@@ -36,9 +36,12 @@ BAD = {
     "timeout": 0.0,
     "min_clients": 0,
     "on_refusal": "ignore",
+    "retries": -1,
+    "patience": "soon",
+    "when_given_up": "ignore",
     "answer_of": b"hello",
 }
-LATER = ("timeout", "min_clients", "on_refusal")
+LATER = ("timeout", "min_clients", "on_refusal", "retries", "patience", "when_given_up")
 CASES = [
     (made, name)
     for made, valid in VALID.items()

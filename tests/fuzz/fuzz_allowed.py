@@ -39,7 +39,7 @@ ALLOWANCES = (
               r".*\((seed|rotation_seed|target|client|client_id|min_size|num_byzantine|iterations|crop|size|"
               r"successes|correct|true_positives|false_positives|num_rounds|steps|round|length|"
               r"cohort_size|cohort_examples|secret|at|x|row|column|num_clients|"
-              r"capacity|index|known|positive|num_canaries|bottleneck_size)\)"),
+              r"capacity|index|known|positive|num_canaries|bottleneck_size|retries)\)"),
     Allowance("Python's integers are as large as they are", "huge int", r"\bint\b",
               rf".*\(({'|'.join(sorted(UNBOUNDED))})\)"),
     Allowance("rows and columns from the end; any number modulo a prime; ids only order masks",
