@@ -1,17 +1,17 @@
 """Memory-mapped .npy files, one an array: the format that streams fastest, and its writer.
 
-folder/manifest.json     {"layout": 1, "leaves": {"x": ["|u1", [32]], ...}}
+folder/manifest.json     {"layout": 2, "leaves": {"x": ["|u1", [32]], ...}, ...}, digests
 folder/offsets.npy       int64 [N + 1]: client i owns the rows offsets[i] .. offsets[i+1] - 1
+folder/sums.npy          uint32 [arrays, N]: CRC-32 of each client's rows in each array
 folder/examples.x.npy    [E, ...], client after client, in its own dtype
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import numpy as np
 
 from fedjax_lite.checks.arguments import as_path
 from fedjax_lite.data.formats.npy_file import open_npy
+from fedjax_lite.data.stores.digests import SMALL, SUMS, ClientSums, sums_of, write_manifest
 from fedjax_lite.data.stores.new_folder import new_folder
 from fedjax_lite.data.stores.store import (
     Arrays,
     Leaf,
     check_chunk,
     check_sizes,
+    example_bytes,
     leaves_of,
     take_clients,
 )
@@ -36,15 +38,18 @@ from fedjax_lite.data.stores.store_files import (
     read_offsets,
 )
 
-LAYOUT = 1
 _HEADER_BYTES = 192
 
-MADE_OF = ("examples.*.npy", "offsets.npy", "manifest.json", "population.json")
+MADE_OF = ("examples.*.npy", "offsets.npy", SUMS, "manifest.json", "population.json")
 """Files of such a folder."""
 
 
 class NpyStore:
     """The examples of a folder that `write_streamed` wrote; nothing is read before it is asked for.
+
+    What is read of a client for the first time is compared with its digest; a population below
+    2^20 bytes when it is opened. `verify` compares all. A folder of an earlier version has no
+    digests; it is opened, and the log says so.
 
     Args:
       folder: the folder.
@@ -63,13 +68,13 @@ class NpyStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = as_path(folder, "folder").absolute()
-        self.leaves, _ = read_manifest(
-            self.folder / "manifest.json", layout=LAYOUT, writer="write_streamed"
+        self.leaves, manifest = read_manifest(
+            self.folder / "manifest.json", writer="write_streamed"
         )
         self.offsets, self.sizes = read_offsets(self.folder / "offsets.npy")
         self._arrays: dict[str, np.ndarray] = {}
         for name, leaf in self.leaves.items():
-            path = self.folder / f"examples.{name}.npy"
+            path = self._path(name)
             self._arrays[name] = array = _open_array(path, leaf.dtype, leaf.shape)
             if len(array) != self.offsets[-1]:
                 raise bad_file(
@@ -78,10 +83,34 @@ class NpyStore:
                     f"that it holds {len(array):,} examples, but offsets.npy counts "
                     f"{self.offsets[-1]:,}",
                 )
+        self._sums = ClientSums(self.folder, manifest, (len(self.leaves), len(self.sizes)))
+        if self._sums.table is not None:
+            for name, leaf in self.leaves.items():
+                _check_header(self._path(name), _header(leaf, int(self.offsets[-1])))
+            if self.offsets[-1] * example_bytes(self.leaves) <= SMALL:
+                self.verify()
+
+    def verify(self) -> None:
+        """Reads all examples and compares them with their digests.
+
+        Raises:
+          DatasetFormatError: if a file is damaged; a `ValueError`.
+          ValueError: if the folder is of an earlier version, which has no digests.
+        """
+        self._sums.needed().check(np.arange(len(self.sizes)), self._parts)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"examples.{name}.npy"
+
+    def _parts(self, client: int) -> Iterator[tuple[Path, Any]]:
+        low, high = int(self.offsets[client]), int(self.offsets[client + 1])
+        for name, array in self._arrays.items():
+            yield self._path(name), array[low:high] if array[low:high].size else b""
 
     def read(self, ids: np.ndarray, out: Arrays) -> None:
         """See `ExampleStore`."""
         self._announce(ids)
+        self._sums.check(ids, self._parts)
         take_clients(self._arrays, self.offsets, ids, out)
 
     def _announce(self, ids: np.ndarray) -> None:
@@ -110,7 +139,7 @@ def write_streamed(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a population chunk by chunk; memory O(one chunk + 8 N bytes).
+    """Writes a population chunk by chunk; memory O(one chunk + (8 + 4 arrays) N bytes).
 
     The folder appears under its name when it is complete.
 
@@ -144,6 +173,7 @@ def write_streamed(
         leaves: dict[str, Leaf] = {}
         sinks: dict[str, Any] = {}
         sizes: list[np.ndarray] = []
+        sums: list[np.ndarray] = []
         for number, (part, examples) in enumerate(chunks):
             part = check_sizes(part)
             arrays = check_chunk(examples, part)
@@ -155,6 +185,7 @@ def write_streamed(
                     sinks[name] = files.enter_context(open(writing / f"examples.{name}.npy", "wb"))
                     sinks[name].write(bytes(_HEADER_BYTES))
             check_same_leaves(leaves, leaves_of(arrays), number)
+            sums.append(sums_of((arrays[name] for name in sinks), part))
             for name, sink in sinks.items():
                 sink.write(np.ascontiguousarray(arrays[name]).data)
         if not sizes:
@@ -165,9 +196,8 @@ def write_streamed(
             sink.seek(0)
             sink.write(_header(leaves[name], int(offsets[-1])))
         np.save(writing / "offsets.npy", offsets)
-        description = {name: [leaf.dtype.str, list(leaf.shape)] for name, leaf in leaves.items()}
-        manifest = {"layout": LAYOUT, "leaves": description}
-        (writing / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        np.save(writing / SUMS, np.concatenate(sums, axis=1))
+        write_manifest(writing, leaves, ["offsets.npy", SUMS])
         files.close()
     return as_path(folder, "folder")
 
@@ -192,6 +222,12 @@ def _header(leaf: Leaf, length: int) -> bytes:
     if len(text) >= space:
         raise ValueError(f"examples have too many axes for this writer: {leaf.shape}")
     return b"\x93NUMPY\x01\x00" + space.to_bytes(2, "little") + f"{text:<{space - 1}}\n".encode()
+
+
+def _check_header(path: Path, header: bytes) -> None:
+    with path.open("rb") as file:
+        if file.read(len(header)) != header:
+            raise bad_file(path, "the header that was written", "another: bits have changed since")
 
 
 def _open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ for long, convert once: ``write_streamed(folder, chunks(ParquetStore(paths)))``.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ import numpy as np
 
 from fedjax_lite.checks.arguments import as_path, check_count
 from fedjax_lite.data.population.dataset import check_values
+from fedjax_lite.data.stores.digests import SUMS
 from fedjax_lite.data.stores.new_folder import new_folder
 from fedjax_lite.data.stores.npy_store import check_same_leaves
 from fedjax_lite.data.stores.parquet_owners import count_rows
+from fedjax_lite.data.stores.parquet_sums import MANIFEST, FileSums, read_sums, write_sums
 from fedjax_lite.data.stores.store import (
     Arrays,
     Leaf,
@@ -29,7 +32,9 @@ from fedjax_lite.data.stores.store import (
 )
 from fedjax_lite.data.stores.store_files import bad_file
 
-MADE_OF = ("part-*.parquet",)
+_LOG = logging.getLogger("fedjax_lite")
+
+MADE_OF = ("part-*.parquet", SUMS, MANIFEST)
 """Files of such a folder."""
 
 
@@ -38,6 +43,10 @@ class ParquetStore:
 
     Arrays of one axis are columns of numbers; `[E, d]` is a column of fixed-size lists. Deeper
     arrays (images) come flat, ``[E, H * W * C]``: reshape them in the loss, where it costs nothing.
+
+    Files of `write_parquet` have digests: of what opening reads, compared then, and of each row
+    group, compared when it is decoded for the first time; a file below 2^20 bytes is compared when
+    it is opened, and all by `verify`. Files of others have none, which the log says.
 
     Args:
       paths: the files in order, or a folder whose ``*.parquet`` files are taken by name.
@@ -70,6 +79,7 @@ class ParquetStore:
         if num_clients is not None:
             check_count(num_clients, "num_clients", minimum=1)
         self.paths = _paths(paths)
+        self._sums = _sums(self.paths)
         self._files = [_open(path) for path in self.paths]
         self.leaves: dict[str, Leaf] = {}
         for path, file in zip(self.paths, self._files):
@@ -79,6 +89,9 @@ class ParquetStore:
                 raise ValueError(
                     f"{path} has other columns than {self.paths[0]}; give the files of one table"
                 )
+        for path, file in zip(self.paths, self._files):
+            for group in range(file.metadata.num_row_groups):
+                self._compare(path, file, group, [client_column])
         self.sizes = count_rows(self.paths, self._files, client_column, num_clients)
         self.offsets = offsets_of(self.sizes)
         self._groups = [
@@ -93,6 +106,26 @@ class ParquetStore:
                 f"{self._starts[-1]:,} rows, as the files say",
                 f"{self.offsets[-1]:,}",
             )
+
+    def verify(self) -> None:
+        """Reads all files and compares them with their digests.
+
+        Raises:
+          DatasetFormatError: if a file is damaged; a `ValueError`.
+          ValueError: if a file has no digests.
+        """
+        for path in self.paths:
+            if path not in self._sums:
+                raise ValueError(
+                    f"{path} must have digests to be verified, got a file of others, which has "
+                    "none; write it again: write_parquet(folder, chunks(store))"
+                )
+            self._sums[path].check_all()
+
+    def _compare(self, path: Path, file: Any, group: int, columns: list[str]) -> None:
+        if path in self._sums:
+            names = file.schema_arrow.names
+            self._sums[path].check(group, [names.index(name) for name in columns], len(names))
 
     def read(self, ids: np.ndarray, out: Arrays) -> None:
         """See `ExampleStore`: every row group that holds one of the clients is decoded once."""
@@ -117,6 +150,7 @@ class ParquetStore:
     def _decode(self, group: int) -> dict[str, np.ndarray]:
         path, file, number, rows = self._groups[group]
         arrays = {}
+        self._compare(path, file, number, list(self.leaves))
         try:
             table = file.read_row_group(number, columns=list(self.leaves), use_threads=False)
             for name, leaf in self.leaves.items():
@@ -170,14 +204,14 @@ def write_parquet(
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as place:
       ...     folder = write_parquet(f"{place}/data", [([2], {"x": np.zeros(2)})])
-      ...     [path.name for path in folder.iterdir()]
-      ['part-00000.parquet']
+      ...     sorted(path.name for path in folder.iterdir())
+      ['manifest.json', 'part-00000.parquet', 'sums.npy']
     """
     check_count(rows_per_group, "rows_per_group", minimum=1)
     pa, pq = _pyarrow()
     with new_folder(folder, overwrite=overwrite, made_of=MADE_OF) as writing:
         leaves: dict[str, Leaf] = {}
-        done = 0
+        done, names = 0, []
         for number, (part, examples) in enumerate(chunks):
             part = check_sizes(part)
             arrays = check_chunk(examples, part)
@@ -192,11 +226,12 @@ def write_parquet(
                 columns[name] = (
                     flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
                 )
-            path = writing / f"part-{number:05d}.parquet"
-            pq.write_table(pa.table(columns), path, row_group_size=rows_per_group)
+            names.append(f"part-{number:05d}.parquet")
+            pq.write_table(pa.table(columns), writing / names[-1], row_group_size=rows_per_group)
             done += len(part)
         if not done:
             raise ValueError("chunks must hold at least one client, got an empty iterable")
+        write_sums(writing, names, [pq.read_metadata(writing / name) for name in names])
     return as_path(folder, "folder")
 
 
@@ -219,6 +254,19 @@ def _open(path: Path) -> Any:
     except (pa.ArrowException, OSError, ValueError) as error:
         found = f"that {path.name} is truncated or not a Parquet file: {error!s:.200}"
         raise bad_file(path, "a whole Parquet file", found) from None
+
+
+def _sums(paths: Sequence[Path]) -> dict[Path, FileSums]:
+    """The digests of the files that have some."""
+    folders = {folder: read_sums(folder) for folder in {path.parent for path in paths}}
+    for path in paths:
+        if path.name not in folders[path.parent]:
+            _LOG.info("%s has no digests: damage of its values can pass unnoticed", path)
+    return {
+        path: FileSums(path, folders[path.parent][path.name])
+        for path in paths
+        if path.name in folders[path.parent]
+    }
 
 
 def _leaves(path: Path, file: Any, client_column: str) -> dict[str, Leaf]:

@@ -1,7 +1,8 @@
 """ArrayRecord shards: one record a client, its arrays one after the other as raw bytes.
 
-    folder/manifest.json                       {"layout": 1, "leaves": ..., "clients": [k0, k1, ..]}
+    folder/manifest.json                       {"layout": 2, "leaves": ..., "clients": [k0, k1, ..]}
     folder/offsets.npy                         int64 [N + 1]
+    folder/sums.npy                            uint32 [1, N]: CRC-32 of each client's record
     folder/examples-00000-of-00002.array_record
 
 A record a client and not one an example, because a cohort wants whole clients: one look-up each.
@@ -12,8 +13,8 @@ array-record; wheels for Linux and macOS).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ from typing import Any
 import numpy as np
 
 from fedjax_lite.checks.arguments import as_path, check_count
+from fedjax_lite.data.stores.digests import (
+    SMALL,
+    SUMS,
+    ClientSums,
+    check_files,
+    write_manifest,
+)
 from fedjax_lite.data.stores.new_folder import new_folder
 from fedjax_lite.data.stores.npy_store import check_same_leaves
 from fedjax_lite.data.stores.store import (
@@ -34,14 +42,15 @@ from fedjax_lite.data.stores.store import (
 )
 from fedjax_lite.data.stores.store_files import bad_file, read_manifest, read_offsets
 
-LAYOUT = 1
-
-MADE_OF = ("*.array_record", "offsets.npy", "manifest.json", "population.json")
+MADE_OF = ("*.array_record", "offsets.npy", SUMS, "manifest.json", "population.json")
 """Files of such a folder."""
 
 
 class RecordStore:
     """The examples of a folder that `write_records` wrote.
+
+    A client's record is compared with its digest when it is read for the first time, a shard below
+    2^20 bytes when it is opened, and all files by `verify`.
 
     Args:
       folder: the folder.
@@ -65,7 +74,7 @@ class RecordStore:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = as_path(folder, "folder").absolute()
         path = self.folder / "manifest.json"
-        self.leaves, manifest = read_manifest(path, layout=LAYOUT, writer="write_records")
+        self.leaves, manifest = read_manifest(path, writer="write_records")
         self.offsets, self.sizes = read_offsets(self.folder / "offsets.npy")
         clients = manifest.get("clients")
         if not isinstance(clients, list) or not all(
@@ -80,6 +89,7 @@ class RecordStore:
                 f"{len(self.sizes):,}",
             )
         names = _shard_names(len(clients))
+        self._manifest = manifest
         self._readers = [_open_shard(self.folder / name) for name in names]
         for name, reader, count in zip(names, self._readers, clients):
             if reader.num_records() != count:
@@ -88,6 +98,19 @@ class RecordStore:
                     f"{count} clients, as {path.name} says",
                     f"{reader.num_records()}",
                 )
+        self._sums = ClientSums(self.folder, manifest, (1, len(self.sizes)))
+        if self._sums.table is not None:
+            check_files(self.folder, manifest, names, limit=SMALL)
+
+    def verify(self) -> None:
+        """Reads all files and compares them with their digests.
+
+        Raises:
+          DatasetFormatError: if a file is damaged; a `ValueError`.
+          ValueError: if the folder is of an earlier version, which has no digests.
+        """
+        self._sums.needed()
+        check_files(self.folder, self._manifest, _shard_names(len(self._readers)))
 
     def read(self, ids: np.ndarray, out: Arrays) -> None:
         """See `ExampleStore`."""
@@ -99,7 +122,9 @@ class RecordStore:
             if not len(chosen):
                 continue
             records = self._records(int(shard), (ids[chosen] - self._shards[shard]).tolist())
+            path = self.folder / _shard_names(len(self._readers))[shard]
             for slot, record in zip(chosen, records):
+                self._sums.check(ids[slot : slot + 1], lambda _, p=path, r=record: [(p, r)])
                 self._unpack(int(ids[slot]), record, out, int(places[slot]))
 
     def _records(self, shard: int, numbers: list[int]) -> list[bytes]:
@@ -166,6 +191,7 @@ def write_records(
     ):
         leaves: dict[str, Leaf] = {}
         sizes: list[int] = []
+        sums: list[int] = []
         writer, counts = None, []
         for number, (part, examples) in enumerate(chunks):
             part = check_sizes(part)
@@ -185,6 +211,7 @@ def write_records(
                     np.ascontiguousarray(arrays[name][low:high]).tobytes() for name in leaves
                 )
                 writer.write(record)
+                sums.append(zlib.crc32(record))
                 counts[-1] += 1
             sizes.extend(part.tolist())
         files.close()
@@ -193,9 +220,9 @@ def write_records(
         for shard, name in enumerate(_shard_names(len(counts))):
             os.replace(writing / f"{shard:05d}.array_record", writing / name)
         np.save(writing / "offsets.npy", offsets_of(np.asarray(sizes, np.int32)))
-        description = {name: [leaf.dtype.str, list(leaf.shape)] for name, leaf in leaves.items()}
-        manifest = {"layout": LAYOUT, "leaves": description, "clients": counts}
-        (writing / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        np.save(writing / SUMS, np.array([sums], np.uint32))
+        names = ["offsets.npy", SUMS, *_shard_names(len(counts))]
+        write_manifest(writing, leaves, names, clients=counts)
     return as_path(folder, "folder")
 
 

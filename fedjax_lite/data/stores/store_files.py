@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ from fedjax_lite.data.stores.store import Leaf, check_sizes
 REWRITE = "write the folder again"
 """The remedy for a folder whose files do not fit each other."""
 
+LAYOUT = 2
+"""Of folders; the first had no digests."""
+
+_FIRST = {"layout", "leaves", "clients"}
+"""What a manifest of the first layout may say: one of the second that was robbed says more."""
 _MAX_MANIFEST = 1 << 24
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _DTYPE = re.compile(r"[<>|=][biuf][0-9]{1,2}")
@@ -33,12 +40,11 @@ def check_name(name: str) -> None:
         raise ValueError(f"names must be letters, digits, _ and -, got {name!r:.80}; rename it")
 
 
-def read_manifest(path: Path, *, layout: int, writer: str) -> tuple[dict[str, Leaf], Any]:
+def read_manifest(path: Path, *, writer: str) -> tuple[dict[str, Leaf], Any]:
     """The arrays that a folder's manifest describes, and the whole manifest.
 
     Args:
-      path: ``manifest.json``: ``{"layout": 1, "leaves": {"x": ["|u1", [32]], ...}, ...}``.
-      layout: the one that is read.
+      path: ``manifest.json``: ``{"layout": 2, "leaves": {"x": ["|u1", [32]], ...}, ...}``.
       writer: who writes such folders, for the error.
 
     Returns:
@@ -46,32 +52,57 @@ def read_manifest(path: Path, *, layout: int, writer: str) -> tuple[dict[str, Le
 
     Raises:
       FileNotFoundError: if there is no such file.
-      DatasetFormatError: if it is not such a manifest.
+      DatasetFormatError: if it is not such a manifest, or was changed since it was written.
 
     Example:
       >>> import tempfile
       >>> path = Path(tempfile.mkdtemp()) / "manifest.json"
       >>> _ = path.write_text('{"layout": 1, "leaves": {"x": ["<f4", [2]]}}')
-      >>> read_manifest(path, layout=1, writer="write_streamed")[0]
+      >>> read_manifest(path, writer="write_streamed")[0]
       {'x': Leaf(dtype=dtype('float32'), shape=(2,))}
     """
     try:
         if path.stat().st_size > _MAX_MANIFEST:
             raise ValueError("it is too long")
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["layout"] != layout:
-            raise ValueError(f"layout {manifest['layout']!r:.40}, this version reads {layout}")
+        if manifest["layout"] not in (1, LAYOUT):
+            raise ValueError(
+                f"layout {manifest['layout']!r:.40}, this version reads 1 and {LAYOUT}"
+            )
+        if manifest["layout"] != LAYOUT and not manifest.keys() <= _FIRST:
+            raise ValueError("a folder of the first layout says less")
         leaves = {name: _leaf(*described) for name, described in manifest["leaves"].items()}
         if not leaves:
             raise ValueError("no arrays")
         for name in leaves:
             check_name(name)
+        if manifest["layout"] == LAYOUT:
+            if manifest.pop("digest", None) != manifest_digest(manifest):
+                raise ValueError("it does not have the digest that it was written with")
+            if not isinstance(manifest.get("files"), dict):
+                raise ValueError("no digests of files")
     except FileNotFoundError:
         raise
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         found = f"that {path.name} is not a manifest of {writer}: {str(error) or repr(error):.200}"
         raise bad_file(path, f"the manifest of {writer}", found) from None
     return leaves, manifest
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says beside this."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def described_leaves(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    """The arrays as a manifest has them.
+
+    Example:
+      >>> described_leaves({"x": Leaf(np.dtype("float32"), (2,))})
+      {'x': ['<f4', [2]]}
+    """
+    return {name: [leaf.dtype.str, list(leaf.shape)] for name, leaf in leaves.items()}
 
 
 def _leaf(dtype: Any, shape: Any) -> Leaf:

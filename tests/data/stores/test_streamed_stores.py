@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from first_layout import as_first_layout
 
 from fedjax_lite.data.stores.npy_store import NpyStore, write_streamed
 from fedjax_lite.data.stores.parquet_store import ParquetStore, write_parquet
@@ -264,6 +265,7 @@ def test_parquet_files_of_others(tmp_path):
 def test_offsets_beyond_int32(tmp_path):
     """A folder of 3 x 2^30 examples: a file with a hole, of which one page is written."""
     folder = write_streamed(tmp_path / "data", [([1, 2], {"x": np.zeros(3, np.uint8)})])
+    as_first_layout(folder)  # the sums would be those of three examples
     offsets = np.array([0, 2**30, 2**31, 2**31 + 2**30], np.int64)
     np.save(folder / "offsets.npy", offsets)
     path, total = folder / "examples.x.npy", int(offsets[-1])
