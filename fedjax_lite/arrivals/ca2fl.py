@@ -65,6 +65,11 @@ def ca2fl(
     their plain mean is zero. All :math:`h_i` begin at zero. With everybody in the buffer it is
     FedBuff without discount.
 
+    The rule is that of public implementations of the paper's Algorithm 2 (FLGo's ``ca2fl.py``), but
+    for the sign of :math:`\Delta_i`, and so of :math:`h` and `v`. A client is in a buffer once, for
+    it is not asked again before the flush. The paper's variant that stores quantised :math:`h_i`
+    (MF-CA2FL) is not here.
+
     The paper's server keeps the :math:`h_i`; here each lies in its client's row, and clients send
     the difference, of the same size: the same arithmetic, and rows may be streamed or split over
     devices. A transform of the messages would part the two, so there is none.
@@ -104,7 +109,7 @@ def ca2fl(
       0.5 [1.0, -2.0]
 
     Reference: Wang, Cao, Wu, Chen, Chen, "Tackling the Data Heterogeneity in Asynchronous Federated
-    Learning with Cached Update Calibration", 2024.
+    Learning with Cached Update Calibration", ICLR 2024, openreview.net/forum?id=4aywmeb97I.
     """
     descent = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     synchronous = federated_algorithm(
