@@ -27,6 +27,8 @@ Documents = Mapping[str, Any]
 SECTIONS = {
     "mnist": ("mcmahan_mnist",),
     "conditions": ("mcmahan_conditions",),
+    "replications": ("replications_mnist",),
+    "power_law": ("power_law_mnist",),
     "cifar": ("fedavg_cifar", "heterogeneity_cifar_niid_bench", "heterogeneity_cifar_48",
               "heterogeneity_cifar"),
     "fashion": ("fashion_dirichlet",),
@@ -43,6 +45,7 @@ SECTIONS = {
     "generation": ("gan_ring", "gan_mnist"),
     "byzantine": ("byzantine",),
     "private": ("dp_fedavg",),
+    "dp_sgd": ("dp_sgd_mnist",),
     "compression": ("compression",),
     "audit": ("privacy_audit",),
     "leakage": ("leakage",),

@@ -69,12 +69,24 @@ def write_idx(path, array):
 def fashion_folder(tmp_path_factory):
     """Images whose class is a bright row, in Fashion-MNIST's files: a few rounds learn them."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "fashion-mnist").mkdir()
+    write_rows(folder / "fashion-mnist", 300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mnist_folder(tmp_path_factory):
+    """The same in MNIST's files, and more of them."""
+    folder = tmp_path_factory.mktemp("data")
+    write_rows(folder / "mnist", 2000)
+    return folder
+
+
+def write_rows(folder, num_images):
+    folder.mkdir()
     rng = np.random.default_rng(0)
-    for part, count in (("train", 300), ("t10k", 100)):
+    for part, count in (("train", num_images), ("t10k", 100)):
         labels = np.arange(count) % 10
         images = rng.integers(0, 60, (count, 28, 28))
         images[np.arange(count), 2 * labels + 3] += 180
-        write_idx(folder / "fashion-mnist" / f"{part}-images-idx3-ubyte", images)
-        write_idx(folder / "fashion-mnist" / f"{part}-labels-idx1-ubyte", labels)
-    return folder
+        write_idx(folder / f"{part}-images-idx3-ubyte", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
