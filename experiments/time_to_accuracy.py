@@ -1,6 +1,7 @@
 """Seconds to an accuracy: who is waited for, in three simulated worlds.
 
     python experiments/time_to_accuracy.py                 # MNIST by writer, 5 minutes on a core
+    python experiments/time_to_accuracy.py --num-seeds 3 --resume  # three seeds, 15 minutes
     python experiments/time_to_accuracy.py --num-rounds 400 --target 0.95
     python experiments/time_to_accuracy.py --smoke         # one world, scikit-learn's digits
 
@@ -23,6 +24,8 @@ exponential clients, whose formula is known.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +91,11 @@ class RunFlags:
     target: float = 0.9
     """The accuracy to reach, in (0, 1)."""
     seed: int = 0
-    """Seed of parameters, cohorts, batches and latencies."""
+    """Seed of parameters, cohorts, batches and latencies; devices are the same ones."""
+    num_seeds: int = 1
+    """Seeds, from --seed on: a row of the results each."""
+    resume: bool = False
+    """Keep the rows that results.json in --output-dir has, if it was made with these settings."""
     worlds: tuple[str, ...] = WORLDS
     """Some of the worlds, as the table names them."""
     servers: tuple[str, ...] = tuple(SERVERS)
@@ -254,7 +261,7 @@ def order_statistics(seed: int, draws: int = 4000) -> dict[str, dict[str, float]
 
 
 def draw(rows: list[dict[str, Any]], flags: Flags) -> None:
-    """Accuracy against simulated seconds, a panel a world."""
+    """Accuracy against simulated seconds, a panel a world and a line a seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.8), layout="constrained")
@@ -263,7 +270,8 @@ def draw(rows: list[dict[str, Any]], flags: Flags) -> None:
         for row in (row for row in rows if row["world"] == world):
             colour, dash = SERVERS[row["server"]]
             seconds, accuracy = row["curve"]["seconds"], np.array(row["curve"]["accuracy"])
-            axes.plot(seconds, 100 * accuracy, dash, color=colour, label=row["server"])
+            label = row["server"] if row["seed"] == flags.seed else None
+            axes.plot(seconds, 100 * accuracy, dash, color=colour, label=label)
         axes.axhline(100 * flags.target, color="#BBBBBB", linewidth=0.8)
         axes.set(xscale="log", title=world, xlabel="simulated seconds")
     panels[0].set_ylabel("test accuracy (%)")
@@ -272,7 +280,9 @@ def draw(rows: list[dict[str, Any]], flags: Flags) -> None:
 
 
 def check(flags: Flags) -> None:
-    """Raises ValueError where the target, a world or a server is none."""
+    """Raises ValueError where the target, a world, a server or the number of seeds is none."""
+    if flags.num_seeds < 1:
+        raise ValueError(f"--num-seeds must be at least 1, got {flags.num_seeds}")
     if not 0 < flags.target < 1:
         raise ValueError(f"--target must lie in (0, 1), got {flags.target}")
     if not flags.worlds or not set(flags.worlds) <= set(WORLDS):
@@ -281,52 +291,88 @@ def check(flags: Flags) -> None:
         raise ValueError(f"--servers must be among {tuple(SERVERS)}, got {flags.servers}")
 
 
+def settings_of(flags: Flags) -> dict[str, Any]:
+    """What the results say of the flags."""
+    return {
+        name: value if isinstance(value, int | float | str) else str(value)
+        for name, value in dataclasses.asdict(flags).items()
+        if name not in ("output_dir", "data_dir", "resume")
+    }
+
+
+def kept_rows(flags: Flags) -> list[dict[str, Any]]:
+    """Rows of an earlier run with the same settings but for seeds, worlds and servers."""
+    path = flags.output_dir / "results.json"
+    if not flags.resume or not path.exists():
+        return []
+    saved, free = json.loads(path.read_text()), ("seed", "num_seeds", "worlds", "servers")
+    for name, value in settings_of(flags).items():
+        if name not in free and saved["settings"].get(name) != value:
+            raise ValueError(
+                f"--resume needs the settings of {path}, got --{name.replace('_', '-')} {value} "
+                f"where it has {saved['settings'].get(name)}; give another --output-dir"
+            )
+    return saved["rows"]
+
+
+def one_run(
+    server: str, world: str, data: Any, test: Any, model: Any, flags: Flags
+) -> dict[str, Any]:
+    """A server in a world, with one seed."""
+    key = jax.random.key(flags.seed)
+    params = model.init(key)
+    bits = 32.0 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    totals = totals_of(world_of(world)[0], data, bits, flags)
+    algo = algorithm(server, world, data, model, bits, flags)
+    messages = {"FedAsync": 1, "FedBuff": flags.buffer}.get(server, flags.cohort_size)
+    num_rounds = flags.num_rounds * flags.cohort_size // messages
+    state, history = fl.run(
+        *(algo, key, algo.init(key, params, data), data),
+        num_rounds=num_rounds,
+        # The cloud has a new model where edges meet.
+        every=flags.edge_rounds if server == "hierarchy" else max(1, num_rounds // 30),
+        evaluate=fl.evaluator(model, test),
+        progress=False,
+    )
+    curve = curve_of(history)
+    return {
+        "world": world,
+        "server": server,
+        "seed": flags.seed,
+        "to_target": to_target(curve, flags.target),
+        "curve": curve,
+        "participation": participation(state, totals),
+        "clients": slow_clients(model, state, data, totals),
+    }
+
+
 def main(flags: Flags) -> list[dict[str, Any]]:
-    """Runs every server in every world."""
+    """Runs every server in every world with every seed."""
     if flags.smoke:
         flags = shrunk(flags, dataset="digits", num_rounds=4, cohort_size=4, buffer=2, target=0.5,
                        worlds=WORLDS[1:2], servers=SMOKE)  # fmt: skip
     check(flags)
     data, test, model = population(flags)
-    key = jax.random.key(flags.seed)
-    params = model.init(key)
-    bits = 32.0 * sum(leaf.size for leaf in jax.tree.leaves(params))
     flags.output_dir.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows = kept_rows(flags)
+    done = {(row["world"], row["server"], row["seed"]) for row in rows}
     print(f"{'world':14} {'server':15} {'seconds':>10} {'rounds':>7} {'MB':>8}  best accuracy")
     order = order_statistics(flags.seed)
-    for world in flags.worlds:
-        totals = totals_of(world_of(world)[0], data, bits, flags)
-        for server in flags.servers:
-            algo = algorithm(server, world, data, model, bits, flags)
-            messages = {"FedAsync": 1, "FedBuff": flags.buffer}.get(server, flags.cohort_size)
-            num_rounds = flags.num_rounds * flags.cohort_size // messages
-            state, history = fl.run(
-                *(algo, key, algo.init(key, params, data), data),
-                num_rounds=num_rounds,
-                # The cloud has a new model where edges meet.
-                every=flags.edge_rounds if server == "hierarchy" else max(1, num_rounds // 30),
-                evaluate=fl.evaluator(model, test),
-                progress=False,
-            )
-            curve = curve_of(history)
-            cost = to_target(curve, flags.target)
-            row = {"world": world, "server": server, "to_target": cost, "curve": curve}
-            row["participation"] = participation(state, totals)
-            rows.append({**row, "clients": slow_clients(model, state, data, totals)})
-            shown = ["--" if v is None else f"{v:.0f}" for v in cost.values()]
-            best = 100 * max(curve["accuracy"])
-            print(
-                f"{world:14} {server:15} {shown[0]:>10} {shown[1]:>7} {shown[2]:>8}  {best:.1f} %"
-            )
-            settings = {
-                k: v if isinstance(v, int | float | str) else str(v)
-                for k, v in dataclasses.asdict(flags).items()
-                if k not in ("output_dir", "data_dir")
-            }
-            saved = {"order_statistics": order, "rows": rows, "settings": settings}
-            saved |= {"versions": versions()}
-            save_json_atomic(flags.output_dir / "results.json", saved)
+    seeds = range(flags.seed, flags.seed + flags.num_seeds)
+    for seed, world, server in itertools.product(seeds, flags.worlds, flags.servers):
+        if (world, server, seed) in done:
+            continue
+        row = one_run(server, world, data, test, model, dataclasses.replace(flags, seed=seed))
+        rows.append(row)
+        shown = ["--" if v is None else f"{v:.0f}" for v in row["to_target"].values()]
+        best = 100 * max(row["curve"]["accuracy"])
+        print(
+            f"{world:14} {server:15} {shown[0]:>10} {shown[1]:>7} {shown[2]:>8}  {best:.1f} %",
+            flush=True,
+        )
+        saved = {"order_statistics": order, "rows": rows, "settings": settings_of(flags)}
+        saved |= {"versions": versions()}
+        save_json_atomic(flags.output_dir / "results.json", saved)
     draw(rows, flags)
     return rows
 

@@ -45,10 +45,13 @@ def picture(world: str, rows: list[Any], target: float, told: str) -> str:
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
+    named: set[str] = set()
+    for row in rows:  # a line a seed
         colour, dash = SERVERS[row["server"]]
         accuracy = [100 * a for a in row["curve"]["accuracy"]]
-        axes.plot(row["curve"]["seconds"], accuracy, dash, color=colour, label=row["server"])
+        label = None if row["server"] in named else row["server"]
+        axes.plot(row["curve"]["seconds"], accuracy, dash, color=colour, label=label)
+        named.add(row["server"])
     axes.axhline(100 * target, color="#BBBBBB", linewidth=0.8)
     axes.set(xscale="log", title=world, xlabel="simulated seconds", ylabel="test accuracy (%)")
     figure.legend(fontsize=8, loc="outside right center")

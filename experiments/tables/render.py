@@ -34,6 +34,7 @@ SECTIONS = {
     "fashion": ("fashion_dirichlet",),
     "personal_fashion": ("personal_fashion",),
     "personal_har": ("personal_har",),
+    "adapters": ("lora_shakespeare*",),
     "lifelong_har": ("lifelong_har",),
     "time": ("time_to_accuracy",),
     "shakespeare": ("shakespeare",),
@@ -150,6 +151,16 @@ def grouped(
     return {place: float(np.mean(found)) for place, found in values.items()}
 
 
+def together(
+    rows: Iterable[Mapping[str, Any]], names: Sequence[str]
+) -> list[list[Mapping[str, Any]]]:
+    """Rows that agree in `names`, such as those of all seeds, in the order of the first of each."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for r in rows:
+        groups.setdefault(tuple(r[name] for name in names), []).append(r)
+    return list(groups.values())
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -172,6 +183,7 @@ def _environment() -> jinja2.Environment:
         short=words.short, spread=words.spread, ranged=words.ranged,
         against=words.against, cited=words.cited,
         as_published=words.as_published, where=where, pick=pick, keyed=keyed,
+        together=together, over_seeds=words.over_seeds,
     )  # fmt: skip
     environment.globals.update(
         row=row, header=header, columns=words.COLUMNS, names=words.NAMES, grouped=grouped,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import decimal
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,25 @@ def spread(
         return f"{number(known[0], digits)}{unit} (1 seed)"
     mean, deviation = number(known.mean(), digits), number(known.std(ddof=1), digits)
     return f"{mean} ± {deviation}{unit} ({len(known)} seeds)"
+
+
+def over_seeds(values: Iterable[float | None], digits: int = 1, factor: float = 1.0) -> str:
+    """`spread` without words, for tables that have a column of the number of seeds.
+
+    Args:
+      values: one a seed; a dash where none is known.
+      digits: after the point.
+      factor: what values are multiplied by; 100 for per cent.
+
+    Returns:
+      ``mean ± deviation``, or the one value.
+
+    Example:
+      >>> over_seeds([0.5, 0.7], 1, 100), over_seeds([0.5]), over_seeds([None])
+      ('60.0 ± 14.1', '0.5', '-')
+    """
+    found = list(values)
+    return "-" if None in found else spread(found, digits, factor=factor).partition(" (")[0]
 
 
 def compared(published: float, ours: float | None, *, unit: str, fewer: bool = False) -> str:

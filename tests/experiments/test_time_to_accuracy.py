@@ -46,6 +46,35 @@ def test_a_smoke_run(script, tmp_path, capsys):
     assert all(0 <= row["clients"][who] <= 1 for row in rows for who in ("all", "slow"))
 
 
+def test_seeds_and_resuming(script, tmp_path, monkeypatch):
+    """Rows that are there are kept; one run and two give the same; other settings are refused."""
+    made = []
+
+    def run(server, world, data, test, model, flags):
+        made.append((world, server, flags.seed))
+        cost = dict.fromkeys(("seconds", "rounds", "megabytes"))
+        curve = {"seconds": [1.0], "accuracy": [0.1 * flags.seed]}
+        return {"world": world, "server": server, "seed": flags.seed, "to_target": cost,
+                "curve": curve}  # fmt: skip
+
+    monkeypatch.setattr(script, "one_run", run)
+    options = {"dataset": "digits", "servers": ("FedAvg", "FedBuff"), "worlds": ("alike",)}
+    flags = script.Flags(output_dir=tmp_path / "a", num_seeds=2, **options)
+    whole = script.main(flags)
+    seeds = [(row["server"], row["seed"]) for row in whole]
+    assert seeds == [("FedAvg", 0), ("FedBuff", 0), ("FedAvg", 1), ("FedBuff", 1)]
+    first = script.Flags(output_dir=tmp_path / "b", **options)
+    script.main(first)
+    made.clear()
+    again = script.dataclasses.replace(first, num_seeds=2, resume=True)
+    assert script.main(again) == whole
+    assert made == [("alike", "FedAvg", 1), ("alike", "FedBuff", 1)]
+    with pytest.raises(ValueError, match=r"--resume needs the settings of .*--epochs 3"):
+        script.main(script.dataclasses.replace(again, epochs=3))
+    with pytest.raises(ValueError, match="--num-seeds must be at least 1"):
+        script.main(script.Flags(num_seeds=0, output_dir=tmp_path))
+
+
 def test_participation_by_hand(script):
     """One of four clients took part thrice, one once: mean difference 20/16, mean 1; Gini 5/8."""
     state = SimpleNamespace(sampler=SimpleNamespace(times=np.array([3, 1, 0, 0])))
