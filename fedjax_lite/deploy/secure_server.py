@@ -105,7 +105,9 @@ def secure_server(
     Args:
       algo: any synchronous algorithm with ``aggregator=fl.secure_mean(...)``, or with
         `fedjax_lite.privacy.distributed_discrete_gaussian`, whose clients add the noise themselves:
-        give their nodes keys that the server has not.
+        give their nodes keys that the server has not; or with
+        `fedjax_lite.privacy.secure_gaussian`, whose server adds it to the sum: give their nodes
+        other keys than the server's.
       key: as of `fedjax_lite.deploy.server`.
       params: the model to begin with.
       num_clients: `N`.

@@ -16,9 +16,13 @@ from fedjax_lite.engine.phases import step_names
 from fedjax_lite.engine.program import Job, Program, Strategy, Table
 from fedjax_lite.types import Aggregator, Array, Message, PyTree
 
-FEWEST = {"secure_mean": "threshold", "modular_mean": "min_clients"}
+FEWEST = {
+    "secure_mean": "threshold",
+    "modular_mean": "min_clients",
+    "secure_gaussian_sum": None,
+}
 """Aggregators whose accumulator is a sum of integers, and which of their arguments says how many
-clients there are to be in it."""
+clients there are to be in it; None: any number will do."""
 WORD_BITS = 32
 
 
@@ -52,15 +56,16 @@ def check_sums(aggregator: Aggregator, secure: SecureSettings) -> None:
     if made is None or made.name not in FEWEST or made.replaced(aggregator):
         raise ValueError(
             f"algo must sum integers to be aggregated securely, got {made}; give it "
-            "aggregator=fl.secure_mean(...), or fl.privacy.distributed_discrete_gaussian(...) as "
-            "privacy"
+            "aggregator=fl.secure_mean(...), or fl.privacy.distributed_discrete_gaussian(...) or "
+            "secure_gaussian(...) as privacy"
         )
     if made.arguments.get("masks", "none") != "none":
         raise ValueError(
             "masks of secure_mean must be 'none', got 'pairwise': they simulate those of the "
             "protocol, which now comes itself"
         )
-    least = made.arguments[FEWEST[made.name]]
+    count = FEWEST[made.name]
+    least = 1 if count is None else made.arguments[count]
     if secure.fewest < least:
         raise ValueError(
             f"min_survivors of secure must be at least {least}, which the aggregator needs, got "

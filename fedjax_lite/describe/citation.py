@@ -50,6 +50,7 @@ MECHANISMS = {
     "adaptive_sum": ("adaptive", "adaptive_clipping"),
     "tree_sum": ("tree_noise", "tree_noise"),
     "matrix_sum": ("matrix_noise", "matrix_noise"),
+    "secure_gaussian_sum": ("secure_gaussian", "secure_gaussian"),
     "modular_mean": ("discrete.mechanism", "distributed_discrete_gaussian"),
 }
 """Private aggregators, and module and name of the mechanism whose docstring names the paper."""

@@ -123,6 +123,11 @@ WORDS: dict[str, Segments] = {
         ", summed with weight 1, noise of standard deviation {noise_multiplier} times the clip, "
         "correlated over the rounds by a banded matrix, divided by {denominator}",
     ),
+    "secure_gaussian_sum": (
+        "each update clipped to L2 norm {clip} and rounded to {bits} bits, summed with weight 1 in "
+        "integers, Gaussian noise of standard deviation {noise_multiplier} times the clip added "
+        "once, divided by {cohort_size}",
+    ),
     "modular_mean": ("the mean of integers summed modulo a power of two, decoded",),
     "byzantine": (
         "hostile clients",

@@ -28,7 +28,7 @@ FIRST_PASSES = {
 UNWEIGHTED = frozenset(
     ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "centered_clipping")
     + ("redundancy", "majority_vote", "uniform_mean", "gaussian_sum", "adaptive_sum")
-    + ("tree_sum", "matrix_sum", "modular_mean", "bucketing", "total")
+    + ("tree_sum", "matrix_sum", "modular_mean", "secure_gaussian_sum", "bucketing", "total")
 )
 """Rules to which a message's weight says no more than whether it counts."""
 LOCAL_KEEPS = {

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         overflow_probability,
         poisson_cohorts,
     )
+    from fedjax_lite.privacy.secure_gaussian import secure_gaussian, secure_gaussian_sum
     from fedjax_lite.privacy.tree_noise import tree_noise, tree_sum
 
 __all__ = [
@@ -79,6 +80,8 @@ __all__ = [
     "once_an_epoch",
     "overflow_probability",
     "poisson_cohorts",
+    "secure_gaussian",
+    "secure_gaussian_sum",
     "tree_levels",
     "tree_noise",
     "tree_sensitivity",

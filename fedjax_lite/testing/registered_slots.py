@@ -30,13 +30,19 @@ from fedjax_lite.engine import (
 from fedjax_lite.engine.program import Strategy
 from fedjax_lite.privacy import (
     adaptive_clipping,
+    adaptive_sum,
     central_gaussian,
     distributed_discrete_gaussian,
+    gaussian_sum,
     local_gaussian,
     matrix_noise,
+    matrix_sum,
     once_an_epoch,
     poisson_cohorts,
+    secure_gaussian,
+    secure_gaussian_sum,
     tree_noise,
+    tree_sum,
 )
 from fedjax_lite.round.sampling import dropout, everyone, poisson, uniform, weighted
 from fedjax_lite.round.server import adagrad, adam, optimizer_server, yogi
@@ -87,6 +93,26 @@ def mechanisms() -> dict[str, Mechanism]:
         "local": local_gaussian(clip=1.0, noise_multiplier=2.0, **cohorts),
         "discrete": distributed_discrete_gaussian(
             clip=1.0, cohort_size=5, dimension=5, delta=1e-5, noise_multiplier=1.0, num_rounds=2
+        ),
+        "secure": secure_gaussian(
+            clip=1.0, cohort_size=5, delta=1e-5, noise_multiplier=1.0, num_rounds=2
+        ),
+    }
+
+
+def private_sums() -> dict[str, Aggregator]:
+    """Of the mechanisms, without noise: with it the aggregate of nobody is noise, by design."""
+    return {
+        "gaussian sum": gaussian_sum(clip=1.0, noise_multiplier=0.0, denominator=3.0),
+        "adaptive sum": adaptive_sum(
+            noise_multiplier=0.0, count_noise_multiplier=0.0, denominator=3.0, initial_clip=1.0
+        ),
+        "tree sum": tree_sum(clip=1.0, noise_multiplier=0.0, denominator=3.0, num_rounds=8),
+        "matrix sum": matrix_sum(
+            clip=1.0, noise_multiplier=0.0, denominator=3.0, num_rounds=8, coefficients=[1.0, 0.5]
+        ),
+        "secure gaussian sum": secure_gaussian_sum(
+            clip=1.0, noise_multiplier=0.0, cohort_size=8, denominator=3.0
         ),
     }
 

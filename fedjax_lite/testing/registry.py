@@ -81,11 +81,7 @@ from fedjax_lite.engine import Plan
 from fedjax_lite.models import Adapted, LowRank, merged
 from fedjax_lite.objectives.ewc import remember
 from fedjax_lite.privacy import (
-    adaptive_sum,
     dp_sgd,
-    gaussian_sum,
-    matrix_sum,
-    tree_sum,
     uniform_mean,
 )
 from fedjax_lite.round.compose import federated_algorithm
@@ -96,7 +92,7 @@ from fedjax_lite.testing.algorithm_laws import Make
 from fedjax_lite.testing.problem import loss
 from fedjax_lite.testing.registered_beyond import beyond
 from fedjax_lite.testing.registered_clusters import clusters
-from fedjax_lite.testing.registered_slots import samplers
+from fedjax_lite.testing.registered_slots import private_sums, samplers
 from fedjax_lite.transforms import (
     chain,
     clip,
@@ -363,15 +359,7 @@ AGGREGATORS: dict[str, Aggregator] = {
     "secure mean": secure_mean(max_abs=20.0),
     "secure mean weighted": secure_mean(max_abs=20.0, weighting="message", max_weight=60),
     "secure mean masked": secure_mean(max_abs=20.0, bits=20, masks="pairwise"),
-    # Without noise: with it the aggregate of nobody is noise, by design.
-    "gaussian sum": gaussian_sum(clip=1.0, noise_multiplier=0.0, denominator=3.0),
-    "adaptive sum": adaptive_sum(
-        noise_multiplier=0.0, count_noise_multiplier=0.0, denominator=3.0, initial_clip=1.0
-    ),
-    "tree sum": tree_sum(clip=1.0, noise_multiplier=0.0, denominator=3.0, num_rounds=8),
-    "matrix sum": matrix_sum(
-        clip=1.0, noise_multiplier=0.0, denominator=3.0, num_rounds=8, coefficients=[1.0, 0.5]
-    ),
+    **private_sums(),
     "uniform mean": uniform_mean(),
     "total": total(3.0),
 }

@@ -319,6 +319,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "privacy.central_gaussian": {"sampling_rate": 0.5, "noise_multiplier": 1.0},
     "privacy.distributed_discrete_gaussian": {"noise_multiplier": 2.0},
+    "privacy.secure_gaussian": {"noise_multiplier": 2.0},
     "privacy.local_gaussian": {"noise_multiplier": 4.0},
     "privacy.update_noise": {},
     "privacy.tree_noise": {"noise_multiplier": 4.0},

@@ -71,6 +71,9 @@ MECHANISMS = {
         delta=1e-5,
         per_layer=True,
     ),
+    "secure": lambda: dp.secure_gaussian(
+        clip=CLIP, cohort_size=NUM_CLIENTS, noise_multiplier=0.0, delta=1e-5
+    ),
     "adaptive": lambda: dp.adaptive_clipping(
         num_clients=NUM_CLIENTS,
         sampling_rate=1.0,
