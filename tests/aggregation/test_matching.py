@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 import fedjax_lite as fl
-from fedjax_lite.aggregation.matching.pfnm import costs_of
+from fedjax_lite.aggregation.matching.atoms import costs_of
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -138,9 +138,11 @@ def test_costs_of_pfnm_by_loops():
     units, others = RNG.normal(size=(3, 2)), [RNG.normal(size=(m, 2)) for m in (1, 2, 2)]
     sums = np.array([np.sum(atom, 0) / 0.7**2 for atom in others] + [np.zeros(2)] * 4)
     counts = np.array([len(atom) for atom in others] + [0] * 4)
+    noise = jnp.full(1, 0.7**-2)
     found = costs_of(
-        jnp.asarray(units), jnp.asarray(sums), jnp.asarray(counts), 4, 0.7**-2, 3.0**-2, 1.5
-    )
+        *map(jnp.asarray, (units, sums, counts[:, None] * noise, counts)), 4, noise, 3.0**-2,
+        jnp.zeros(2), 1.5,
+    )  # fmt: skip
     shared = (units**2).sum(-1, keepdims=True) / 0.7**2  # of all atoms of a unit: left out
     expected = plain_costs(units, others, 4, 0.7, 3.0, 1.5, 7) + shared
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -154,8 +156,78 @@ def test_costs_of_units_far_from_zero_keep_their_digits():
     shared = (wide[0] ** 2).sum(-1, keepdims=True)
     expected = plain_costs(*wide, 4, 1.0, np.inf, 1.0, 2) + shared
     sums = np.array([np.sum(atom, 0) for atom in wide[1]], np.float32)
-    found = costs_of(jnp.asarray(units), jnp.asarray(sums), jnp.array([1, 2]), 4, 1.0, 0.0, 1.0)
+    counts = jnp.array([1, 2])
+    found = costs_of(
+        jnp.asarray(units), jnp.asarray(sums), counts[:, None], counts, 4, jnp.ones(1), 0.0,
+        jnp.zeros(2), 1.0,
+    )  # fmt: skip
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_costs_of_pfnm_by_what_is_known_of_each_weight():
+    """The authors' form: squares of precision times weight, less those without the unit."""
+    sure = RNG.uniform(0.1, 2, size=(4, 3))
+    sure[:, 2] = 0  # a class that none of these saw
+    units, others = RNG.normal(size=(2, 3)), RNG.normal(size=(3, 3))
+    mine, prior, centre = sure[3], 0.3, np.array([0.1, 0.0, 0.2])
+    gain = np.zeros((2, 3))
+    for l, j in itertools.product(range(2), range(3)):  # noqa: E741
+        g, s = (prior * centre, prior) if j else (
+            prior * centre + (sure[:3] * others).sum(0), prior + sure[:3].sum(0)
+        )  # fmt: skip
+        gain[l, j] = ((mine * units[l] + g) ** 2 / (s + mine) - g**2 / s).sum()
+        gain[l, j] += -2 * np.log(j * 4 / 0.7) if j else 2 * np.log(3 / 1)
+    held = np.zeros((3, 3)), np.zeros((3, 3)), np.array([3, 0, 0])
+    held[0][0], held[1][0] = (sure[:3] * others).sum(0), sure[:3].sum(0)
+    found = costs_of(
+        jnp.asarray(units), *map(jnp.asarray, held), 4, jnp.asarray(mine), prior,
+        jnp.asarray(centre), 0.7,
+    )  # fmt: skip
+    shared = (mine * units**2).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, shared - gain, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_to_an_output_count_by_who_saw_its_class():
+    """One unit in two networks: 3 of 4 examples of class 0 and none of class 1 in the first."""
+    nets = [
+        {"dense1": {"kernel": np.array([[1.0]]), "bias": np.array([0.5])},
+         "head": {"kernel": np.array([[2.0, 7.0, 1.0]]), "bias": np.array([0.4, 9.0, 1.0])}},
+        {"dense1": {"kernel": np.array([[3.0]]), "bias": np.array([1.5])},
+         "head": {"kernel": np.array([[6.0, 5.0, 3.0]]), "bias": np.array([0.8, 0.3, 2.0])}},
+    ]  # fmt: skip
+    counts = [[3, 0, 0], [1, 2, 0]]
+    found = MT.pfnm(nets, class_counts=counts, sigma=10.0)
+    np.testing.assert_allclose(found["dense1"]["kernel"], [[2.0]], rtol=1e-6)
+    # 3/4 2 + 1/4 6, the second's 5, and of the class that nobody saw the weight of one of them.
+    np.testing.assert_allclose(found["head"]["kernel"][0, :2], [3.0, 5.0], rtol=1e-6)
+    assert found["head"]["kernel"][0, 2] in (1.0, 3.0)
+    np.testing.assert_allclose(found["head"]["bias"][:2], [0.75 * 0.4 + 0.25 * 0.8, 0.3], rtol=1e-6)
+    # Sigma 2 and a prior of deviation 1 around biases of 0.1, by hand: s = c/4, q0 = 1.
+    shrunk = MT.pfnm(nets, class_counts=counts, sigma=2.0, prior_sigma=1.0, prior_bias=0.1,
+                     gamma=1e-9)  # fmt: skip
+    np.testing.assert_allclose(shrunk["dense1"]["kernel"], [[(1 + 3) / 4 / 1.5]], rtol=1e-6)
+    np.testing.assert_allclose(shrunk["dense1"]["bias"], [(0.1 + 2 / 4) / 1.5], rtol=1e-6)
+    head = [3.0 / 4 / 1.25, 5.0 / 4 / 1.25, 0.0]
+    np.testing.assert_allclose(shrunk["head"]["kernel"], [head], rtol=1e-6)
+    bias = [(0.1 + 0.5 / 4) / 1.25, (0.1 + 0.3 / 4) / 1.25, 0.1]
+    np.testing.assert_allclose(shrunk["head"]["bias"], bias, rtol=1e-6)
+
+
+def test_pfnm_refuses_what_classes_cannot_mean():
+    net = fl.models.mlp((3,), num_classes=2, input_shape=(4,)).init(KEY)
+    for counts in ([[1, 2]], [[1, -1], [0, 1]], [1, 2], [[np.nan, 1], [1, 1]]):
+        with pytest.raises(ValueError, match=r"class_counts must be \[2, K\]"):
+            MT.pfnm([net, net], class_counts=counts)
+    with pytest.raises(ValueError, match="a column for each of the 2 outputs, got 3"):
+        MT.pfnm([net, net], class_counts=np.ones((2, 3)))
+    with pytest.raises(ValueError, match="weights must be left out beside class_counts"):
+        MT.pfnm([net, net], class_counts=np.ones((2, 2)), weights=[1, 1])
+    with pytest.raises(ValueError, match=r"confidence must be \[2, 2\]"):
+        MT.pfnm_atoms(np.ones((2, 3, 2)), confidence=np.ones(2))
+    with pytest.raises(ValueError, match="confidence must be finite and not negative"):
+        MT.pfnm_atoms(np.ones((2, 3, 2)), confidence=-np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"prior_mean must be a number or \[2\]"):
+        MT.pfnm_atoms(np.ones((2, 3, 2)), prior_mean=np.ones(3))
 
 
 def test_networks_of_other_widths_become_one_of_all_their_units():

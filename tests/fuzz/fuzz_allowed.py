@@ -34,7 +34,10 @@ ALLOWANCES = (
               rf".*\(({'|'.join(sorted(INFINITE))})\)"),
     Allowance("what is measured, moved or chosen may lie below zero",
               "minus one, negative, numpy int", r"\bfloat\b",
-              r".*\.to_target\(target\)|.*patch_trigger\(value\)|alie\(z\)|term\(tilt\)"),
+              r".*\.to_target\(target\)|.*patch_trigger\(value\)|alie\(z\)|term\(tilt\)|"
+              r"matching\.pfnm\(prior_bias\)"),
+    Allowance("a mean is any number", "true, zero, minus one, negative, fraction, huge int, "
+              "numpy int, traced", r"Any", r"matching\.pfnm_atoms\(prior_mean\)"),
     Allowance("a count from zero on, a class, a client, a seed", "zero", r"\bint\b",
               r".*\((seed|rotation_seed|target|client|client_id|min_size|num_byzantine|iterations|crop|size|"
               r"successes|correct|true_positives|false_positives|num_rounds|steps|round|length|"

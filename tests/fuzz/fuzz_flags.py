@@ -41,6 +41,7 @@ LOOKED_UP = {
     "attacks",
     "rules",
     "methods",
+    "deals",
     "datasets",
 }
 """Words that `main` looks up in its tables, once it has them; it is not called here."""

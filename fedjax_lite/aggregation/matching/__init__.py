@@ -6,9 +6,10 @@ from fedjax_lite.checks.later import load_when_asked
 
 if TYPE_CHECKING:
     from fedjax_lite.aggregation.matching.assignment import assignment
+    from fedjax_lite.aggregation.matching.atoms import Atoms, pfnm_atoms
     from fedjax_lite.aggregation.matching.hidden_units import Layer, hidden_layers, reorder
     from fedjax_lite.aggregation.matching.matched_average import align, matched_average
-    from fedjax_lite.aggregation.matching.pfnm import Atoms, pfnm, pfnm_atoms
+    from fedjax_lite.aggregation.matching.pfnm import pfnm
 
 __all__ = [
     "Atoms",

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.aggregation.matching.assignment import assignment
+from fedjax_lite.aggregation.matching.atoms import pfnm_atoms
 from fedjax_lite.aggregation.matching.hidden_units import Layer, reorder
 from fedjax_lite.aggregation.matching.matched_average import matched_average
-from fedjax_lite.aggregation.matching.pfnm import pfnm_atoms
 from fedjax_lite.verify.records import Check
 
 LAYER = Layer(5, (("w", -1),), (("v", -2),))
