@@ -2,6 +2,7 @@
 
     python experiments/deploy_hospitals.py                      # a minute on two CPU cores
     python experiments/deploy_hospitals.py --hidden hospitals --epsilon 20
+    python experiments/deploy_hospitals.py --hidden hospitals --epsilon 20 --noise server
     python experiments/deploy_hospitals.py --own-keys           # as it must be in earnest
     python experiments/deploy_hospitals.py --smoke
 
@@ -12,13 +13,14 @@ the numbers of patients, and nothing else. They talk over TLS 1.3 on loopback, c
 both sides.
 
 Hidden are patients (every step of local training is noised and clipped by patient, `dp_sgd`), or
-whole hospitals (the distributed discrete Gaussian: every hospital adds a part of the noise, and the
-server accounts for it), or nobody.
+whole hospitals, or nobody. Hospitals hide from the server, too (the distributed discrete Gaussian:
+each adds a part of the noise, and the server accounts for it), or from whoever sees the models
+(--noise server: `secure_gaussian`, the server adds noise to the sum, which it sees).
 
 Beside it runs the simulation of the same method, which has all files. By default machines draw
 their noise from the simulation's key, so that both end in the same model, or this script in an
-error. The server knows that key: where the guarantee is meant, every machine draws a key of its
-own (--own-keys), and the models differ by the noise. Writes results.json.
+error. All of them know that key: where the guarantee is meant, every machine and the server draw
+keys of their own (--own-keys), and the models differ by the noise. Writes results.json.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from deploy_hospitals_node import (
     agreed,
     algorithm,
     hidden_hospitals,
+    key_of,
     predict,
     start,
 )
@@ -90,8 +93,10 @@ class PrivacyFlags:
     """Of the whole run; noise is calibrated for it."""
     delta: float = 1e-3
     """Probability that the bound may fail."""
+    noise: Literal["machines", "server"] = "machines"
+    """Where hospitals hide, who adds the noise: a part each of them, or the server all of it."""
     own_keys: bool = False
-    """Every machine draws its noise from a key of its own; models then differ by the noise."""
+    """Machines and server draw noise from keys of their own; models then differ by the noise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +148,13 @@ def main(flags: Flags) -> dict[str, Any]:
     spent = epsilon_of(flags, settings, rows)
     print(f"largest difference of a coefficient: {gap:.1e}" + " (own keys)" * flags.own_keys)
     print(f"bytes a hospital and round: {down / share:.0f} down, {up / share:.0f} up")
-    meant = "" if flags.own_keys else ", were the keys of the noise the machines' own (--own-keys)"
-    print(f"epsilon of {flags.hidden}: {spent:.4g} at delta {flags.delta:g}{meant}")
+    meant = (
+        ""
+        if flags.own_keys
+        else f", were the keys of the noise known to the {flags.noise} only (--own-keys)"
+    )
+    if flags.hidden != "nobody":
+        print(f"epsilon of {flags.hidden}: {spent:.4g} at delta {flags.delta:g}{meant}")
     if not flags.own_keys and not gap <= TOLERANCE:
         raise AssertionError(f"machines and simulation differ by {gap:.1e} in a coefficient")
     results = {
@@ -172,6 +182,11 @@ def check(flags: Flags, target: Path) -> None:
             raise ValueError(f"{name} must be positive, got {getattr(flags, name)}")
     if not 0 < flags.delta < 1:
         raise ValueError(f"delta must lie between 0 and 1, got {flags.delta}")
+    if flags.noise == "server" and flags.hidden != "hospitals":
+        raise ValueError(
+            f"noise must be 'machines' where {flags.hidden} hide, got 'server': it would see them; "
+            "--hidden hospitals"
+        )
     if target.exists() and not flags.overwrite:
         raise FileExistsError(f"{target} is there from an earlier run; give --overwrite")
 
@@ -188,12 +203,13 @@ def agreement(flags: Flags) -> dict[str, Any]:
         )
     if flags.hidden == "hospitals":
         accountant = hidden_hospitals(
-            delta=flags.delta, epsilon=flags.epsilon, num_rounds=flags.num_rounds
+            flags.noise, delta=flags.delta, epsilon=flags.epsilon, num_rounds=flags.num_rounds
         ).accountant
         assert accountant.noise_multiplier is not None
         z = accountant.noise_multiplier
-    names = ("num_rounds", "steps", "learning_rate", "hidden", "delta", "own_keys", "seed")
+    names = ("num_rounds", "steps", "learning_rate", "hidden", "noise", "delta", "own_keys")
     told = {name: getattr(flags, name) for name in names}
+    told["seed"] = flags.seed
     return {**told, "noise_multiplier": float(z), "patience": flags.timeout_seconds}
 
 
@@ -213,7 +229,7 @@ def on_machines(flags: Flags, settings: dict[str, Any]) -> dict[str, Any]:
         )
         hub = fl.deploy.secure_server(
             algorithm(settings),
-            jax.random.key(flags.seed),
+            key_of(settings),
             start(),
             num_clients=len(HOSPITALS),
             secure=agreed(settings),

@@ -43,19 +43,20 @@ def start() -> dict[str, jax.Array]:
 
 
 def agreed(settings: dict[str, Any]) -> fl.deploy.SecureSettings:
-    """What hospitals and server agree on; where hospitals hide, the noise of all is needed."""
-    least = len(HOSPITALS) if settings["hidden"] == "hospitals" else 3
+    """What hospitals and server agree on; where they hide from it, the noise of all is needed."""
+    alone = settings["hidden"] == "hospitals" and settings["noise"] == "machines"
+    least = len(HOSPITALS) if alone else 3
     return fl.deploy.SecureSettings(threshold=3, min_survivors=least)
 
 
-def hidden_hospitals(**amounts: Any) -> Any:
-    """The mechanism that hides each of the hospitals, all of which add a part of the noise."""
-    return fl.privacy.distributed_discrete_gaussian(
-        clip=LONGEST_UPDATE,
-        cohort_size=len(HOSPITALS),
-        dimension=len(FEATURES) + 1,
-        **amounts,
-    )
+def hidden_hospitals(noise: str, **amounts: Any) -> Any:
+    """The mechanism that hides each of the hospitals: all of them add a part of the noise, which
+    hides them from the server, too, or the server adds it to their sum.
+    """
+    amounts |= {"clip": LONGEST_UPDATE, "cohort_size": len(HOSPITALS)}
+    if noise == "server":
+        return fl.privacy.secure_gaussian(**amounts)
+    return fl.privacy.distributed_discrete_gaussian(dimension=len(FEATURES) + 1, **amounts)
 
 
 def algorithm(settings: dict[str, Any], strategy: Any = None) -> fl.FederatedAlgorithm:
@@ -63,8 +64,9 @@ def algorithm(settings: dict[str, Any], strategy: Any = None) -> fl.FederatedAlg
     rate, steps, z = (settings[name] for name in ("learning_rate", "steps", "noise_multiplier"))
     own: dict[str, Any] = {"strategy": strategy}
     if settings["hidden"] == "hospitals":
+        rounds, delta = settings["num_rounds"], settings["delta"]
         mechanism = hidden_hospitals(
-            delta=settings["delta"], noise_multiplier=z, num_rounds=settings["num_rounds"]
+            settings["noise"], delta=delta, noise_multiplier=z, num_rounds=rounds
         )
         plan = fl.Plan(batch_size=BATCH_SIZE, steps=steps)
         return fl.fedavg(loss, optax.sgd(rate), plan=plan, privacy=mechanism, **own)
@@ -84,15 +86,20 @@ def algorithm(settings: dict[str, Any], strategy: Any = None) -> fl.FederatedAlg
     return fl.federated_algorithm(client, plan=plan, server=server, **own)
 
 
+def key_of(settings: dict[str, Any]) -> jax.Array:
+    """The simulation's key, or one that nobody else has."""
+    if not settings["own_keys"]:
+        return jax.random.key(settings["seed"])
+    words = np.frombuffer(secrets.token_bytes(8), np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+
+
 def main(folder: Path) -> None:
     """Answers the server until it says goodbye."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     (path,) = folder.glob("processed.*.data")
     train, _ = one_hospital(path)
-    key = jax.random.key(settings["seed"])
-    if settings["own_keys"]:
-        words = np.frombuffer(secrets.token_bytes(8), np.uint32)
-        key = jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+    key = key_of(settings)
     client_id = settings["client_id"]
     answer = fl.deploy.node(
         algorithm(settings),

@@ -39,6 +39,7 @@ SECTIONS = {
     "time": ("time_to_accuracy",),
     "shakespeare": ("shakespeare",),
     "heart": ("heart_disease",),
+    "machines": ("deploy_hospitals_*",),
     "fedprox": ("fedprox_synthetic",),
     "quadratics": ("scaffold_quadratics",),
     "bucketing": ("bucketing_mnist",),

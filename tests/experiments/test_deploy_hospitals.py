@@ -46,6 +46,21 @@ def test_a_smoke_run(script, patients, tmp_path, capsys):
         script.main(flags)
 
 
+def test_the_server_adds_the_noise(script, patients, tmp_path, capsys):
+    """Two rounds that spend the budget; the model is the simulation's, noise included."""
+    kind = {"hidden": "hospitals", "noise": "server", "epsilon": 20.0}
+    results = script.main(script.Flags(smoke=True, output_dir=tmp_path, **kind))
+    assert results["largest_gap"] <= script.TOLERANCE
+    assert 19.9 < results["epsilon"] <= 20
+    z, rows = results["settings"]["noise_multiplier"], results["rows"]
+    for done, row in enumerate(rows, 1):  # exactly Gaussian: mu = sqrt(T) / z
+        expected = fl.privacy.gdp_epsilon(1e-3, np.sqrt(done) / z)
+        assert row["epsilon"] == pytest.approx(expected, rel=1e-4)
+    assert "known to the server only" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="noise must be 'machines' where patients hide"):
+        script.main(script.Flags(noise="server", output_dir=tmp_path / "other"))
+
+
 def test_a_hospitals_own_file_is_its_part_of_the_whole(patients):
     train, test = fl.data.load("heart_disease", data_dir=patients.parent)
     for i, hospital in enumerate(HOSPITALS):
