@@ -21,9 +21,9 @@ HEAD = f"""# Results
 Every number on this page comes from a file in `experiments/results`, written by the command beside
 it; `{COMMAND}` makes the page. Published numbers carry a mark: [text] read in
 the paper, [log] in a public repository's logs or code, [plot] off a figure, [own] measured with
-independent code of ours. "-" means that we know of no published run of that setting. Where ours
-falls short, the row says so. Commands write to a folder `outputs/` and need the data at hand; their
-results were copied to `experiments/results`.
+independent code of ours, or derived. "-" means that we know of no published run of that setting.
+Where ours falls short, the row says so. Commands write to a folder `outputs/` and need the data at
+hand; their results were copied to `experiments/results`.
 """
 
 
@@ -71,7 +71,8 @@ def sections(documents: Documents) -> list[Section]:
 
 RULE = """Ours is reproduced where its interval meets the published one: the mean plus and minus the
 deviation over seeds; without a deviation, half a printed digit (published) or the number itself
-(ours). Better than published is not reproduced. A setting that was cut is not run, however near it
+(ours). Over folds of the same data both deviations are the data's, so standard errors count.
+Better than published is not reproduced. A setting that was cut is not run, however near it
 comes."""
 
 

@@ -3,8 +3,9 @@
 What was published and where ours stands are rows of verdicts.toml; the rule is `judge`. Ours is
 reproduced where its interval and the published one overlap: the mean plus and minus the deviation
 over seeds, and where there is no deviation half a printed digit (published) or the number itself
-(ours). Better than published is not reproduced. A setting that was cut is not run, however near
-its number comes, and says what the published one costs.
+(ours). Over folds of the same data both deviations are those of the data, so what counts are the
+means' standard errors. Better than published is not reproduced. A setting that was cut is not run,
+however near its number comes, and says what the published one costs.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def judge(
     ours: Sequence[float | None],
     *,
     fewer: bool = False,
+    folds: bool = False,
     cut: Sequence[str] = (),
     cost: str = "",
     cause: str = "",
@@ -66,6 +68,7 @@ def judge(
       spread: its deviation over seeds, or half a printed digit.
       ours: one value a seed; None where a run never arrived. Empty: there is no run.
       fewer: less is better.
+      folds: ours are of folds of the data, of which the spread is the mean's standard error.
       cut: what of the published setting was made smaller here.
       cost: of a run as published; needed where there is none.
       cause: why ours differs, as far as it is known.
@@ -86,7 +89,7 @@ def judge(
             raise ValueError("cost must be given where there is no run as published, got none")
         return Verdict("not run", cost)
     cause = cause or "cause unknown"
-    low, high = interval(ours)
+    low, high = interval(ours, of_mean=folds)
     if not math.isfinite(high):
         return Verdict("not reproduced", f"not reached; {cause}")
     if low <= value + spread and high >= value - spread:
@@ -97,18 +100,26 @@ def judge(
     return Verdict("not reproduced", f"{'better' if better else 'worse'} by {gap}; {cause}")
 
 
-def interval(values: Sequence[float | None]) -> tuple[float, float]:
+def interval(values: Sequence[float | None], *, of_mean: bool = False) -> tuple[float, float]:
     """Mean less and plus the sample deviation; of one value itself; infinite if one is missing.
+
+    Args:
+      values: one a seed or fold.
+      of_mean: the standard error in place of the deviation.
 
     Example:
       >>> interval([1.0, 3.0, 2.0]), interval([4.0]), interval([1.0, None])
       ((1.0, 3.0), (4.0, 4.0), (inf, inf))
+      >>> interval([0.0, 2.0, 0.0, 2.0, 1.0], of_mean=True)  # a deviation of 1 over the root of 5
+      (0.5527864045000421, 1.4472135954999579)
     """
     if any(value is None or not math.isfinite(value) for value in values):
         return math.inf, math.inf
     known = [float(value) for value in values if value is not None]
     mean = statistics.fmean(known)
     deviation = statistics.stdev(known) if len(known) > 1 else 0.0
+    if of_mean:
+        deviation /= math.sqrt(len(known))
     return mean - deviation, mean + deviation
 
 
@@ -195,7 +206,9 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
         (value,) = find(group["figures"], row["figure"])
         value *= factor
     spreads = find(group, row["spread"]) if "spread" in row else []
-    spread = max(factor * spreads[0] if spreads else 0.0, row["printed"])
+    spread = factor * spreads[0] if spreads else 0.0
+    told, folds = spread, row.get("folds", 0)
+    spread = max(spread / math.sqrt(folds or 1), row["printed"])
     file, *steps = row["ours"]
     document = documents.get(file, {})
     scale = row.get("ours_factor", factor)
@@ -205,21 +218,25 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
         ours = [b / o if b and o else None for b, o in zip(base, ours, strict=True)]
     given = {"cost": f"experiments/results/{file}.json has no such row"}
     given |= {name: row[name] for name in ("cost", "cause") if name in row}
+    if "ablation" in row:
+        given["cause"] = _ablated(row, value, spread, documents)
     if row["what"] in _written()["causes"]:
         given["cause"] = _written()["causes"][row["what"]]
     cut = row.get("cut", ())
     if cut and as_published(group, document.get("settings", {})):
         cut = ()  # a file of the published setting has taken the place of the small one
-    verdict = judge(value, spread, ours, fewer=group["better"] == "fewer", cut=cut, **given)
+    fewer = group["better"] == "fewer"
+    verdict = judge(value, spread, ours, fewer=fewer, folds=bool(folds), cut=cut, **given)
     known = [v for v in ours if v is not None]
-    here = "-" if not known else number(statistics.fmean(known), digits)
-    if len(known) > 1:
-        here += f" ± {number(statistics.stdev(known), digits)}"
+    here = _spread(known, digits) if known else "-"
     if len(known) < len(ours):
         here += f" ({len(ours) - len(known)} of {len(ours)} seeds not reached)"
     elif known:
-        here += f" ({len(known)} seed{'s' if len(known) > 1 else ''})"
-    there = number(value, digits) + (f" ± {number(spread, digits)}" if spreads else "")
+        what = "fold" if folds else "seed"
+        here += f" ({len(known)} {what}{'s' if len(known) > 1 else ''})"
+    # Of a deviation that is printed as 0 half a printed digit is meant.
+    told = told if folds else spread
+    there = number(value, digits) + (f" ± {number(told, digits)}" if spreads else "")
     # A cut setting says what was cut where it shows a number.
     differences = [*(cut if known else ()), *row.get("differences", ())]
     return Judged(
@@ -241,3 +258,28 @@ def tally(found: Sequence[Judged]) -> str:
         f"{kinds.count('not reproduced')} were run and are not, "
         f"{kinds.count('not run')} were not run."
     )
+
+
+def _ablated(
+    row: Mapping[str, Any], value: float, spread: float, documents: Mapping[str, Any]
+) -> str:
+    """The cause, where ours with one thing changed is there: it would be reproduced, or not."""
+    file, *steps = row["ablation"]["ours"]
+    scale = row.get("ours_factor", row.get("factor", 1))
+    ours = [scale * v for v in find(documents.get(file, {}), steps) if v is not None]
+    if not ours:
+        return ""
+    text = f"{row['ablation']['words']} {_spread(ours, row.get('digits', 0))}"
+    kind = judge(value, spread, ours, folds="folds" in row).kind
+    return text if kind == "reproduced" else f"cause unknown; {text}"
+
+
+def _spread(known: Sequence[float], digits: int) -> str:
+    """Mean and sample deviation, or the one value.
+
+    Example:
+      >>> _spread([1.0, 3.0], 1), _spread([2.0], 0)
+      ('2.0 ± 1.4', '2')
+    """
+    mean = number(statistics.fmean(known), digits)
+    return f"{mean} ± {number(statistics.stdev(known), digits)}" if len(known) > 1 else mean

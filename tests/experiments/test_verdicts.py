@@ -39,6 +39,10 @@ def documents(verdicts):
         (87, 0.5, [None], {"fewer": True}, "not reproduced"),
         (87, 0.5, [87.0, None], {"fewer": True}, "not reproduced"),
         (87, 0.5, [87.0, math.inf], {"fewer": True}, "not reproduced"),
+        # Folds 1, 3, 2, 2: deviation 0.816, standard error 0.408; the mean is 2.
+        (2.5, 0.1, [1.0, 3.0, 2.0, 2.0], {"folds": True}, "reproduced"),
+        (2.55, 0.1, [1.0, 3.0, 2.0, 2.0], {"folds": True}, "not reproduced"),
+        (2.55, 0.1, [1.0, 3.0, 2.0, 2.0], {}, "reproduced"),
         # No run, and a run of a smaller setting, however near.
         (87, 0.5, [], {"cost": "a day"}, "not run"),
         (87, 0.5, [87.0], {"cut": ["a smaller model"], "cost": "a day"}, "not run"),
@@ -90,6 +94,17 @@ def test_a_run_of_the_published_setting_is_judged(verdicts, documents):
         for used in (setting, setting | {"num_rounds": 300}, {})
     ]
     assert kinds == ["reproduced", "not run", "not run"]
+
+
+def test_a_cause_is_made_of_ours_with_one_thing_changed(verdicts):
+    row = {"ablation": {"words": "the rate: at 1 ours is", "ours": ["f", "rows", {"rate": 1}, "v"]},
+           "digits": 1}  # fmt: skip
+    near, far = ({"f": {"rows": [{"rate": 1, "v": v}]}} for v in ([1.0, 3.0], [8.0, 8.0]))
+    # 2 +- 1.4 meets 3 +- 0.1, 8 +- 0 does not.
+    assert verdicts._ablated(row, 3.0, 0.1, near) == "the rate: at 1 ours is 2.0 ± 1.4"
+    told = verdicts._ablated(row, 3.0, 0.1, far)
+    assert told == "cause unknown; the rate: at 1 ours is 8.0 ± 0.0"
+    assert verdicts._ablated(row, 3.0, 0.1, {}) == ""
 
 
 def test_what_was_cut_can_be_told_from_the_published_setting(verdicts):
