@@ -43,6 +43,10 @@ def node(
     and a client whose reply was lost, or that was killed, goes on from where that left it. A round
     that is asked for again gives the same reply.
 
+    A machine that lost its folder comes back as a new one where nothing was in it that counts: no
+    row, no state of an uplink (error feedback), no noise of its own, no secure aggregation. Else it
+    refuses rounds of a run that counted it before.
+
     What it cannot answer it refuses in words, as a packet: a request that is damaged, of another
     version, shape or run, one that builds on a round that this machine does not know, or one whose
     row the disk does not take.
@@ -134,7 +138,11 @@ def node(
                 raise PacketError(f"the request is for client {whose!r:.40}, I am {client_id}")
             if secretive is not None and packet.kind != "advertise":
                 return secretive.answer(packet, request)
-            shelf = Shelf(folder, client_id, packet.fields, client.init, once=once)
+            shelf = Shelf(
+                *(folder, client_id, packet.fields, client.init),
+                once=once,
+                secretive=secretive is not None,
+            )
             if last_round is not None and shelf.round >= last_round:
                 raise PacketError(
                     f"round {shelf.round} is asked for, this client's budget of privacy ends after "
@@ -176,6 +184,7 @@ class Shelf:
       fields: of the server's request.
       fresh: ``() -> kept`` of a client that never trained.
       once: whether a round has one reply only, whatever is asked, and the folder one run.
+      secretive: whether the client aggregates securely.
 
     Raises:
       PacketError: if the request does not name its run, its round and the last that counted.
@@ -189,13 +198,14 @@ class Shelf:
         fresh: Callable[[], Kept],
         *,
         once: bool = False,
+        secretive: bool = False,
     ) -> None:
         run = fields.get("run")
         if not isinstance(run, str) or not re.fullmatch("[0-9a-f]{32}", run):
             raise PacketError(f"the server's request names no run, got {run!r:.60}")
         self.round, self._committed = (_number(fields, name) for name in ("round", "committed"))
         self._path = folder / f"client-{client_id}-{run}.packet"
-        self._fresh, self._once = fresh, once
+        self._fresh, self._once, self._secretive = fresh, once, secretive
         self._replied: dict[int, str] = {}
         others = [
             path for path in folder.glob(f"client-{client_id}-*.packet") if path != self._path
@@ -215,14 +225,18 @@ class Shelf:
         """What this client held when the round of the request began.
 
         Raises:
-          PacketError: if the file is damaged, or does not know the round that counted last.
+          PacketError: if the file is damaged, or if it does not know the round that counted last
+            and holds what this client cannot go on without.
         """
         fresh = self._fresh()
         if not self._path.exists():
             if self._committed != NEVER:
-                raise self._unknown()
+                self._check_replaceable(fresh)
             return fresh
-        packet = decode(self._path.read_bytes(), "row")
+        try:
+            packet = decode(self._path.read_bytes(), "row")
+        except PacketError as error:
+            raise PacketError(f"{self._path}: {error}; restore it{self._or_else(fresh)}") from None
         last = packet.fields["round"]
         if self.round < last:
             raise PacketError(
@@ -235,7 +249,7 @@ class Shelf:
         if self._committed == last and self.round > last:
             return Kept(got["after"], got["known"])
         if self._committed != packet.fields["committed"]:
-            raise self._unknown()
+            self._check_replaceable(fresh)
         return Kept(got["before"], got["known"])
 
     def put(self, before: Kept, after: Kept, reply: bytes = b"") -> None:
@@ -264,11 +278,30 @@ class Shelf:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _unknown(self) -> PacketError:
-        return PacketError(
-            f"the server counted round {self._committed} of this client, which {self._path} does "
-            "not know: restore that file, or begin a new run"
-        )
+    def _keeps(self, fresh: Kept) -> str:
+        """What a client cannot go on without, in words; "" where that is nothing."""
+        kept = {
+            "a row": jax.tree.leaves(fresh.row.clients),
+            "what its uplink has not sent yet": jax.tree.leaves(fresh.row.uplink),
+            "under which noise it replied": self._once,
+            "which sums it helped to reveal": self._secretive,
+        }
+        return " and ".join(what for what, there in kept.items() if there)
+
+    def _or_else(self, fresh: Kept) -> str:
+        """Another remedy than the file itself."""
+        if not self._keeps(fresh):
+            return ", or remove it: nothing in it is needed"
+        own = ", with a new key and a folder of its own" if self._once else ""
+        return f", or begin a new run from the model that the server saved{own}"
+
+    def _check_replaceable(self, fresh: Kept) -> None:
+        """Raises where a file that is lost or behind held what is needed."""
+        if keeps := self._keeps(fresh):
+            raise PacketError(
+                f"the server counted round {self._committed} of this client, which {self._path} "
+                f"does not know; it has {keeps}: restore that file{self._or_else(fresh)}"
+            )
 
 
 def _number(fields: dict[str, Any], name: str) -> int:
