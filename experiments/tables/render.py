@@ -44,6 +44,7 @@ SECTIONS = {
     "quadratics": ("scaffold_quadratics",),
     "bucketing": ("bucketing_mnist",),
     "fair": ("fair_writers",),
+    "fair_published": ("qffl_synthetic", "afl_fashion"),
     "ensembles": ("ensembles_uci", "ensembles_mnist"),
     "generation": ("gan_ring", "gan_mnist", "gan_intervals"),
     "byzantine": ("byzantine",),

@@ -48,6 +48,8 @@ class Judged(NamedTuple):
     command: str
     brief: bool
     """Whether the README shows it."""
+    read: bool = True
+    """Whether its source could be read; a remembered figure is judged and not counted."""
 
 
 def judge(
@@ -225,7 +227,7 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
     cut = row.get("cut", ())
     if cut and as_published(group, document.get("settings", {})):
         cut = ()  # a file of the published setting has taken the place of the small one
-    fewer = group["better"] == "fewer"
+    fewer = row.get("better", group["better"]) == "fewer"
     verdict = judge(value, spread, ours, fewer=fewer, folds=bool(folds), cut=cut, **given)
     known = [v for v in ours if v is not None]
     here = _spread(known, digits) if known else "-"
@@ -242,21 +244,28 @@ def _judged(row: Mapping[str, Any], documents: Mapping[str, Any]) -> Judged:
     return Judged(
         f"{group['paper']} [{group['mark']}]", row["what"], there, here, verdict,
         "; ".join(filter(None, differences)), row["command"], row["what"] in _written()["brief"],
+        group["mark"] != "unverified",
     )  # fmt: skip
 
 
 def tally(found: Sequence[Judged]) -> str:
-    """How many of how many figures are reproduced, in words.
+    """How many of how many figures are reproduced, in words; remembered ones stand apart.
 
     Example:
       >>> tally([])
       '0 of 0 published figures are reproduced; 0 were run and are not, 0 were not run.'
     """
-    kinds = [row.verdict.kind for row in found]
+    kinds = [row.verdict.kind for row in found if row.read]
+    apart = [row.verdict.kind for row in found if not row.read]
     return (
         f"{kinds.count('reproduced')} of {len(kinds)} published figures are reproduced; "
         f"{kinds.count('not reproduced')} were run and are not, "
         f"{kinds.count('not run')} were not run."
+    ) + (
+        f" Not counted: {len(apart)} that are remembered from papers and could not be read again, "
+        f"of which {apart.count('reproduced')} are met."
+        if apart
+        else ""
     )
 
 

@@ -138,6 +138,30 @@ def test_rows_are_complete_and_none_twice(verdicts, documents):
     assert len(brief) <= 6
 
 
+def test_what_is_remembered_is_judged_and_not_counted(verdicts, documents):
+    found = verdicts.judged(documents)
+    remembered = [row for row in found if not row.read]
+    assert remembered
+    assert all(row.paper.endswith("[unverified]") for row in remembered)
+    read = [row for row in found if row.read]
+    assert verdicts.tally(found).startswith(verdicts.tally(read))
+    assert "Not counted" not in verdicts.tally(read)
+
+
+def test_less_may_be_better_for_one_figure_of_a_group(verdicts):
+    what = "q-FFL's synthetic devices, q=1, 2,000 rounds: {}"
+    rows = {row["what"]: row for row in verdicts.rows()}
+
+    def judged(figure, **values):
+        run = {"q": 1.0, "round": 2000, "split": "test", **values}
+        documents = {"qffl_synthetic": {"rows": [run]}}
+        return str(verdicts._judged(rows[what.format(figure)], documents).verdict)
+
+    assert judged("worst tenth, %", worst=[5.0]).startswith("not reproduced: worse by 10;")
+    said = judged("variance, points squared", variance=[553.1])
+    assert said.startswith("not reproduced: better by 200;")
+
+
 def test_without_results_nothing_is_reproduced(verdicts):
     found = verdicts.judged({})
     assert {row.verdict.kind for row in found} == {"not run"}
@@ -181,16 +205,20 @@ def test_pages_say_what_the_data_give(verdicts, documents):
     guide = (ROOT / "colab" / "guide" / "results.md").read_text()
     table = guide.split("## What is reproduced")[1].split("\n## ")[0]
     cells = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
-    kinds = [re.split(": |$", line[4])[0] for line in cells]
+    kinds, apart = [], []
+    for line in cells:
+        remembered = line[0].endswith("[unverified]")
+        (apart if remembered else kinds).append(re.split(": |$", line[4])[0])
     readme = (ROOT / "README.md").read_text()
     said = re.search(
         r"\*\*(\d+) of (\d+) published figures are reproduced; (\d+) were run and are not, "
-        r"(\d+) were not run\.\*\*", readme
+        r"(\d+) were not run\. Not counted: (\d+) [^*]*?of which (\d+) are met\.\*\*", readme
     )  # fmt: skip
     assert said is not None
     counts = [kinds.count(kind) for kind in ("reproduced", "not reproduced", "not run")]
-    assert [int(n) for n in said.groups()] == [counts[0], len(cells), *counts[1:]]
-    assert len(cells) == len(verdicts.rows()) == sum(counts)
+    met = apart.count("reproduced")
+    assert [int(n) for n in said.groups()] == [counts[0], len(kinds), *counts[1:], len(apart), met]
+    assert len(cells) == len(verdicts.rows()) == sum(counts) + len(apart)
     shown = readme.split("<!-- results -->")[1].split("<!-- /results -->")[0]
     assert len([line for line in shown.splitlines() if line.startswith("| ")]) <= 1 + 6
     assert len(readme.splitlines()) <= 200

@@ -88,11 +88,25 @@ def test_load_synthetic_passes_the_options():
             np.testing.assert_array_equal(one[key], other[key])
 
 
+def test_sizes_without_deviation_are_all_alike():
+    train, test = synthetic(1.0, 1.0, num_clients=5, size_deviation=0.0)
+    whole = np.bincount(train["client"]) + np.bincount(test["client"])
+    assert whole.tolist() == [int(np.exp(4.0)) + 50] * 5
+    for deviation in (1.0, 2.0):  # a normal's 84 % quantile is a deviation above its median
+        train, test = synthetic(0.0, 0.0, num_clients=400, num_features=2, size_deviation=deviation)
+        drawn = np.bincount(train["client"]) + np.bincount(test["client"]) - 50
+        middle, above = np.log(np.quantile(drawn, [0.5, 0.8413]))
+        np.testing.assert_allclose(middle, 4, atol=0.2)
+        np.testing.assert_allclose(above - middle, deviation, rtol=0.15)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"alpha": -1.0}, "alpha must be a finite deviation"),
         ({"beta": float("nan")}, "beta must be a finite deviation"),
+        ({"size_deviation": -1.0}, r"size_deviation must lie in \[0, 3\], got -1.0"),
+        ({"size_deviation": 4.0}, r"size_deviation must lie in \[0, 3\], got 4.0"),
         ({"num_clients": 0}, "num_clients must be at least 1, got 0"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
     ],
