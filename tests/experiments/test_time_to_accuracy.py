@@ -75,6 +75,31 @@ def test_seeds_and_resuming(script, tmp_path, monkeypatch):
         script.main(script.Flags(num_seeds=0, output_dir=tmp_path))
 
 
+def test_the_table_of_several_seeds(script):
+    """By hand: 10 and 14 are 12 ± sqrt(8); one of two reached; one seed has no deviation."""
+    render = importlib.import_module("tables.render")
+    document = json.loads((SCRIPTS / "results" / "time_to_accuracy.json").read_text())
+
+    def row(server, seed, seconds, best, gini):
+        cost = {"seconds": seconds, "rounds": seconds, "megabytes": seconds}
+        return {"world": "alike", "server": server, "seed": seed, "to_target": cost,
+                "curve": {"accuracy": [0.1, best]}, "clients": {"all": best, "slow": best},
+                "participation": {"gini": gini, "slow_share": None}}  # fmt: skip
+
+    rows = [row("FedAvg", 0, 10.0, 0.90, 0.2), row("FedBuff", 0, 5.0, 0.95, None)]
+    rows += [row("FedAvg", 1, 14.0, 0.94, 0.4), row("FedBuff", 1, None, 0.85, None)]
+    rows += [row("deadline", 0, None, 0.5, 0.1)]
+    found = render.section("time", {"time_to_accuracy": {**document, "rows": rows}})
+    lines = [line for line in found.text.splitlines() if line.startswith("| alike")]
+    both = "12 ± 3 | 12 ± 3 | 12 ± 3 | 92.0 ± 2.8 | 92.0 ± 2.8 | 92.0 ± 2.8 | - | 0.30 ± 0.14"
+    one = "met by 1 of 2 | met by 1 of 2 | met by 1 of 2 | 90.0 ± 7.1 | 90.0 ± 7.1 | 90.0 ± 7.1"
+    assert lines == [
+        f"| alike | FedAvg | 2 | {both} |",
+        f"| alike | FedBuff | 2 | {one} | - | - |",
+        "| alike | deadline | 1 | - | - | - | 50.0 | 50.0 | 50.0 | - | 0.10 |",
+    ]
+
+
 def test_participation_by_hand(script):
     """One of four clients took part thrice, one once: mean difference 20/16, mean 1; Gini 5/8."""
     state = SimpleNamespace(sampler=SimpleNamespace(times=np.array([3, 1, 0, 0])))
