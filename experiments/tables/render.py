@@ -46,7 +46,7 @@ SECTIONS = {
     "fair": ("fair_writers",),
     "fair_published": ("qffl_synthetic", "afl_fashion"),
     "ensembles": ("ensembles_uci", "ensembles_mnist"),
-    "generation": ("gan_ring", "gan_mnist", "gan_intervals"),
+    "generation": ("gan_ring", "gan_mnist", "gan_intervals", "gan_intervals_random"),
     "byzantine": ("byzantine",),
     "private": ("dp_fedavg",),
     "dp_sgd": ("dp_sgd_mnist",),

@@ -66,6 +66,16 @@ def test_intervals_must_divide_the_steps(script):
         script.check(script.Flags(ring_steps=30, intervals=(20,)))
 
 
+def test_the_ring_is_dealt_by_modes_or_not(script):
+    owners = np.repeat(np.arange(4), 8)
+    by_modes = script.held(script.Flags(), owners).reshape(4, 8)
+    assert [sorted(set(row)) for row in by_modes] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    at_random = script.held(script.Flags(deal="random"), owners).reshape(4, 8)
+    assert all(sorted(row) == list(range(8)) for row in at_random)
+    with pytest.raises(ValueError, match="--deal"):
+        script.check(script.Flags(deal="shards"))
+
+
 def test_a_loss_is_told_where_it_is_sure(script):
     rows = [
         {"interval": 1, "quality": [0.9, 0.91, 0.9], "worst": [0.5, 0.6, 0.4]},

@@ -27,7 +27,10 @@ def test_a_smoke_run(script, tmp_path):
     assert deal["small_size"] == 20
     assert [row["way"] for row in deal["rows"]] == list(script.WAYS)
     assert np.shape(deal["rows"][0]["coverage"]) == (2, 4)
-    assert len(deal["parts"]) == 4
+    assert len(deal["parts"]) == 6
+    chosen = np.array(deal["rows"][-1]["generators"])
+    assert chosen.shape == (2, 4)
+    assert set(chosen.ravel()) <= {0, 1}
     with pytest.raises(FileExistsError, match="--overwrite"):
         script.main(flags)
 
@@ -52,9 +55,20 @@ def test_scores(script):
     counts = np.zeros((4, 8), int)
     np.add.at(counts, (owners, modes), 1)
     large, small = script.CENTRES[:6], np.repeat(script.CENTRES[6:], 3, 0)
-    one = script.scored(script.Trained(large[None, None], np.zeros(4, int)), counts)
+    one = script.scored(script.Trained(large[None, None], np.zeros((1, 4), int)), counts)
     assert (one["large"], one["small"], one["worst"]) == ([1.0], [0.0], [0.0])
     assert (one["modes"], one["quality"]) == ([6], [1.0])
-    side = np.array([0, 0, 0, 1])
+    side = np.array([[0, 0, 0, 1]])
     both = script.scored(script.Trained(np.stack([large, small])[None], side), counts)
     assert (both["large"], both["small"], both["modes"]) == ([1.0], [1.0], [8])
+
+
+def test_the_nearest_generator_is_chosen_by_squared_distance(script):
+    """Of a generator of two points, (0, 0) and (3, 0), whatever the noise."""
+    gan = importlib.import_module("fedjax_lite").models.Gan(
+        None, lambda params, z: params[np.arange(len(z)) % 2], None, 1
+    )
+    made = np.array([[0.0, 0.0], [3.0, 0.0]])
+    x = np.array([[1.0, 1.0], [3.0, -2.0]])
+    found = script.nearness(gan)({"generator": made}, {"x": x}, None)
+    np.testing.assert_allclose(found, [2.0, 4.0])
