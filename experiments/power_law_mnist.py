@@ -177,10 +177,7 @@ def run_one(kind: str, images: Any, seed: int, num_rounds: int) -> dict[str, Any
 
 def main(flags: Flags) -> list[dict[str, Any]]:
     """Runs what is missing, prints the table and returns its rows."""
-    if unknown := set(flags.models) - set(MODELS):
-        raise ValueError(f"--models must be among {MODELS}, got {sorted(unknown)}")
-    seeds, num_rounds = PRESETS[chosen_preset(flags)]
-    seeds, num_rounds = flags.seeds or seeds, flags.num_rounds or num_rounds
+    seeds, num_rounds = choose(flags)
     path = flags.output_dir / "results.json"
     runs = [] if flags.overwrite else earlier(path, num_rounds)
     parts = fl.data.load("mnist", data_dir=flags.data_dir)
@@ -203,6 +200,14 @@ def main(flags: Flags) -> list[dict[str, Any]]:
         spread = "" if row["std"] is None else f" +- {100 * row['std']:.1f}"
         print(f"{row['model']}: {100 * row['mean']:.1f}{spread} %, published {known}")
     return rows
+
+
+def choose(flags: Flags) -> tuple[tuple[int, ...], int]:
+    """Seeds and rounds of the preset, or what the flags say; raises where a model is unknown."""
+    if unknown := set(flags.models) - set(MODELS):
+        raise ValueError(f"--models must be among {MODELS}, got {sorted(unknown)}")
+    seeds, num_rounds = PRESETS[chosen_preset(flags)]
+    return flags.seeds or seeds, flags.num_rounds or num_rounds
 
 
 def earlier(path: Path, num_rounds: int) -> list[dict[str, Any]]:
