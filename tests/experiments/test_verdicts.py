@@ -200,6 +200,22 @@ def test_causes_quote_the_conditions_that_were_run(verdicts, documents):
             assert f"give {ours[0]:.0f} to {ours[-1]:.0f}" in cause
 
 
+def test_causes_count_deviations_of_the_replications(verdicts, documents):
+    rows = [row for row in verdicts.rows() if row["group"] == "replications"]
+    causes, counted = verdicts._written()["causes"], 0
+    figures = importlib.import_module("tables.published").published()["replications"]["figures"]
+    for row in rows:
+        ours = verdicts.find(documents["replications_mnist"], row["ours"][1:])
+        said = re.search(r"([\d.]+) of our deviations (above|below)", causes.get(row["what"], ""))
+        if said is None:
+            continue
+        (low, high), value = verdicts.interval(ours), figures[row["figure"][0]] / 100
+        gap = (value - (low + high) / 2) / ((high - low) / 2)
+        assert said.groups() == (f"{abs(gap):.1f}", "above" if gap > 0 else "below"), row["what"]
+        counted += 1
+    assert counted == sum("of our deviations" in cause for cause in causes.values())
+
+
 def test_pages_say_what_the_data_give(verdicts, documents):
     """The README's numbers, counted anew in the guide's table."""
     guide = (ROOT / "colab" / "guide" / "results.md").read_text()
