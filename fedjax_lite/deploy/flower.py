@@ -6,9 +6,17 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from fedjax_lite.checks.arguments import check_count, check_key, check_positive, check_tree, shown
+from fedjax_lite.checks.arguments import (
+    check_bool,
+    check_count,
+    check_key,
+    check_positive,
+    check_tree,
+    shown,
+)
 from fedjax_lite.deploy.exchange import Answer
 from fedjax_lite.deploy.federate import federate
+from fedjax_lite.deploy.flower_claims import MARK, mark_of
 from fedjax_lite.deploy.flower_grid import ASK, PACKET, WHO, flower, grid_exchange, packed, unpacked
 from fedjax_lite.deploy.node import node
 from fedjax_lite.deploy.parts import deployed
@@ -114,7 +122,10 @@ def flower_answers(answer_of: Callable[[Config], Answer]) -> Any:
 
     @client.query(WHO.split(".")[1])
     def who(message: Any, context: Any) -> Any:
-        said = flwr.app.ConfigRecord({"client": _client_id(context.node_config)})
+        config = context.node_config
+        client_id = _client_id(config)
+        told = {"client": client_id, MARK: mark_of(config.get("folder"), client_id)}
+        said = flwr.app.ConfigRecord(told)
         return flwr.app.Message(flwr.app.RecordDict({PACKET: said}), reply_to=message)
 
     @client.train()
@@ -143,6 +154,7 @@ def flower_server(
     retries: int = 0,
     patience: float = 0.0,
     when_given_up: Literal["abort", "skip"] = "abort",
+    bind: bool = True,
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Any:
     """The ServerApp of an algorithm: `fedjax_lite.deploy.federate` over the SuperNodes of a grid.
@@ -166,6 +178,8 @@ def flower_server(
       retries: how often a round is asked for again before it is given up.
       patience: seconds between two tries.
       when_given_up: "abort" or "skip", as of `fedjax_lite.deploy.federate`.
+      bind: a client is the machine that was first to say so, which is kept in `folder`; see
+        `fedjax_lite.deploy.grid_exchange`.
       evaluate: ``(state) -> scores`` after each round, joined to its row.
 
     Returns:
@@ -191,16 +205,18 @@ def flower_server(
     check_count(num_rounds, "num_rounds", minimum=0)
     check_positive(timeout, "timeout")
     limits = check_limits(Limits(min_clients, on_refusal, retries, patience, when_given_up))
+    check_bool(bind, "bind")
     app = flower().serverapp.ServerApp()
 
     @app.main()
     def main(grid: Any, context: Any) -> None:
         config = context.run_config
+        place, seconds = config.get("folder") or folder, config.get("timeout") or timeout
         federate(
             server(algo, key, params, num_clients=num_clients),
-            grid_exchange(grid, timeout=config.get("timeout") or timeout),
+            grid_exchange(grid, timeout=seconds, bind=bind, folder=place),
             num_rounds=config.get("num-rounds", num_rounds),
-            folder=config.get("folder") or folder,
+            folder=place,
             **limits._asdict(),
             evaluate=evaluate,
         )

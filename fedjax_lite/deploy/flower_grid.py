@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_lite.checks.arguments import check_positive, shown
+from fedjax_lite.checks.arguments import as_path, check_bool, check_positive, shown
 from fedjax_lite.deploy.exchange import Exchange
+from fedjax_lite.deploy.flower_claims import FILE, MARK, Claims, is_mark
 
 _LOG = logging.getLogger("fedjax_lite")
 
@@ -48,7 +50,14 @@ def unpacked(message: Any) -> bytes | None:
     return array.data if array is not None and getattr(array, "stype", "") == STYPE else None
 
 
-def grid_exchange(grid: Any, *, timeout: float, poll: float = 0.5) -> Exchange:
+def grid_exchange(
+    grid: Any,
+    *,
+    timeout: float,
+    poll: float = 0.5,
+    bind: bool = True,
+    folder: str | os.PathLike[str] | None = None,
+) -> Exchange:
     """An exchange over Flower: with the SuperNodes of a grid, whose ClientApps are `flower_client`.
 
     A node that is new is asked which client it is (``client-id`` of its configuration). The first
@@ -58,19 +67,27 @@ def grid_exchange(grid: Any, *, timeout: float, poll: float = 0.5) -> Exchange:
     next exchange. No message outlives its exchange.
 
     Which nodes may take part, and that nobody listens, is the SuperLink's matter: its keys of nodes
-    (``--enable-supernode-auth``) and TLS. A node that it admits is believed which client it is.
+    (``--enable-supernode-auth``) and TLS. The first node that it admits and that says to be a
+    client is that client from then on; so is another node of the same machine, as after a restart,
+    which has a mark in the client's folder. A second node that claims a client, and a node that
+    changes its claim, are refused by name, and asked again in the next exchange. (The mark is a
+    secret of the machine, its SuperLink and the server: it tells machines apart, and replaces no
+    keys.)
 
     Args:
       grid: of a ServerApp.
       timeout: seconds that an exchange waits for replies, at most.
       poll: seconds between two looks at what has come. SuperNodes look every three seconds.
+      bind: False believes every node, the last one that claims a client: for nodes that have no
+        folder and restart under other ids.
+      folder: of the run, where who is who is kept (``nodes.json``); None: as long as the exchange.
 
     Returns:
       An `Exchange`.
 
     Raises:
       ImportError: without Flower.
-      TypeError, ValueError: if `grid` is none, or a time is not positive.
+      TypeError, ValueError: if `grid` is none, a time is not positive, or `folder` is none.
 
     Example:
       >>> grid_exchange("127.0.0.1:8000", timeout=60)
@@ -81,7 +98,9 @@ def grid_exchange(grid: Any, *, timeout: float, poll: float = 0.5) -> Exchange:
         raise TypeError(f"grid must be the grid that Flower gives a ServerApp, got {shown(grid)}")
     check_positive(timeout, "timeout")
     check_positive(poll, "poll")
-    nodes = _Nodes(grid)
+    check_bool(bind, "bind")
+    place = None if folder is None else as_path(folder, "folder") / FILE
+    nodes = _Nodes(grid, Claims(place) if bind else None)
     rounds = iter(range(2**63))
 
     def exchange(requests: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -118,8 +137,8 @@ def grid_exchange(grid: Any, *, timeout: float, poll: float = 0.5) -> Exchange:
 class _Nodes:
     """Which node is which client: whoever is new is asked."""
 
-    def __init__(self, grid: Any) -> None:
-        self._grid = grid
+    def __init__(self, grid: Any, claims: Claims | None) -> None:
+        self._grid, self._claims = grid, claims
         self._there: set[int] = set()
         self._greeted: set[int] = set()
         self._nameless: set[int] = set()
@@ -135,7 +154,7 @@ class _Nodes:
         return node if node in self._there else None
 
     def forget_nameless(self) -> None:
-        """Who did not say who it is will be asked again."""
+        """Who did not say who it is, or was not believed, will be asked again."""
         self._greeted -= self._nameless
         self._nameless.clear()
 
@@ -151,12 +170,22 @@ class _Nodes:
         self._greeted |= set(new)
         for message, reply in _pull(self._grid, self._asked):
             node = self._asked.pop(message)
-            client = None if reply.has_error() else reply.content.get(PACKET, {}).get("client")
-            if type(client) is int:
-                self._homes[client] = node
-            else:
+            said = {} if reply.has_error() else reply.content.get(PACKET, {})
+            client, mark = said.get("client"), said.get(MARK)
+            if type(client) is not int:
                 self._nameless.add(node)
                 _LOG.warning("node %d does not say which client it is: %s", node, _why(reply))
+            elif (why := self._refusal(client, node, mark)) is not None:
+                self._nameless.add(node)
+                self._homes = {i: home for i, home in self._homes.items() if home != node}
+                _LOG.warning("%s", why)
+            else:
+                self._homes[client] = node
+
+    def _refusal(self, client: int, node: int, mark: Any) -> str | None:
+        if self._claims is None:
+            return None
+        return self._claims.refusal(client, node, mark if is_mark(mark) else "")
 
 
 def _push(

@@ -71,6 +71,12 @@ def node(answer, **config):
     return handle
 
 
+@pytest.fixture
+def own(tmp_path):
+    """The configuration of a client's node: its id, and the folder of its machine."""
+    return lambda i, place="": {"client-id": i, "folder": str(tmp_path / f"{place}{i}")}
+
+
 def silent(handle, kind="train"):
     """A SuperNode that never answers messages of a kind."""
     return lambda message: None if message.metadata.message_type == kind else handle(message)
@@ -97,8 +103,8 @@ def test_clients_are_found_by_the_configuration_of_their_nodes():
     assert grid.asked[-1] == (70, "train")
 
 
-def test_the_first_exchange_waits_for_nodes_and_later_ones_do_not():
-    late = node(upper, **{"client-id": 1})
+def test_the_first_exchange_waits_for_nodes_and_later_ones_do_not(own):
+    late = node(upper, **own(1))
     grid = Grid({5: node(upper, **{"client-id": 0})})
     grid.at[5] = lambda: grid.nodes.update({6: late})
     exchange = grid_exchange(grid, timeout=20, poll=SOON)
@@ -107,8 +113,47 @@ def test_the_first_exchange_waits_for_nodes_and_later_ones_do_not():
     start = time.monotonic()
     assert exchange({0: b"a", 1: b"b"}) == {0: b"A0"}
     assert time.monotonic() - start < 10
-    grid.nodes[7] = node(upper, **{"client-id": 1})  # back, as another node
+    grid.nodes[7] = node(upper, **own(1))  # back, as another node
     assert exchange({0: b"a", 1: b"b"}) == {0: b"A0", 1: b"B1"}
+
+
+def test_a_client_is_the_machine_that_was_first_to_say_so(own, tmp_path, caplog):
+    """Another one is not asked, neither beside it nor in its absence nor by another server of the
+    run; the machine itself is, when it is back as another node."""
+    grid = Grid({5: node(upper, **own(0)), 6: node(upper, **own(1))})
+    settings = {"timeout": 20, "poll": SOON, "folder": tmp_path / "run"}
+    exchange = grid_exchange(grid, **settings)
+    assert exchange({0: b"a", 1: b"b"}) == {0: b"A0", 1: b"B1"}
+    thief = node(lambda request, config: b"stolen", **own(1, "of the thief "))
+    grid.nodes[7] = thief
+    assert exchange({0: b"a", 1: b"b"}) == {0: b"A0", 1: b"B1"}
+    assert "node 7 says that it is client 1, which is node 6" in caplog.text
+    del grid.nodes[6]
+    assert exchange({0: b"a", 1: b"b"}) == {0: b"A0"}
+    again = grid_exchange(grid, **{**settings, "timeout": 0.3})
+    assert again({0: b"a", 1: b"b"}) == {0: b"A0"}
+    grid.nodes[8] = node(upper, **own(1))
+    assert again({0: b"a", 1: b"b"}) == {0: b"A0", 1: b"B1"}
+    assert grid.asked[-1] == (8, "train")
+    assert (7, "train") not in grid.asked
+    believing = grid_exchange(Grid({7: thief}), timeout=20, poll=SOON, bind=False)
+    assert believing({1: b"b"}) == {1: b"stolen"}
+
+
+def test_a_node_that_changes_its_claim_is_refused(own, caplog):
+    """Client 1's machine says that it is client 0, which is free: it is asked as neither."""
+    grid = Grid({6: node(upper, **own(1))})
+    exchange = grid_exchange(grid, timeout=0.3, poll=SOON)
+    assert exchange({1: b"b"}) == {1: b"B1"}
+    gone = grid.nodes.pop(6)
+    assert exchange({1: b"b"}) == {}
+    grid.nodes[6] = node(upper, **own(0))
+    asked = len(grid.asked)
+    assert exchange({0: b"a", 1: b"b"}) == {}
+    assert [kind for _, kind in grid.asked[asked:]] == ["query.who"]
+    assert "node 6 says that it is client 0, and was client 1 before" in caplog.text
+    grid.nodes[6] = gone
+    assert exchange({1: b"b"}) == {1: b"B1"}
 
 
 def test_who_is_silent_is_waited_for_until_the_time_is_up():
@@ -121,9 +166,11 @@ def test_who_is_silent_is_waited_for_until_the_time_is_up():
 
 
 @pytest.mark.parametrize("how", ["goes", "comes back as another node", "both"])
-def test_a_node_that_is_lost_is_not_waited_for(how):
-    """It was killed in the middle of an exchange; its client is asked again in the next one."""
-    back = node(upper, **{"client-id": 1})
+@pytest.mark.parametrize("bind", [True, False])
+def test_a_node_that_is_lost_is_not_waited_for(how, bind, own):
+    """It was killed in the middle of an exchange; its client is asked again in the next one. Where
+    nodes are not bound, a machine needs no folder to come back."""
+    back = node(upper, **(own(1) if bind else {"client-id": 1}))
     grid = Grid({5: node(upper, **{"client-id": 0}), 6: silent(back)})
 
     def happens():
@@ -132,7 +179,7 @@ def test_a_node_that_is_lost_is_not_waited_for(how):
         if how != "goes":
             grid.nodes[8] = back
 
-    exchange = grid_exchange(grid, timeout=20, poll=SOON)
+    exchange = grid_exchange(grid, timeout=20, poll=SOON, bind=bind)
     grid.at[4] = happens
     start = time.monotonic()
     assert exchange({0: b"a", 1: b"b"}) == {0: b"A0"}
