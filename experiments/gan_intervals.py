@@ -278,7 +278,8 @@ def plot(paths: dict[int, np.ndarray], made: dict[int, np.ndarray], path: Path) 
         first.plot(*values[0].T, color=f"C{colour}", lw=0.8, label=f"K = {interval}")
     first.plot(1, 0, "k+", markersize=12)
     first.set(xlabel="theta", ylabel="psi", title="system: towards (1, 0)")
-    first.legend(fontsize=7, frameon=False)
+    if paths:
+        first.legend(fontsize=7, frameon=False)
     for axes, (interval, points) in zip(others, made.items(), strict=True):
         axes.plot(*points[0][:600].T, ".", markersize=1.5, alpha=0.5)
         axes.plot(*gan_ring.CENTRES.T, "k+", markersize=10)
