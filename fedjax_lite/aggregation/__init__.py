@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fedjax_lite.aggregation.centered_clipping import centered_clipping
     from fedjax_lite.aggregation.coordinates import median, trimmed_mean
     from fedjax_lite.aggregation.diagnosed import diagnosed
+    from fedjax_lite.aggregation.encrypted import encrypted_mean
     from fedjax_lite.aggregation.geometric_median import geometric_median
     from fedjax_lite.aggregation.hierarchical import hierarchical
     from fedjax_lite.aggregation.inverse_variance import inverse_variance, inverse_variance_weights
@@ -30,6 +31,7 @@ __all__ = [
     "bulyan",
     "centered_clipping",
     "diagnosed",
+    "encrypted_mean",
     "geometric_median",
     "hierarchical",
     "inverse_variance",

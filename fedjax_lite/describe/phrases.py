@@ -100,6 +100,7 @@ WORDS: dict[str, Segments] = {
         "the mean by secure aggregation, clipped to {max_abs}, rounded to {bits} bits",
         ", of at least {threshold:many} clients",
     ),
+    "encrypted_mean": ("the mean, added up under homomorphic encryption (CKKS)",),
     "gaussian_sum": (
         "each update clipped to L2 norm {clip}",
         " ({per_layer:layer by layer})",

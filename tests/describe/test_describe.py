@@ -173,7 +173,7 @@ def test_the_tables_name_factories_that_exist():
     # Without these nothing of the kind is in the registries.
     rest = {"modular_mean", "noisy_codes", "of_direction", "inverse_variance", "once_an_epoch"}
     rest |= {"edge_averages", "in_clusters", "mean_of_products", *fl.arrivals.__all__}
-    rest |= {"silent", "norm_shares"}
+    rest |= {"encrypted_mean", "silent", "norm_shares"}
     assert set(WORDS) <= names | rest
 
 

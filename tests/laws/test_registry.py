@@ -26,6 +26,7 @@ NO_FACTORIES = {
     "mean_of_products": "its aggregate is more than a value; fedlora's exact ways are made with it",
     "centralised": "a federation of one client: laws choose cohorts of several",
     "stacked": "takes the rule; every robust aggregator is made with it",
+    "encrypted_mean": "needs tenseal; its laws are run by tests/aggregation/test_encrypted.py",
     "standing_still": "federated_algorithm puts it around every server",
 }
 PLACES = (
