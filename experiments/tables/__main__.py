@@ -7,8 +7,9 @@ The README's table stands between the markers `<!-- results -->` and `<!-- /resu
 complete tables, with seeds, settings and caveats, are the page colab/guide/results.md. A file of
 results that is missing leaves its rows out. Published numbers are in published.toml, each with its
 source and a mark: [text] read in the paper, [log] in a public repository's logs or code, [plot] off
-a figure, [own] measured with independent code of ours, or derived. Which of them are reproduced is
-judged by rule (verdicts.py) from the rows of verdicts.toml. The pages' text is in sections/.
+a figure, [own] measured with independent code of ours, or derived, [run] measured here with the
+authors' code. Which of them are reproduced is judged by rule (verdicts.py) from the rows of
+verdicts.toml. The pages' text is in sections/.
 
 There is no --smoke: it takes seconds.
 """

@@ -21,10 +21,10 @@ HEAD = f"""# Results
 Every number on this page comes from a file in `experiments/results`, written by the command beside
 it; `{COMMAND}` makes the page. Published numbers carry a mark: [text] read in
 the paper, [log] in a public repository's logs or code, [plot] off a figure, [own] measured with
-independent code of ours, or derived; [unverified] is remembered from the paper, whose text could
-not be opened, and not counted. "-" means that we know of no published run of that setting.
-Where ours falls short, the row says so. Commands write to a folder `outputs/` and need the data at
-hand; their results were copied to `experiments/results`.
+independent code of ours, or derived, [run] measured here with the authors' code; [unverified] is
+remembered from the paper, whose text could not be opened, and not counted. "-" means that we know
+of no published run of that setting. Where ours falls short, the row says so. Commands write to a
+folder `outputs/` and need the data at hand; their results were copied to `experiments/results`.
 """
 
 

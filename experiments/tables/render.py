@@ -43,6 +43,8 @@ SECTIONS = {
     "fedprox": ("fedprox_synthetic",),
     "quadratics": ("scaffold_quadratics",),
     "bucketing": ("bucketing_mnist",),
+    "ifca": ("ifca_mnist",),
+    "pfnm": ("pfnm_mnist",),
     "fair": ("fair_writers",),
     "fair_published": ("qffl_synthetic", "afl_fashion"),
     "ensembles": ("ensembles_uci", "ensembles_mnist"),
