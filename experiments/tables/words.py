@@ -33,13 +33,14 @@ def number(value: float | None, digits: int = 0) -> str:
       The text.
 
     Example:
-      >>> number(43.15, 1), number(None)
-      ('43.2', '-')
+      >>> number(43.15, 1), number(None), number(-0.0004, 3)
+      ('43.2', '-', '0.000')
     """
     if value is None or not math.isfinite(value):
         return "-"
     exact = decimal.Decimal(repr(float(value)))
-    return str(exact.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP))
+    rounded = exact.quantize(decimal.Decimal(1).scaleb(-digits), decimal.ROUND_HALF_UP)
+    return str(rounded + 0)  # no sign before zeros
 
 
 def spread(
