@@ -82,7 +82,7 @@ class TrainingFlags:
     batch_size: int = 32
     """Images in a local step."""
     learning_rate: float = 0.01
-    """Of AMSGrad."""
+    """Learning rate of AMSGrad."""
     weight_penalty: float = 1e-6
     """Twice the factor of the squared weights in the loss."""
 
