@@ -259,3 +259,27 @@ def test_what_makes_no_sense_is_refused_by_name(name, value, tmp_path):
     _, hub, answers = world("fedavg", tmp_path)
     with pytest.raises((TypeError, ValueError), match=name):
         federate(hub, in_process(answers), num_rounds=1, **{name: value})
+
+
+def test_a_reply_is_kept_for_the_last_request_only():
+    """A client that was asked for something else meanwhile has the row of that: what it replied to
+    the first request is no reply any more, though the first one come again."""
+    asked, lost = [], []
+
+    def exchange(requests):
+        asked.append(dict(requests))
+        return {i: request.upper() for i, request in requests.items() if i not in lost}
+
+    traffic = tries_module.Traffic(exchange)
+    assert traffic({0: b"a", 1: b"a"}) == {0: b"A", 1: b"A"}
+    assert traffic({0: b"a", 1: b"b"}) == {0: b"A", 1: b"B"}
+    assert asked[-1] == {1: b"b"}
+    lost.append(1)
+    assert traffic({0: b"a", 1: b"c"}) == {0: b"A"}  # whose row it has now nobody knows
+    lost.clear()
+    assert traffic({0: b"a", 1: b"b"}) == {0: b"A", 1: b"B"}
+    assert asked[-1] == {1: b"b"}
+    traffic.forget([0, 7])
+    assert traffic({0: b"a", 1: b"b"}) == {0: b"A", 1: b"B"}
+    assert asked[-1] == {0: b"a"}
+    assert (traffic.down, traffic.up) == (6, 5)
