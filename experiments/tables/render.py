@@ -46,7 +46,7 @@ SECTIONS = {
     "ifca": ("ifca_mnist",),
     "pfnm": ("pfnm_mnist",),
     "fair": ("fair_writers",),
-    "fair_published": ("qffl_synthetic", "afl_fashion*"),
+    "fair_published": ("qffl_synthetic", "afl_fashion", "afl_fashion_unit"),
     "ensembles": ("ensembles_uci", "ensembles_mnist"),
     "generation": ("gan_ring", "gan_mnist", "gan_intervals", "gan_intervals_random"),
     "byzantine": ("byzantine",),
