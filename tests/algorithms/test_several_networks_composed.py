@@ -67,7 +67,7 @@ def rounds(name, uplink, data: Any = DATA, num_rounds=3, **slots):
     return fl.run(algo, KEY, state, data, num_rounds=num_rounds, progress=False)
 
 
-@pytest.mark.sample(7, of="networks composed")
+@pytest.mark.sample(4, of="networks composed")
 @pytest.mark.parametrize("uplink", UPLINKS)
 @pytest.mark.parametrize("name", METHODS)
 def test_streamed_from_the_host(name, uplink):
@@ -78,7 +78,7 @@ def test_streamed_from_the_host(name, uplink):
     assert told[-1]["uplink_bits"] == rows[-1]["uplink_bits"]
 
 
-@pytest.mark.sample(7, of="networks composed")
+@pytest.mark.sample(4, of="networks composed")
 @pytest.mark.parametrize("uplink", UPLINKS)
 @pytest.mark.parametrize("name", METHODS)
 def test_swept(name, uplink):
@@ -94,7 +94,7 @@ def test_swept(name, uplink):
     same(jax.device_get(last.uplink), jax.device_get(alone.uplink))
 
 
-@pytest.mark.sample(7, of="networks composed")
+@pytest.mark.sample(4, of="networks composed")
 @pytest.mark.parametrize("uplink", ["top-k", "qsgd"])
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_held_back_is_what_the_server_lacks(name, uplink):

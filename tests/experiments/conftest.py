@@ -16,7 +16,9 @@ def pytest_itemcollected(item):
 
     All are imported, their flags, `--help` and refusals tested, and what they compute by parts.
     """
-    if "finished" in item.fixturenames and item.path.name not in ALWAYS:
+    looks = "finished" in item.fixturenames or item.name.startswith("test_a_smoke_run")
+    benchmark = item.path.name.startswith("test_benchmark")  # which have a sample of their own
+    if looks and not benchmark and item.path.name not in ALWAYS:
         item.add_marker(pytest.mark.sample(5, of="smoke runs of scripts", by="file"))
 
 

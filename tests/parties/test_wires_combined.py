@@ -110,7 +110,7 @@ def split(method, up, down):
     return factory(cut, optax.sgd(0.3), **options), cut, data
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pair", PAIRS, ids=" / ".join)
 def test_cut_networks_with_both_wires_changed(method, pair):
@@ -210,6 +210,7 @@ NOISED = fl.chain(fl.clip(0.5), fl.gaussian_noise(0.1))
 QUANTISED = fl.chain(fl.clip(2.0), fl.qsgd(7))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("method", ["splitfed 1", "splitfed 2", "in turn in a U"])
 def test_noise_up_and_levels_down(method):
     """A function of the key, and another one of another key; bits as of one message each."""
