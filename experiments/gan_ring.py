@@ -1,6 +1,6 @@
 """FedGAN on a ring of eight Gaussians that is dealt by mode: whose modes does a generator forget?
 
-    python experiments/gan_ring.py            # two minutes on two CPU cores
+    python experiments/gan_ring.py            # minutes on two CPU cores
     python experiments/gan_ring.py --smoke    # seconds
 
 Three large clients hold two neighbouring modes each, six on one side of the ring; a small one holds
