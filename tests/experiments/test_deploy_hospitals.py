@@ -46,7 +46,7 @@ def test_a_smoke_run(script, patients, tmp_path, capsys):
         script.main(flags)
 
 
-def test_the_server_adds_the_noise(script, patients, tmp_path, capsys):
+def test_a_smoke_run_whose_server_adds_the_noise(script, patients, tmp_path, capsys):
     """Two rounds that spend the budget; the model is the simulation's, noise included."""
     kind = {"hidden": "hospitals", "noise": "server", "epsilon": 20.0}
     results = script.main(script.Flags(smoke=True, output_dir=tmp_path, **kind))
