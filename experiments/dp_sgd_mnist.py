@@ -35,6 +35,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
+from shared.mnist_flags import DataFlags
 from shared.script import script
 from shared.smoke import chosen_preset
 from tables.published import figures
@@ -102,14 +103,6 @@ class ComparisonFlags:
 
     runs: tuple[str, ...] = ()
     """Library and noise multiplier, as "opacus 1.3" or "opacus none"; none given: the preset's."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFlags:
-    """The data."""
-
-    data_dir: Path | None = None
-    """Folder of the MNIST idx files (else FEDJAX_LITE_DATA, the cache, a download)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
+from lora_shakespeare_figure import plot
 from shared.low_rank_change import low_rank_parts, mean_over_seeds
 from shared.script import script
 from shared.smoke import chosen_preset
@@ -381,24 +382,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             f"{'-' if share is None else f'{share:.1%}':>8}{row['after']:10.2%}"
             f"{'-' if kept is None else f'{kept:.0%}':>11}"
         )
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Mean accuracy by megabytes sent."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for row in rows:
-        mean = 100 * np.mean(row["accuracies"], axis=0)
-        axes.plot(row["megabytes"], mean, marker="o", ms=4, lw=1.4, label=row["method"])
-    axes.axhline(100 * rows[0]["before"], color="#666666", linestyle=":", lw=1)
-    axes.set(xscale="log", xlabel="megabytes sent by all clients")
-    axes.set(ylabel="test accuracy (% of characters)", title="pre-trained model dotted")
-    axes.legend(frameon=False)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

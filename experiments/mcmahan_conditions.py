@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from mcmahan_mnist import CELLS, PUBLISHED, run_cell
+from shared.mnist_flags import DataFlags
 from shared.script import script
 
 import fedjax_lite as fl
@@ -75,14 +76,6 @@ class ComparisonFlags:
     """Cells of the paper's tables with the 2NN."""
     conditions: tuple[str, ...] = tuple(CONDITIONS)
     """Names of what is changed; see results.json for what they mean."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFlags:
-    """The data."""
-
-    data_dir: Path | None = None
-    """Folder of the MNIST idx files (else FEDJAX_LITE_DATA, the cache, a download)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from shared.mnist_flags import DataFlags
 from shared.script import script
 from shared.smoke import chosen_preset
 from tables.published import figures
@@ -49,14 +50,6 @@ class ComparisonFlags:
 
     models: tuple[str, ...] = MODELS
     """sigmoid: as published; plain: softmax regression."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFlags:
-    """The data."""
-
-    data_dir: Path | None = None
-    """Folder of the MNIST idx files (else FEDJAX_LITE_DATA, the cache, a download)."""
 
 
 @dataclasses.dataclass(frozen=True)

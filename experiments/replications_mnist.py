@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from replications_mnist_models import perceptron, small_cnn
+from shared.mnist_flags import DataFlags
 from shared.script import script
 from shared.smoke import chosen_preset
 from tables.published import figures
@@ -113,14 +114,6 @@ class ComparisonFlags:
 
     cells: tuple[str, ...] = ()
     """Repository, model and deal, as "shaoxiongji mlp iid"; none given: all."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFlags:
-    """The data."""
-
-    data_dir: Path | None = None
-    """Folder of the MNIST idx files (else FEDJAX_LITE_DATA, the cache, a download)."""
 
 
 @dataclasses.dataclass(frozen=True)
