@@ -97,7 +97,11 @@ def test_the_check_of_agreement_leaves_nothing_to_chance(written):
     assert task["epochs"] > 1
     assert all(sorted(cohort) == list(range(6)) for cohort in arrays["cohorts"])
     assert arrays["offsets"][-1] == len(arrays["y"]) == len(arrays["x"])
-    assert arrays["x_float"].dtype == np.float64
+    # Nobody scales pixels: compilers round that in float32 each in its own way.
+    assert (task["net"]["mean"], task["net"]["std"]) == (None, None)
+    assert arrays["x"].dtype == arrays["x_float"].dtype == np.float64
+    np.testing.assert_array_equal(arrays["x"].transpose(0, 3, 1, 2), arrays["x_float"])
+    np.testing.assert_allclose(arrays["x"].std(), 12**-0.5 / 0.29, rtol=0.01)  # of a uniform one
     with np.load(folder / "weights.npz") as weights:
         assert {leaf.dtype for leaf in weights.values()} == {np.dtype("float64")}
 
@@ -202,6 +206,26 @@ def test_the_plain_network_is_ours(parts, name, form):
     theirs = jax.jit(jax.value_and_grad(lambda p: plain(net, p, batch, key, form=form)))(params)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["matmul", "xla"])
+def test_networks_that_are_checked_for_agreement_differ_by_rounding_of_float64(
+    parts, written, form
+):
+    """Three forms of one network, their gradients within the tolerance of the check."""
+    _, arrays, task, folder = written("pfl-cnn", purpose="agree")
+    net, rows = task["net"], slice(4)
+    plain = parts["plain_network"].loss
+    with jax.enable_x64(True), np.load(folder / "weights.npz") as weights:
+        params = parts["jax_models"].unflatten(dict(weights))
+        batch = {"x": jnp.asarray(arrays["x"][rows]), "y": jnp.asarray(arrays["y"][rows])}
+        model, key = parts["jax_models"].build(net, form="matmul"), jax.random.key(0)
+        ours = jax.jit(jax.grad(lambda p: model.loss(p, batch, None).mean()))(params)
+        theirs = jax.jit(jax.grad(lambda p: plain(net, p, batch, key, form=form)))(params)
+        ours, theirs = parts["jax_models"].flatten(ours), parts["jax_models"].flatten(theirs)
+    largest = max(np.abs(leaf).max() for leaf in ours.values())
+    difference = parts["compare"].largest_difference(ours, theirs)
+    assert difference <= parts["compare"].AGREEMENT_TOLERANCE * largest
 
 
 def test_the_plain_networks_dropout_keeps_the_mean(parts):

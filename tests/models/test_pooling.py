@@ -1,4 +1,4 @@
-"""Pooling by reshape equals reduce_window; ties are split."""
+"""Pooling by reshape equals reduce_window; gradients at ties are by the rule that is told."""
 
 import jax
 import jax.numpy as jnp
@@ -64,18 +64,47 @@ def test_avg_pool_is_reduce_window(case):
     np.testing.assert_allclose(*both(x), rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_of_tied_maxima_is_split_equally():
-    x = np.array([[1, 1], [1, 0]], np.float32).reshape(1, 2, 2, 1)
-    slope = np.asarray(jax.jit(jax.grad(lambda x: max_pool(x).sum()))(x)).reshape(2, 2)
-    np.testing.assert_allclose(slope, [[1 / 3, 1 / 3], [1 / 3, 0]], rtol=1e-6)
+def slope_by_rule(x, case, weights):
+    """Gradient of ``sum(weights * max_pool(x))``, window by window, as the docstring says.
+
+    A window's weight is split equally between its tied maxima, where windows overlap and have more
+    than 16 places it goes to the first.
+    """
+    size, steps = (entry[1:-1] for entry in windows(x, *case[1:])[:2])
+    pads = lax.padtype_to_pads(x.shape[1:-1], size, steps, case[3])
+    padded = np.pad(x, [(0, 0), *pads, (0, 0)], constant_values=-np.inf)
+    slope = np.zeros_like(padded)
+    takes_first = size != steps and np.prod(size) > 16
+    for place in np.ndindex(weights.shape):
+        batch, *position, channel = place
+        spans = [slice(i * s, i * s + k) for i, s, k in zip(position, steps, size)]
+        view = (batch, *spans, channel)
+        tied = padded[view] == padded[view].max()
+        if takes_first:
+            tied.flat[np.flatnonzero(tied)[1:]] = False
+        slope[view] += weights[place] * tied / tied.sum()
+    inner = [slice(low, low + n) for (low, _), n in zip(pads, x.shape[1:-1])]
+    return slope[(slice(None), *inner)]
 
 
-def test_gradient_of_ties_in_overlapping_windows():
-    # Windows {0, 1} and {1, 2}, all tied: a half from each.
-    slope = jax.jit(jax.grad(lambda x: max_pool(x, 2, strides=1).sum()))
-    np.testing.assert_allclose(
-        np.ravel(slope(np.ones((1, 3, 1), np.float32))), [0.5, 1.0, 0.5], rtol=1e-6
-    )
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradient_at_ties_follows_the_docstring(case):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, case[0]).astype(np.float32)  # most windows have several maxima
+
+    def pooled(x):
+        return max_pool(x, case[1], strides=case[2], padding=case[3])
+
+    weights = rng.normal(size=jax.eval_shape(pooled, x).shape).astype(np.float32)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(weights * pooled(x))))(x)
+    np.testing.assert_allclose(slope, slope_by_rule(x, case, weights), rtol=1e-5, atol=1e-6)
+
+
+def test_where_relu_leaves_zeros_no_rule_for_ties_matters():
+    # A window of zeros from a ReLU passes nothing on, whichever of them is the maximum.
+    x = np.array([[-1, -2], [-3, -4]], np.float32).reshape(1, 2, 2, 1)
+    slope = jax.jit(jax.grad(lambda x: max_pool(jax.nn.relu(x)).sum()))(x)
+    np.testing.assert_array_equal(slope, np.zeros_like(x))
 
 
 def test_errors():

@@ -185,7 +185,9 @@ def write(
         data, several epochs, no dropout. In float64 and on random pixels: where values are equal in
         a pooled window, as in the flat areas of photographs, the maximum has no one gradient
         (PyTorch takes the first, ours shares), and in float32 rounding decides between almost
-        equal ones; either changes a gradient by up to a hundredth.
+        equal ones; either changes a gradient by up to a hundredth. Pixels are scaled already, in
+        ``x.npy`` as in ``x_float.npy``: compilers round the scaling of uint8 in float32 each in
+        its own way, and 1e-7 of a pixel moves a maximum to another place now and then.
 
     Returns:
       What was written to ``task.json``.
@@ -208,8 +210,12 @@ def write(
     order = order[: offsets[-1]]
     x = examples["x"][order]
     if purpose == "agree":
-        x = np.random.default_rng(SEED).integers(0, 256, x.shape, dtype=np.uint8)
-    floats = np.asarray(as_floats(jnp.asarray(x), mean=net.mean, std=net.std), dtype)
+        x = np.random.default_rng(SEED).random(x.shape)
+        x = (x - np.array(net.mean or 0.0)) / np.array(net.std or 1.0)
+        net = dataclasses.replace(net, mean=None, std=None)
+        floats = x
+    else:
+        floats = np.asarray(as_floats(jnp.asarray(x), mean=net.mean, std=net.std))
     np.save(folder / "x.npy", x)
     np.save(folder / "x_float.npy", np.ascontiguousarray(floats.transpose(0, 3, 1, 2)))
     np.save(folder / "y.npy", examples["y"][order].astype(np.int32))

@@ -14,7 +14,7 @@ def loss(net: dict[str, Any], params: Any, batch: Any, key: Any, *, form: str = 
     Args:
       net: `exports.Net` as a dict.
       params: ``{"conv1": {"kernel", "bias"}, ..., "head": ...}``.
-      batch: ``x`` uint8 `[B, H, W, channels]`, ``y`` `[B]`.
+      batch: ``x`` `[B, H, W, channels]`, uint8 or scaled to floats, ``y`` `[B]`.
       key: of dropout.
       form: of convolutions: "xla", or "matmul", shifted slices beside each other and one product.
     """
@@ -24,7 +24,7 @@ def loss(net: dict[str, Any], params: Any, batch: Any, key: Any, *, form: str = 
 
 def outputs(net: dict[str, Any], params: Any, x: Any, key: Any, form: str) -> Any:
     """What the softmax gets, `[B, classes]`."""
-    x = x.astype(jnp.float32) / 255.0
+    x = x.astype(jnp.float32) / 255.0 if x.dtype == jnp.uint8 else x
     x = x if net["mean"] is None else x - jnp.asarray(net["mean"], x.dtype)
     x = x if net["std"] is None else x / jnp.asarray(net["std"], x.dtype)
     for number, has_pool in enumerate(net["pool_after"], start=1):
