@@ -49,6 +49,34 @@ def test_bars_hold_on_the_patients(heart, tmp_path, capsys):
 
 @pytest.mark.realdata
 @needs_data
+def test_rows_together_are_the_loader_s_rows_otherwise_standardised(heart):
+    together = importlib.import_module("heart_disease_together")
+    x, y, hospital = together.raw_training_rows(None)
+    data = heart.load(None).data
+    for place in range(4):
+        mine = hospital == place
+        mean, deviation = x[mine].mean(0), x[mine].std(0, ddof=1)
+        scaled = (x[mine] - mean) / np.where(deviation > 0, deviation, 1)
+        client = data.client(place)
+        np.testing.assert_allclose(client["x"], scaled, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(client["y"], y[mine])
+    whole = together.together(None)
+    assert (whole.num_clients, int(whole.max_client_size)) == (1, 486)
+    rows = np.asarray(whole.client(0)["x"], np.float64)
+    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(rows.std(0, ddof=1), 1, atol=1e-5)
+
+
+def test_rows_together_want_the_files(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        together = importlib.import_module("heart_disease_together")
+    with pytest.raises(FileNotFoundError, match="--data-dir must hold heart_disease"):
+        together.raw_training_rows(tmp_path)
+
+
+@pytest.mark.realdata
+@needs_data
 def test_the_majority_answers_as_counted_by_hand(heart):
     problem = heart.load(None)
     hospital, truth = (np.asarray(problem.test[name]) for name in ("hospital", "y"))
