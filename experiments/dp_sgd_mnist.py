@@ -2,6 +2,7 @@
 
     python experiments/dp_sgd_mnist.py                    # short: two epochs of two runs
     python experiments/dp_sgd_mnist.py --preset published # whole runs, of 15 epochs
+    python experiments/dp_sgd_mnist.py --preset epsilons  # no training: all epsilons, a minute
     python experiments/dp_sgd_mnist.py --smoke            # seconds
 
 Their READMEs have tables of a small CNN (26,010 parameters) under plain SGD: rate, noise, clip and
@@ -94,6 +95,7 @@ PRESETS = {
     "published": Preset(tuple(RUNS)[:4], (0, 1, 2)),
     "short": Preset(tuple(RUNS)[:2], (0,), 2),
     "smoke": Preset(tuple(RUNS)[:3], (0,), 1, 720),
+    "epsilons": Preset(tuple(name for name in RUNS if "none" not in name), ()),
 }
 
 
@@ -109,8 +111,9 @@ class ComparisonFlags:
 class RunFlags:
     """Preset, seeds and length of the runs, and where results go."""
 
-    preset: Literal["short", "published", "smoke"] = "short"
-    """short: minutes on two CPU cores; published: whole runs; smoke: seconds."""
+    preset: Literal["short", "published", "smoke", "epsilons"] = "short"
+    """short: minutes on two CPU cores; published: whole runs; smoke: seconds; epsilons: the budgets
+    of whole runs, nothing is trained."""
     seeds: tuple[int, ...] = ()
     """Seeds of the parameters, batches and noise; none given: the preset's."""
     max_epochs: int = 0
@@ -247,6 +250,8 @@ def main(flags: Flags) -> list[dict[str, Any]]:
     preset = choose(flags)
     path = flags.output_dir / "results.json"
     settings = {"max_epochs": preset.max_epochs, "num_images": preset.num_images}
+    if chosen_preset(flags) == "epsilons":
+        return epsilons(preset, path)
     done = [] if flags.overwrite else earlier(path, settings)
     train, test = fl.data.load("mnist", data_dir=flags.data_dir)
     images = {name: np.asarray(train[name][: preset.num_images or None]) for name in ("x", "y")}
@@ -267,6 +272,20 @@ def main(flags: Flags) -> list[dict[str, Any]]:
             save_json_atomic(path, record)
     rows = summarise(done, len(images["y"]))
     print(table(rows))
+    return rows
+
+
+def epsilons(preset: Preset, path: Path) -> list[dict[str, Any]]:
+    """A row for each of the runs with noise: epsilons after all of its epochs."""
+    rows = []
+    for name in preset.runs:
+        spent = budgets(RUNS[name], RUNS[name].epochs, 60_000)
+        rows.append({"run": name, "epochs": RUNS[name].epochs, "budgets": spent})
+        if spent:
+            known = f"published {PUBLISHED[name]['epsilon']:.2f}"
+            print(f"{name}: {known}, the same bound {spent['epsilon_2017']:.3f}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_json_atomic(path, {"versions": versions(), "rows": rows})
     return rows
 
 

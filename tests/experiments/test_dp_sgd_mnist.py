@@ -63,6 +63,18 @@ def test_published_epsilons_are_the_bound_of_2017(script):
         assert spent["epsilon"] < spent["epsilon_rdp"] < spent["epsilon_2017"] < spent["shuffled"]
 
 
+def test_epsilons_are_told_without_training(script, tmp_path, capsys, monkeypatch):
+    spent = {"epsilon_2017": 1.19, "epsilon": 0.8}
+    asked = []
+    monkeypatch.setattr(script, "budgets", lambda *given: asked.append(given) or spent)
+    rows = script.main(script.Flags(preset="epsilons", output_dir=tmp_path))
+    noisy = [name for name, setting in script.RUNS.items() if setting.noise_multiplier]
+    assert [row["run"] for row in rows] == noisy
+    assert asked == [(script.RUNS[name], script.RUNS[name].epochs, 60_000) for name in noisy]
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+    assert "tf-privacy 1.3: published 1.19, the same bound 1.190" in capsys.readouterr().out
+
+
 def test_a_smoke_run_keeps_what_it_has(script, mnist_folder, tmp_path, capsys):
     flags = script.Flags(
         runs=("tf-privacy 1.3", "opacus none"), data_dir=mnist_folder, smoke=True,
