@@ -82,12 +82,15 @@ def optimised(monkeypatch):
 
 
 def room() -> float:
-    """Bytes that a worker may grow to: of a small machine's memory a sixth, 4 GB at most."""
+    """Bytes that a worker may grow to: of a small machine's memory a quarter, 7 GB at most.
+
+    Forgetting the programs of 4 GB takes four seconds, beside compiling some of them again.
+    """
     try:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         whole = 12e9
-    return min(whole / 6, 4e9)
+    return min(whole / 4, 7e9)
 
 
 ROOM = room()
