@@ -38,7 +38,7 @@ SECTIONS = {
     "personal_har": ("personal_har",),
     "adapters": ("lora_shakespeare*",),
     "lifelong_har": ("lifelong_har",),
-    "time": ("time_to_accuracy",),
+    "time": ("time_to_accuracy", "time_to_accuracy_cifar"),
     "shakespeare": ("shakespeare",),
     "heart": ("heart_disease",),
     "machines": ("deploy_hospitals_*",),
