@@ -200,7 +200,7 @@ def test_names_in_cells_are_there(name):
 @pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_from_top_to_bottom(name, kernel, tmp_path):
+def test_cells_run_in_order(name, kernel, tmp_path):
     import nbclient
     import nbformat
 
