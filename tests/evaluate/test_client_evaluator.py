@@ -25,7 +25,7 @@ METRICS = {"f1": fl.metrics.f1(2), "classes": fl.metrics.f1(2, average=None)}
 
 
 def trained(algo, data=TRAIN, **more):
-    state = algo.init(KEY, MODEL.init(KEY), data)
+    state = jax.jit(lambda key, data: algo.init(key, MODEL.init(key), data))(KEY, data)
     return fl.run(algo, KEY, state, data, num_rounds=2, every=1, progress=False, **more)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 
 import fedjax_lite as fl
 from fedjax_lite.engine.mesh.cores import core_mesh, shared
-from fedjax_lite.models.dense_nets import mlp
 
 SIZES = np.array([7, 0, 13, 12, 1, 5, 9, 2])
 OWNERS = np.repeat(np.arange(8), SIZES)
-MODEL = mlp((5,), num_classes=3, input_shape=(4,))
+MODEL = fl.models.linear(num_classes=3, input_shape=(4,))
 
 
 def examples():
@@ -30,11 +29,11 @@ def make(learning_rate=0.1):
 
 def own_models(data):
     """Scores of a model for each client: sums, exact figures of all examples, groups of them."""
-    two = mlp((5,), num_classes=2, input_shape=(4,))
+    two = fl.models.linear(num_classes=2, input_shape=(4,))
     rng = np.random.default_rng(1)
     models = jax.tree.map(
-        lambda leaf: leaf + rng.normal(size=(data.num_clients, *leaf.shape)),
-        two.init(jax.random.key(2)),
+        lambda leaf: np.float32(rng.normal(size=(data.num_clients, *leaf.shape))),
+        jax.eval_shape(two.init, jax.random.key(2)),
     )
     part = data.examples | {"y": data.examples["y"] % 2, "third": data.examples["y"]}
     asked = {"f1": fl.metrics.f1(2), "auc": fl.metrics.auc(None)}
@@ -54,7 +53,7 @@ def everything():
     key = jax.random.key(0)
     data = fl.data.from_arrays(examples(), OWNERS)
     algo = make()
-    state = algo.init(key, MODEL.init(key), data)
+    state = jax.jit(lambda key, data: algo.init(key, MODEL.init(key), data))(key, data)
     asked = {"f1": fl.metrics.f1(3)}  # sums, which batches that only fill devices up must not enter
     score = fl.evaluator(MODEL, examples(), name="train_set", batch_size=10, metrics=asked)
     state, history = fl.run(
@@ -82,7 +81,7 @@ def everything():
         },
         "own": own,
         "members": members,
-        "explained": fl.explain(MODEL.init(key), data, plan=fl.Plan(batch_size=3), cohort_size=6),
+        "explained": fl.explain(one.server.params, data, plan=fl.Plan(3), cohort_size=6),
         "dealt": "shard_map" in str(jax.make_jaxpr(algo.round)(key, state, data)),
         "devices": len(jax.tree.leaves(state)[0].sharding.device_set),
         "loss": float(metrics["train_loss"]),
