@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -93,35 +92,37 @@ def test_every_published_figure_has_its_cell(script):
 def test_the_loss_without_a_logarithm(networks):
     """Minus the probability, by hand on logits that the network gives."""
     model = networks.perceptron(3, minus_probability=True)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     examples = {
         "x": np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), "u1"),
         "y": np.array([0, 3, 9, 3], np.uint8),
     }
-    logits = np.asarray(model.predict(params, examples), np.float64)
+    logits = np.asarray(jax.jit(model.predict)(params, examples), np.float64)
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = -shares[np.arange(4), examples["y"]]
-    np.testing.assert_allclose(model.loss(params, examples, None), expected, rtol=1e-5)
-    plain = networks.perceptron(3).loss(params, examples, None)
+    found, plain = (
+        jax.jit(one.loss)(params, examples, None) for one in (model, networks.perceptron(3))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     np.testing.assert_allclose(plain, -np.log(-expected), rtol=1e-4)
 
 
 def test_whole_channels_are_dropped(networks):
     """Biases of the second convolution only: an image's channel is there, doubled, or is not."""
     model = networks.small_cnn()
-    zeros = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
-    zeros["conv2"]["bias"] = jnp.arange(1.0, 21.0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    zeros["conv2"]["bias"] = np.arange(1.0, 21.0, dtype="f4")
     # The dense layer reads the first of 16 places of each channel, the head its units' sum.
     kernel = np.zeros((4, 4, 20, 50), "f4")
     kernel[0, 0, :, :] = 1 / 50
-    zeros["dense"]["kernel"] = jnp.asarray(kernel.reshape(320, 50))
-    zeros["head"]["kernel"] = jnp.ones((50, 10)).at[:, 1:].set(0)
+    zeros["dense"]["kernel"] = kernel.reshape(320, 50)
+    zeros["head"]["kernel"] = np.tile(np.eye(1, 10, dtype="f4"), (50, 1))
     x = np.zeros((64, 28, 28, 1), "u1")
-    whole = model.predict(zeros, {"x": x, "y": np.zeros(64, int)})[:, 0]
+    whole = jax.jit(model.predict)(zeros, {"x": x, "y": np.zeros(64, int)})[:, 0]
     np.testing.assert_allclose(whole, 210, rtol=1e-5)  # 1 + ... + 20
-    losses = lambda key: model.loss(zeros, {"x": x, "y": np.ones(64, int)}, key)  # noqa: E731
     # Without the channel masks a training loss would not differ between images by whole numbers:
     # loss = log(exp(z) + 9) with z = 2 u / 50 * 2 s, u units kept and s the sum of kept channels.
-    z = np.asarray(losses(jax.random.key(1)))
+    z = np.asarray(jax.jit(model.loss)(zeros, {"x": x, "y": np.ones(64, int)}, jax.random.key(1)))
     assert z.std() > 10
     assert 150 < z.mean() < 270  # dropout keeps the mean, 210
