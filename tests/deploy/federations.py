@@ -1,6 +1,6 @@
 """A small population, some algorithms, and their simulation: what federations are held against."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,14 @@ import numpy as np
 import optax
 
 import fedjax_lite as fl
-from fedjax_lite.deploy import node
+from fedjax_lite.deploy import node, server
 
 KEY = jax.random.key(3)
 SIZES = (5, 3, 5, 3)
 NUM_ROUNDS = 3
 
 
+@cache
 def population():
     rng = np.random.default_rng(0)
     parts = [
@@ -79,8 +80,19 @@ MAKERS = {
 }
 
 
-def algorithm(name, sampler=None):
-    return MAKERS[name](plan=PLAN, sampler=fl.uniform(3) if sampler is None else sampler)
+SOME, EVERYONE = fl.uniform(3), fl.everyone()
+
+
+# Cached, as programs belong to an algorithm and a server: tests and files share them.
+@cache
+def algorithm(name, sampler=SOME):
+    return MAKERS[name](plan=PLAN, sampler=sampler)
+
+
+@cache
+def hub_of(algo):
+    """A server: it has no state of its own."""
+    return server(algo, KEY, start(), num_clients=len(SIZES))
 
 
 def simulated(algo, data, cohorts=None):

@@ -1,12 +1,13 @@
 """A population that aggregates securely, and its parts, for the tests of it."""
 
+import functools
 import secrets
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from federations import KEY, PLAN, SIZES, loss, population, start
+from federations import EVERYONE, KEY, PLAN, SIZES, loss, population, start
 
 import fedjax_lite as fl
 from fedjax_lite.deploy import SecureSettings, in_process, node, secure_server
@@ -23,7 +24,22 @@ def fedavg(**slots):
     return fl.fedavg(loss, optax.sgd(0.1), plan=PLAN, **slots)
 
 
+# Cached, as programs belong to an algorithm and a server: tests and files share them.
+@functools.cache
+def everyones():
+    """The mean of everybody's updates."""
+    return fedavg(sampler=EVERYONE, aggregator=mean())
+
+
+@functools.cache
+def _hub_of(algo):
+    return secure_server(algo, KEY, start(), num_clients=N, secure=SECURE)
+
+
 def hub_of(algo, secure=SECURE):
+    """A server: it has no state of its own."""
+    if secure is SECURE:
+        return _hub_of(algo)
     return secure_server(algo, KEY, start(), num_clients=N, secure=secure)
 
 

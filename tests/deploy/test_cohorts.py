@@ -6,16 +6,18 @@ import numpy as np
 import optax
 import pytest
 from federations import (
+    EVERYONE,
     KEY,
     NUM_ROUNDS,
     PLAN,
     SIZES,
+    algorithm,
+    hub_of,
     loss,
     near,
     nodes_of,
     population,
     simulated,
-    start,
 )
 
 import fedjax_lite as fl
@@ -49,7 +51,7 @@ def fedavg(sampler, of=loss):
 def held_against(algo, parts, data, folder):
     states, rows = simulated(algo, data)
     seen = []
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     done = federate(
         hub,
         in_process(nodes_of(algo, parts, folder)),
@@ -83,7 +85,7 @@ def test_a_client_in_two_slots_may_be_left_out_in_one(tmp_path):
 
 def test_who_missed_the_prologue_is_missed(tmp_path):
     """All of four are drawn, and two are down: fewer than three count."""
-    algo = fl.mime(loss, 0.1, plan=PLAN, sampler=fl.everyone())
+    algo = algorithm("mime", EVERYONE)
     answers = nodes_of(algo, population()[0], tmp_path)
 
     def exchange(requests):
@@ -92,7 +94,7 @@ def test_who_missed_the_prologue_is_missed(tmp_path):
             replies = {i: reply for i, reply in replies.items() if i < 2}
         return replies
 
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     with pytest.raises(FederationAborted, match="2 of 4 clients replied"):
         federate(hub, exchange, num_rounds=1, min_clients=3)
     assert federate(hub, exchange, num_rounds=1).rows[0]["num_clients"] == 2
@@ -115,7 +117,7 @@ def test_a_prologue_may_read_a_split(tmp_path):
     algo = fl.federated_algorithm(
         client(lambda broadcast, total, batch: broadcast.preface["w"]),
         plan=PLAN,
-        sampler=fl.everyone(),
+        sampler=EVERYONE,
         server=fl.optimizer_server(optax.sgd(1.0)),
         prologue=Prologue(
             client((fl.Phase(add, fl.Plan(batch_size=2), data="held"),)),
@@ -159,7 +161,7 @@ def test_a_broadcast_may_hold_a_typed_key(tmp_path):
             ),
         ),
         plan=PLAN,
-        sampler=fl.everyone(),
+        sampler=EVERYONE,
         server=keyed,
     )
     params = {"w": jnp.zeros(3)}

@@ -1,10 +1,24 @@
 """Replies that are well-formed and lie: metrics, flags, weights, sizes."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from federations import KEY, PLAN, SIZES, algorithm, loss, near, nodes_of, population, start
+from federations import (
+    EVERYONE,
+    KEY,
+    PLAN,
+    SIZES,
+    algorithm,
+    hub_of,
+    loss,
+    near,
+    nodes_of,
+    population,
+    start,
+)
 from test_lost_and_found import encode_named
 
 import fedjax_lite as fl
@@ -34,12 +48,19 @@ def altered(reply, path, value):
     return encode_named(packet.fields, named)
 
 
-def world(name, folder):
-    algo = algorithm(name, fl.everyone())
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
-    exchange = in_process(nodes_of(algo, population()[0], folder))
-    served = hub.init(hub.told(exchange(dict.fromkeys(range(len(SIZES)), hub.hello()))))
-    return hub, served, exchange(hub.requests(served))
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """``(name) ->`` a server, its state, and what all clients replied, once for all tests."""
+
+    @functools.cache
+    def made(name):
+        algo = algorithm(name, EVERYONE)
+        hub = hub_of(algo)
+        exchange = in_process(nodes_of(algo, population()[0], tmp_path_factory.mktemp(name)))
+        served = hub.init(hub.told(exchange(dict.fromkeys(range(len(SIZES)), hub.hello()))))
+        return hub, served, exchange(hub.requests(served))
+
+    return made
 
 
 @pytest.mark.parametrize(
@@ -57,8 +78,8 @@ def world(name, folder):
         ("private", "['counts']", 0, "counts: False, and says"),
     ],
 )
-def test_a_lie_is_refused_and_the_others_are_merged(name, path, value, why, tmp_path):
-    hub, served, replies = world(name, tmp_path)
+def test_a_lie_is_refused_and_the_others_are_merged(name, path, value, why, world):
+    hub, served, replies = world(name)
     who = min(replies)
     merged = hub.merge(served, {**replies, who: altered(replies[who], path, value)})
     ((client, said),) = merged.refusals
@@ -68,8 +89,8 @@ def test_a_lie_is_refused_and_the_others_are_merged(name, path, value, why, tmp_
     near(merged.served.state.server, absent.served.state.server)
 
 
-def test_refusals_are_short(tmp_path):
-    hub, served, replies = world("fedavg", tmp_path)
+def test_refusals_are_short(world):
+    hub, served, replies = world("fedavg")
     long = "x" * 10**6
     packets = [encode(long, {}), encode("refused", {"why": long}), encode("trained", {"run": long})]
     packets.append(encode_named(decode(replies[3]).fields, {long: np.zeros(1)}))
@@ -80,7 +101,7 @@ def test_refusals_are_short(tmp_path):
 
 def test_values_that_no_sum_holds_end_the_run_before_it_is_saved(tmp_path):
     """Several times 3e38 is infinite, whatever it is divided by."""
-    algo = algorithm("fedavg", fl.everyone())
+    algo = algorithm("fedavg", EVERYONE)
     answers = nodes_of(algo, population()[0], tmp_path / "rows")
 
     def huge(honest):
@@ -92,7 +113,7 @@ def test_values_that_no_sum_holds_end_the_run_before_it_is_saved(tmp_path):
 
         return answer
 
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     lying = {**answers, 0: huge(answers[0]), 1: huge(answers[1])}
     with pytest.raises(FederationAborted, match="model is not finite"):
         federate(hub, in_process(lying), num_rounds=1, folder=tmp_path / "run")

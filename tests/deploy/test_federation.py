@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from federations import (
+    EVERYONE,
     KEY,
     MAKERS,
     NUM_ROUNDS,
     SIZES,
     algorithm,
+    hub_of,
     near,
     nodes_of,
     population,
@@ -17,7 +19,7 @@ from federations import (
 )
 
 import fedjax_lite as fl
-from fedjax_lite.deploy import decode, federate, in_process, server
+from fedjax_lite.deploy import decode, federate, in_process
 
 
 @pytest.mark.sample(3)
@@ -26,7 +28,7 @@ def test_reaches_what_the_simulation_reaches(name, tmp_path):
     algo = algorithm(name)
     parts, data = population()
     nodes = nodes_of(algo, parts, tmp_path)
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     states, rows = simulated(algo, data)
     seen = []
     done = federate(
@@ -44,10 +46,10 @@ def test_reaches_what_the_simulation_reaches(name, tmp_path):
 def test_replaced_constants_reach_the_clients(tmp_path):
     """`with_frozen` between two rounds: the next request carries the new leaves, the one after
     that does not."""
-    algo = algorithm("frozen", fl.everyone())
+    algo = algorithm("frozen", EVERYONE)
     parts, data = population()
     exchange = in_process(nodes_of(algo, parts, tmp_path))
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     served = hub.init(hub.told(exchange(dict.fromkeys(range(len(SIZES)), hub.hello()))))
     state = algo.init(KEY, start(), data)
     carried = []
@@ -67,13 +69,13 @@ def test_replaced_constants_reach_the_clients(tmp_path):
 
 
 def test_a_client_without_data_counts_for_nothing(tmp_path):
-    algo = algorithm("fedavg", fl.everyone())
+    algo = algorithm("fedavg", EVERYONE)
     parts, _ = population()
     none = {name: leaf[:0] for name, leaf in parts[0].items()}
     ids = np.repeat([1, 2, 3], SIZES[1:])
     pooled = {name: np.concatenate([part[name] for part in parts[1:]]) for name in none}
     data = fl.data.from_arrays(pooled, ids, num_clients=len(SIZES))
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     answers = nodes_of(algo, [none, *parts[1:]], tmp_path)
     done = federate(hub, in_process(answers), num_rounds=1)
     assert done.served.told.sizes.tolist() == [0, *SIZES[1:]]

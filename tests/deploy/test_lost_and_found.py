@@ -11,11 +11,13 @@ import numpy as np
 import optax
 import pytest
 from federations import (
+    EVERYONE,
     KEY,
     NUM_ROUNDS,
     PLAN,
     SIZES,
     algorithm,
+    hub_of,
     loss,
     near,
     nodes_of,
@@ -42,11 +44,7 @@ class Killed(BaseException):
 
 
 def everyone(name):
-    return algorithm(name, fl.everyone())
-
-
-def hub_of(algo):
-    return server(algo, KEY, start(), num_clients=len(SIZES))
+    return algorithm(name, EVERYONE)
 
 
 @pytest.mark.parametrize("name", ["scaffold", "feedback"])
@@ -103,17 +101,19 @@ def test_who_misses_the_prologue_is_out_of_the_round(name, tmp_path):
     assert rehearsals == [list(range(len(SIZES)))] * NUM_ROUNDS
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run whose server lives."""
+    algo, folder = everyone("scaffold"), tmp_path_factory.mktemp("whole")
+    exchange = in_process(nodes_of(algo, population()[0], folder / "rows"))
+    return federate(hub_of(algo), exchange, num_rounds=NUM_ROUNDS, folder=folder / "run")
+
+
 @pytest.mark.parametrize("moment", ["before", "half", "after"])
-def test_a_killed_server_goes_on_to_the_same_bytes(moment, tmp_path):
+def test_a_killed_server_goes_on_to_the_same_bytes(moment, whole, tmp_path):
     """Killed in round 1, before anybody, after some, or after all clients have trained."""
     algo = everyone("scaffold")
     parts, _ = population()
-    whole = federate(
-        hub_of(algo),
-        in_process(nodes_of(algo, parts, tmp_path / "a")),
-        num_rounds=NUM_ROUNDS,
-        folder=tmp_path / "whole",
-    )
     answers = nodes_of(algo, parts, tmp_path / "b")
 
     def dying(requests):

@@ -4,11 +4,23 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from federations import KEY, PLAN, SIZES, algorithm, loss, near, population, start
-from secure_world import SECURE, mean
+from federations import (
+    EVERYONE,
+    KEY,
+    PLAN,
+    SIZES,
+    algorithm,
+    hub_of,
+    loss,
+    near,
+    population,
+    start,
+)
+from secure_world import SECURE, everyones
+from secure_world import hub_of as secure_hub_of
 
 import fedjax_lite as fl
-from fedjax_lite.deploy import decode, federate, in_process, node, secure_server, server
+from fedjax_lite.deploy import decode, federate, in_process, node
 
 IDS = jnp.arange(len(SIZES))
 ROUNDS = 3
@@ -52,9 +64,9 @@ def simulated(algo, masks):
 @pytest.mark.parametrize("name", ["fedavg", "mime", "median"])
 def test_a_client_without_a_row_comes_back(name, tmp_path):
     """Nothing was in its file that the round reads: the simulation with everybody."""
-    algo = algorithm(name, fl.everyone())
+    algo = algorithm(name, EVERYONE)
     answers, new = world(algo, tmp_path)
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     exchange = losing(answers, new, tmp_path, 1, before=1)
     done = federate(hub, exchange, num_rounds=ROUNDS)
     assert [row["refused"] for row in done.rows] == [0] * ROUNDS
@@ -63,9 +75,9 @@ def test_a_client_without_a_row_comes_back(name, tmp_path):
 
 def test_constants_of_the_broadcast_are_sent_again(tmp_path):
     """It misses the round in which the server builds on what it held, and is back in the next."""
-    algo = algorithm("frozen", fl.everyone())
+    algo = algorithm("frozen", EVERYONE)
     answers, new = world(algo, tmp_path)
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     done = federate(hub, losing(answers, new, tmp_path, 1, before=1), num_rounds=ROUNDS)
     assert [row["num_clients"] for row in done.rows] == [4, 3, 4]
     assert "the server sends them with its next request" in done.rows[1]["refusals"][0]
@@ -74,7 +86,7 @@ def test_constants_of_the_broadcast_are_sent_again(tmp_path):
 
 def test_a_file_of_an_older_round_is_as_good_as_none(tmp_path):
     """A backup of round 0 comes back before round 2."""
-    algo = algorithm("fedavg", fl.everyone())
+    algo = algorithm("fedavg", EVERYONE)
     answers, _ = world(algo, tmp_path)
     saved = []
 
@@ -88,7 +100,7 @@ def test_a_file_of_an_older_round_is_as_good_as_none(tmp_path):
             path.write_bytes(saved[0])
         return in_process(answers)(requests)
 
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     done = federate(hub, exchange, num_rounds=ROUNDS)
     assert [row["refused"] for row in done.rows] == [0] * ROUNDS
     near(done.served.state.server, simulated(algo, [IDS >= 0] * ROUNDS).server)
@@ -102,8 +114,8 @@ def noisy():
 
 
 KEEPERS = {
-    "a row": lambda: algorithm("scaffold", fl.everyone()),
-    "what its uplink has not sent yet": lambda: algorithm("feedback", fl.everyone()),
+    "a row": lambda: algorithm("scaffold", EVERYONE),
+    "what its uplink has not sent yet": lambda: algorithm("feedback", EVERYONE),
     "under which noise it replied": noisy,
 }
 
@@ -113,7 +125,7 @@ def test_who_kept_something_is_refused_and_told_what_helps(what, tmp_path):
     """The others go on without it, in every round that follows."""
     algo = KEEPERS[what]()
     answers, new = world(algo, tmp_path)
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     done = federate(hub, losing(answers, new, tmp_path, 1, before=1), num_rounds=ROUNDS)
     assert [row["num_clients"] for row in done.rows] == [4, 3, 3]
     (why,) = done.rows[2]["refusals"]
@@ -124,9 +136,9 @@ def test_who_kept_something_is_refused_and_told_what_helps(what, tmp_path):
 
 def test_a_secure_client_is_refused(tmp_path):
     """Its file knew of which round it helped to reveal the sum, and for whom."""
-    algo = fl.fedavg(loss, optax.sgd(0.1), plan=PLAN, sampler=fl.everyone(), aggregator=mean())
+    algo = everyones()
     answers, new = world(algo, tmp_path, SECURE)
-    hub = secure_server(algo, KEY, start(), num_clients=len(SIZES), secure=SECURE)
+    hub = secure_hub_of(algo)
     done = federate(hub, losing(answers, new, tmp_path, 1, before=1), num_rounds=2)
     assert [row["num_clients"] for row in done.rows] == [4, 3]
     assert "it has which sums it helped to reveal: restore" in done.rows[1]["refusals"][0]
@@ -134,9 +146,9 @@ def test_a_secure_client_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("name", "helps"), [("fedavg", "or remove it"), ("scaffold", "a new run")])
 def test_a_damaged_file_says_what_helps(name, helps, tmp_path):
-    algo = algorithm(name, fl.everyone())
+    algo = algorithm(name, EVERYONE)
     answers, _ = world(algo, tmp_path)
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     served = hub.init(hub.told(in_process(answers)(dict.fromkeys(range(4), hub.hello()))))
     served = hub.merge(served, in_process(answers)(hub.requests(served))).served
     (path,) = (tmp_path / "client-1").glob("*.packet")

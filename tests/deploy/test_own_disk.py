@@ -7,10 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from federations import KEY, PLAN, SIZES, algorithm, loss, near, nodes_of, population, start
+from federations import (
+    EVERYONE,
+    KEY,
+    PLAN,
+    SIZES,
+    algorithm,
+    hub_of,
+    loss,
+    near,
+    nodes_of,
+    population,
+    start,
+)
 
 import fedjax_lite as fl
-from fedjax_lite.deploy import decode, encode, federate, in_process, node, server
+from fedjax_lite.deploy import decode, encode, federate, in_process, node
 
 
 class Killed(BaseException):
@@ -24,7 +36,7 @@ def refused(reply):
 
 
 def world(algo, folder):
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     answers = nodes_of(algo, population()[0], folder)
     served = hub.init(hub.told(in_process(answers)(dict.fromkeys(range(4), hub.hello()))))
     return hub, served, answers
@@ -32,7 +44,7 @@ def world(algo, folder):
 
 def test_a_full_disk_is_a_refusal_and_leaves_the_row_as_it_was(tmp_path, monkeypatch):
     """The client whose disk was full in round 0 dropped out of it, and is back in round 1."""
-    algo = algorithm("scaffold", fl.everyone())
+    algo = algorithm("scaffold", EVERYONE)
     _, data = population()
     hub, served, answers = world(algo, tmp_path)
 
@@ -63,7 +75,7 @@ def test_populations_that_cannot_be_are_refused_in_words(tmp_path):
 
 
 def test_servers_that_name_many_runs_do_not_fill_the_disk(tmp_path):
-    hub, served, answers = world(algorithm("fedavg", fl.everyone()), tmp_path)
+    hub, served, answers = world(algorithm("fedavg", EVERYONE), tmp_path)
     packet = decode(hub.requests(served)[0])
     sent = {"sent": [jnp.float32(0), jnp.zeros(3)], "found": ()}
     for i in range(64):
@@ -78,7 +90,7 @@ def test_servers_that_name_many_runs_do_not_fill_the_disk(tmp_path):
 
 
 def test_a_server_that_is_killed_in_its_first_round_keeps_the_run(tmp_path):
-    algo = algorithm("scaffold", fl.everyone())
+    algo = algorithm("scaffold", EVERYONE)
     answers = nodes_of(algo, population()[0], tmp_path / "rows")
 
     def dying(requests):
@@ -87,7 +99,7 @@ def test_a_server_that_is_killed_in_its_first_round_keeps_the_run(tmp_path):
             raise Killed
         return replies
 
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    hub = hub_of(algo)
     with pytest.raises(Killed):
         federate(hub, dying, num_rounds=1, folder=tmp_path / "run")
     done = federate(hub, in_process(answers), num_rounds=1, folder=tmp_path / "run")

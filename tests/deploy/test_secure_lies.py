@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from federations import KEY, PLAN, loss, population, start
-from secure_world import SECURE, N, begun, fedavg, hub_of, mean, new_run, nodes_of, same_bytes
+from secure_world import (
+    SECURE,
+    N,
+    begun,
+    everyones,
+    fedavg,
+    hub_of,
+    mean,
+    new_run,
+    nodes_of,
+    same_bytes,
+)
 
 import fedjax_lite as fl
 from fedjax_lite.crypto import SecAggAbort
@@ -37,7 +48,7 @@ from fedjax_lite.deploy.secure_messages import from_fields, several_from, to_fie
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    algo = fedavg(sampler=fl.everyone(), aggregator=mean())
+    algo = everyones()
     hub, answers = hub_of(algo), nodes_of(algo, tmp_path_factory.mktemp("rows"))
     return algo, hub, answers, begun(hub, answers)
 
@@ -259,7 +270,7 @@ def test_methods_that_do_not_sum_integers_say_so(tmp_path):
     for algo, secure, why in cases[:4]:
         with pytest.raises(ValueError, match=why):
             nodes_of(algo, tmp_path, secure)
-    good = fedavg(sampler=everyone, aggregator=mean())
+    good = everyones()
     low = SecureSettings(threshold=2)
     hub = hub_of(good, low)
     with pytest.raises(ValueError, match="above half of the cohort, got 2 of 4; use 3"):

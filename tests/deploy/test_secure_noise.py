@@ -1,5 +1,7 @@
 """Noise of the server on a secure sum: the simulation's numbers, and what is spent."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from fedjax_lite.deploy import decode, federate, in_process, node
 ROUNDS = 2
 
 
+@functools.cache
 def algorithm(z, plan=PLAN, **options):
     dp = fl.privacy.secure_gaussian(
         clip=0.3, cohort_size=N, delta=1e-3, noise_multiplier=z, num_rounds=5, **options

@@ -1,11 +1,13 @@
 """Rounds of secure aggregation that are asked for again: what clients reveal then, and what not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from federations import KEY, PLAN, loss, population, start
-from secure_world import N, begun, fedavg, hub_of, mean, new_run, nodes_of, same_bytes
+from federations import EVERYONE, KEY, PLAN, loss, population, start
+from secure_world import N, begun, everyones, fedavg, hub_of, mean, new_run, nodes_of, same_bytes
 
 import fedjax_lite as fl
 from fedjax_lite.crypto import SecAggAbort
@@ -14,8 +16,9 @@ from fedjax_lite.deploy import RoundGivenUp, SecureSettings, decode, federate, i
 ROUNDS = 2
 
 
+@functools.cache
 def algorithm():
-    return fedavg(sampler=fl.everyone(), aggregator=mean(), uplink=fl.error_feedback(fl.top_k(0.5)))
+    return fedavg(sampler=EVERYONE, aggregator=mean(), uplink=fl.error_feedback(fl.top_k(0.5)))
 
 
 def simulated(algo, cohorts=None):
@@ -104,7 +107,7 @@ def test_who_helped_once_helps_with_that_sum_only(tmp_path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    algo = fedavg(sampler=fl.everyone(), aggregator=mean())
+    algo = everyones()
     hub, answers = hub_of(algo), nodes_of(algo, tmp_path_factory.mktemp("rows"))
     return algo, hub, answers, begun(hub, answers)
 

@@ -14,9 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from federations import KEY, NUM_ROUNDS, SIZES, algorithm, nodes_of, population, start
+from federations import EVERYONE, NUM_ROUNDS, SIZES, algorithm, hub_of, nodes_of, population
 
-import fedjax_lite as fl
 from fedjax_lite.deploy import (
     TLS,
     FrameError,
@@ -28,7 +27,6 @@ from fedjax_lite.deploy import (
     in_process,
     listen,
     make_certificates,
-    server,
 )
 from fedjax_lite.deploy.frames import FRAME, GREETING, frame, receive
 
@@ -46,10 +44,6 @@ def made(tmp_path_factory):
 def strangers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("of-another-authority")
     return make_certificates(folder, num_clients=1, host=HERE)
-
-
-def hub_of(algo):
-    return server(algo, KEY, start(), num_clients=len(SIZES))
 
 
 def bytes_of(state):
@@ -77,12 +71,17 @@ def heard(connection):
     return decode(receive(connection, max_bytes=10**4)[1])
 
 
-def test_tls_gives_the_bytes_of_one_process(made, tmp_path):
-    algo = algorithm("scaffold", fl.everyone())
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The same run in one process."""
+    algo = algorithm("scaffold", EVERYONE)
+    exchange = in_process(nodes_of(algo, population()[0], tmp_path_factory.mktemp("local")))
+    return federate(hub_of(algo), exchange, num_rounds=NUM_ROUNDS)
+
+
+def test_tls_gives_the_bytes_of_one_process(made, local, tmp_path):
+    algo = algorithm("scaffold", EVERYONE)
     parts, _ = population()
-    local = federate(
-        hub_of(algo), in_process(nodes_of(algo, parts, tmp_path / "a")), num_rounds=NUM_ROUNDS
-    )
     answers = nodes_of(algo, parts, tmp_path / "b")
     options = {"num_clients": len(SIZES), "timeout": PATIENCE}
     with listen(HERE, 0, tls=made.server, **options) as exchange:
@@ -101,25 +100,21 @@ def test_tls_gives_the_bytes_of_one_process(made, tmp_path):
 CLIENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from federations import KEY, algorithm, population, start
-import fedjax_lite as fl
+from federations import EVERYONE, KEY, algorithm, population, start
 from fedjax_lite.deploy import TLS, answer_forever, node
 port, folder, certificates, index = int(sys.argv[2]), sys.argv[3], sys.argv[4], 1
 tls = TLS(*(f"{certificates}/{name}" for name in ("client-1.pem", "client-1.key", "authority.pem")))
-answer = node(algorithm("scaffold", fl.everyone()), KEY, start(), population()[0][index],
+answer = node(algorithm("scaffold", EVERYONE), KEY, start(), population()[0][index],
               client_id=index, folder=folder)
 answer_forever(answer, "127.0.0.1", port, client_id=index, tls=tls)
 """
 
 
-def test_a_client_that_is_killed_comes_back_from_its_disk(made, tmp_path):
+def test_a_client_that_is_killed_comes_back_from_its_disk(made, local, tmp_path):
     """Client 1 is a process; it is killed after the first round, and another one takes its place
     while the exchange waits for it: the numbers are those of clients that live."""
-    algo = algorithm("scaffold", fl.everyone())
+    algo = algorithm("scaffold", EVERYONE)
     parts, _ = population()
-    local = federate(
-        hub_of(algo), in_process(nodes_of(algo, parts, tmp_path / "a")), num_rounds=NUM_ROUNDS
-    )
     answers = nodes_of(algo, parts, tmp_path / "b")
     options = {"num_clients": len(SIZES), "timeout": PATIENCE}
     certificates = Path(made.server.certificate).parent

@@ -4,10 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from federations import (
+    EVERYONE,
     KEY,
     NUM_ROUNDS,
     SIZES,
     algorithm,
+    hub_of,
     near,
     nodes_of,
     population,
@@ -28,6 +30,7 @@ from fedjax_lite.deploy import tries as tries_module
 from fedjax_lite.run import checkpoint
 
 IDS = jnp.arange(len(SIZES))
+EVERYBODY = [fl.Cohort(IDS, IDS >= 0)] * NUM_ROUNDS
 
 
 class Killed(BaseException):
@@ -43,8 +46,8 @@ def waited(monkeypatch):
 
 
 def world(name, folder, **options):
-    algo = algorithm(name, fl.everyone())
-    hub = server(algo, KEY, start(), num_clients=len(SIZES))
+    algo = algorithm(name, EVERYONE)
+    hub = hub_of(algo)
     return algo, hub, nodes_of(algo, population()[0], folder)
 
 
@@ -73,7 +76,7 @@ def test_replies_that_are_lost_twice_and_come_then(name, tmp_path, waited):
     """Rows of clients, too, are the simulation's in which everybody was there: those of the clients
     that were asked three times, and of one that started again in between."""
     algo, hub, answers = world(name, tmp_path)
-    states, rows = simulated(algo, population()[1])
+    states, rows = simulated(algo, population()[1], EVERYBODY)
     exchange = Losing(answers, {("train", 1, 1): [0, 2], ("train", 1, 2): [2]})
     seen, restarted = [], []
 
@@ -119,7 +122,7 @@ def test_a_prologue_is_rehearsed_anew(tmp_path):
     client 2's reply to it counts for nothing when the second one, with everybody, moved the model:
     no reply to another request is kept, and no row of one."""
     algo, hub, answers = world("mime", tmp_path)
-    states, _ = simulated(algo, population()[1])
+    states, _ = simulated(algo, population()[1], EVERYBODY)
     lost = {("rehearse", 1, 1): [3], ("train", 1, 1): [0], ("train", 1, 2): []}
     exchange = Losing(answers, lost)
     done = federate(hub, exchange, num_rounds=NUM_ROUNDS, min_clients=4, retries=1)
@@ -133,7 +136,7 @@ def test_a_prologue_is_rehearsed_anew(tmp_path):
 
 def test_used_up_it_names_who_was_missing_and_a_restarted_server_goes_on(tmp_path, waited):
     algo, hub, answers = world("scaffold", tmp_path / "rows")
-    states, _ = simulated(algo, population()[1])
+    states, _ = simulated(algo, population()[1], EVERYBODY)
     lost = {("train", 1, turn): [1, 3] for turn in (1, 2, 3)} | {("train", 1, 2): [3]}
     exchange = Losing(answers, lost)
     run = {"num_rounds": NUM_ROUNDS, "folder": tmp_path / "run", "min_clients": 4}
@@ -152,7 +155,7 @@ def test_used_up_it_names_who_was_missing_and_a_restarted_server_goes_on(tmp_pat
 
 def test_a_server_that_is_killed_between_two_tries_goes_on(tmp_path, monkeypatch):
     algo, hub, answers = world("feedback", tmp_path / "rows")
-    states, _ = simulated(algo, population()[1])
+    states, _ = simulated(algo, population()[1], EVERYBODY)
     exchange = Losing(answers, {("train", 1, 1): [0, 2]})
     run = {"num_rounds": NUM_ROUNDS, "folder": tmp_path / "run", "min_clients": 4}
 
@@ -171,7 +174,7 @@ def test_a_server_that_is_killed_between_two_tries_goes_on(tmp_path, monkeypatch
 def test_a_damaged_reply_is_asked_for_again(tmp_path):
     """It is no reply; who sent it sends it once more. Refusals of all tries stand in the row."""
     algo, hub, answers = world("scaffold", tmp_path)
-    states, _ = simulated(algo, population()[1])
+    states, _ = simulated(algo, population()[1], EVERYBODY)
     honest, damaged = answers[2], []
 
     def flaky(request):
