@@ -1,5 +1,6 @@
 """Epsilon belongs to a state's history: what was spent before is counted, or refused."""
 
+import functools
 import itertools
 import math
 
@@ -36,7 +37,8 @@ def fedavg(**slots):
     return fl.fedavg(loss, optax.sgd(0.1), plan=fl.Plan(batch_size=None), **slots)
 
 
-def central(z=1.0, q=0.5, **options):
+# Strong noise throughout: dp-accounting convolves a number for each loss that may occur.
+def central(z=4.0, q=0.5, **options):
     return dp.central_gaussian(
         clip=1.0, num_clients=N, sampling_rate=q, noise_multiplier=z, delta=DELTA, **options
     )
@@ -57,11 +59,11 @@ def turns(factory, z=1.0, **options):
     return factory(delta=DELTA, noise_multiplier=z, **options)
 
 
-def tree(z=1.0):
+def tree(z=6.0):
     return turns(dp.tree_noise, z)
 
 
-def matrix(z=1.0):
+def matrix(z=6.0):
     return turns(dp.matrix_noise, z, coefficients=[1.0, 0.5])
 
 
@@ -78,6 +80,17 @@ def discrete(z=1.0):
 def custom(words="made by hand"):
     spends = fl.Accountant(lambda rounds: {"epsilon": 0.5 * rounds}, None, words)
     return fl.Mechanism(fl.everyone(), dp.uniform_mean(), spends)
+
+
+@functools.cache
+def private(z=4.0):
+    """Cached, so that tests share compiled programs."""
+    return fedavg(privacy=central(z))
+
+
+@functools.cache
+def plain():
+    return fedavg(sampler=fl.poisson(0.5))
 
 
 def begun(algo):
@@ -105,12 +118,12 @@ def with_past(*pasts, round=None):
 
 
 def test_another_noise_goes_on_with_what_was_spent(tmp_path):
-    first, second = fedavg(privacy=central(3.0)), fedavg(privacy=central(5.0))
+    first, second = private(6.0), private(10.0)
     state, history = fl.run(first, KEY, begun(first), DATA, num_rounds=10, **RUN)
-    expected = by_hand((3.0, 0.5, 10))
+    expected = by_hand((6.0, 0.5, 10))
     assert history[-1]["epsilon"] == pytest.approx(expected, rel=1e-6)
     after, history = fl.run(second, KEY, state, DATA, num_rounds=20, **RUN)
-    whole = ((3.0, 0.5, 10), (5.0, 0.5, 10))
+    whole = ((6.0, 0.5, 10), (10.0, 0.5, 10))
     assert history[-1]["epsilon"] == pytest.approx(by_hand(*whole), rel=1e-6)
     rdp = by_hand(*whole, method=RdpAccountant)
     assert history[-1]["epsilon_rdp"] == pytest.approx(rdp, rel=1e-6)
@@ -128,30 +141,32 @@ def test_another_noise_goes_on_with_what_was_spent(tmp_path):
 
 
 def test_rounds_without_a_mechanism_make_epsilon_infinite():
-    plain, private = fedavg(sampler=fl.poisson(0.5)), fedavg(privacy=central())
-    before, _ = fl.run(plain, KEY, begun(plain), DATA, num_rounds=2, **RUN)
+    without, algo = plain(), private()
+    before = begun(without)
+    for _ in range(2):
+        before, _ = without.round(KEY, before, DATA)
     with pytest.warns(UserWarning, match="2 of the state's 2 rounds"):
-        after, history = fl.run(private, KEY, before, DATA, num_rounds=4, **RUN)
-    assert history[-1]["epsilon"] == math.inf == private.accountant.spent(after)["epsilon"]
+        after, history = fl.run(algo, KEY, before, DATA, num_rounds=4, **RUN)
+    assert history[-1]["epsilon"] == math.inf == algo.accountant.spent(after)["epsilon"]
     # The other way round, and back: rounds between those of a mechanism are as public.
-    own, _ = private.round(KEY, begun(private), DATA)
-    assert private.accountant.spent(own)["epsilon"] < math.inf
-    mixed, _ = plain.round(KEY, own, DATA)
-    assert private.accountant.spent(mixed)["epsilon"] == math.inf
-    stops = fedavg(privacy=central(4.0, epsilon=1.0))
+    own, _ = algo.round(KEY, begun(algo), DATA)
+    assert algo.accountant.spent(own)["epsilon"] < math.inf
+    mixed, _ = without.round(KEY, own, DATA)
+    assert algo.accountant.spent(mixed)["epsilon"] == math.inf
+    stops = fedavg(privacy=central(8.0, epsilon=1.0))
     with pytest.raises(ValueError, match="more than that epsilon is spent"), pytest.warns():
         fl.run(stops, KEY, mixed, DATA, num_rounds=9, **RUN)
 
 
 def test_checkpoints_with_and_without_a_ledger(tmp_path):
-    plain, private = fedavg(sampler=fl.poisson(0.5)), fedavg(privacy=central())
-    one, _ = private.round(KEY, begun(private), DATA)
+    algo = private()
+    one, _ = algo.round(KEY, begun(algo), DATA)
     checkpoint.save(tmp_path / "private", one, step=1)
     checkpoint.save(tmp_path / "old", one._replace(privacy=()), step=1)
-    back = checkpoint.restore(tmp_path / "private", begun(plain))
-    assert private.accountant.spent(back) == private.accountant.spent(1)
-    old = checkpoint.restore(tmp_path / "old", begun(private))
-    assert private.accountant.spent(old)["epsilon"] == math.inf
+    back = checkpoint.restore(tmp_path / "private", begun(plain()))
+    assert algo.accountant.spent(back) == algo.accountant.spent(1)
+    old = checkpoint.restore(tmp_path / "old", begun(algo))
+    assert algo.accountant.spent(old)["epsilon"] == math.inf
 
 
 def test_a_round_by_hand_keeps_to_the_budget():
@@ -163,27 +178,27 @@ def test_a_round_by_hand_keeps_to_the_budget():
         algo.round(KEY, state, DATA)
     # Where a program is being traced nobody can say no: it is counted, and said afterwards.
     state, _ = jax.jit(algo.round)(KEY, state, DATA)
-    assert algo.accountant.spent(state)["epsilon"] == pytest.approx(by_hand((1.0, 0.5, 3)))
+    assert algo.accountant.spent(state)["epsilon"] == pytest.approx(by_hand((4.0, 0.5, 3)))
     with pytest.raises(ValueError, match="more than that epsilon is spent"):
         fl.run(algo, KEY, state, DATA, num_rounds=9, **RUN)
 
 
 def test_the_budget_counts_what_others_spent():
-    past = with_past((central(4.0), 8))
-    two, three = (by_hand((4.0, 0.5, 8), (6.0, 0.5, more)) for more in (2, 3))
+    past = with_past((central(8.0), 8))
+    two, three = (by_hand((8.0, 0.5, 8), (12.0, 0.5, more)) for more in (2, 3))
     assert two < three
-    mechanism = central(6.0, epsilon=(two + three) / 2)
+    mechanism = central(12.0, epsilon=(two + three) / 2)
     assert mechanism.accountant.last_round(past) == 8 + 2
-    assert central(6.0, epsilon=two / 2).accountant.last_round(past) < 8  # spent already
-    one_more = central(2.0, epsilon=50.0, num_rounds=9, method="rdp")
+    assert central(12.0, epsilon=two / 2).accountant.last_round(past) < 8  # spent already
+    one_more = central(8.0, epsilon=50.0, num_rounds=9, method="rdp")
     assert one_more.accountant.last_round(past) == 9
 
 
 MADE = {
     "central": central,
-    "noisier": lambda: central(3.0),
-    "everyone": lambda: central(2.0, q=1.0),
-    "adaptive": lambda: adaptive(1.5),
+    "noisier": lambda: central(6.0),
+    "everyone": lambda: central(5.0, q=1.0),
+    "adaptive": lambda: adaptive(4.5),
     "tree": tree,
     "matrix": matrix,
     "local": local,
@@ -222,9 +237,9 @@ def test_what_is_exactly_gaussian_is_one_gaussian():
     assert central(3.0, q=1.0).accountant.spent(past)["epsilon"] == pytest.approx(expected)
     # Four rounds of a tree of 8, everyone once in 3: client 0 has turns 0 and 3, so it moves the
     # leaf of round 0, the node of rounds 0 and 1 and that of rounds 0 to 3: 1 + 1 + 4.
-    past = with_past((tree(2.0), 4), (central(1.0), 2))
-    expected = by_hand((1.0, 0.5, 2), (1 / math.sqrt(6 / 4), 1, 1))
-    assert central(1.0).accountant.spent(past)["epsilon"] == pytest.approx(expected, rel=1e-6)
+    past = with_past((tree(8.0), 4), (central(4.0), 2))
+    expected = by_hand((4.0, 0.5, 2), (8 / math.sqrt(6), 1, 1))
+    assert central(4.0).accountant.spent(past)["epsilon"] == pytest.approx(expected, rel=1e-6)
     past = with_past((local(4.0), 2), (local(5.0), 3))
     expected = dp.gdp_epsilon(DELTA, math.sqrt(2 * 4 / 16 + 3 * 4 / 25))
     assert local(5.0).accountant.spent(past)["epsilon"] == pytest.approx(expected)
@@ -240,11 +255,11 @@ def test_turns_that_two_mechanisms_share_are_bounded_for_every_order():
 
 def test_rounds_of_chosen_clients_are_counted_in_full():
     cohort = fl.Cohort(jnp.array([1, 2]), jnp.ones(2, bool))
-    algo = fedavg(privacy=central(2.0))
+    algo = private()
     state, _ = algo.round(KEY, begun(algo), DATA)
     with pytest.warns(UserWarning, match="without amplification"):
         state, _ = algo.round(KEY, state, DATA, cohort)
-    expected = by_hand((2.0, 0.5, 1), (2.0, 1, 1))
+    expected = by_hand((4.0, 0.5, 1), (4.0, 1, 1))
     assert algo.accountant.spent(state)["epsilon"] == pytest.approx(expected, rel=1e-6)
     algo = fedavg(privacy=tree())
     with pytest.warns(UserWarning, match="nobody accounts"):
@@ -267,14 +282,14 @@ def test_correlated_noise_of_another_run_is_not_gone_on_with():
 
 
 def test_parts_of_another_mechanism_are_named():
-    private, other = fedavg(privacy=central()), fedavg(privacy=adaptive())
-    state, _ = private.round(KEY, begun(private), DATA)
+    algo, other = private(), fedavg(privacy=adaptive())
+    state, _ = algo.round(KEY, begun(algo), DATA)
     with pytest.raises(ValueError, match=r"state\.aggregator .*another algorithm made it"):
         other.round(KEY, state, DATA)
     with pytest.raises(ValueError, match=r"state\.sampler"):
         fedavg(privacy=local()).round(KEY, state._replace(privacy=()), DATA)
     # A run says so before anything is traced, and names what the state has seen.
-    words = r"state\.sampler is not what privacy=tree noise .* under Gaussian noise .*z=1, q=0.5"
+    words = r"state\.sampler is not what privacy=tree noise .* under Gaussian noise .*z=4, q=0.5"
     with pytest.raises(ValueError, match=words):
         fl.run(fedavg(privacy=tree()), KEY, state, DATA, num_rounds=9, **RUN)
     for before, now in (
@@ -293,7 +308,7 @@ def test_parts_of_another_mechanism_are_named():
 
 
 def test_another_population_is_refused():
-    algo = fedavg(privacy=central())
+    algo = private()
     fewer = fl.data.from_arrays({"b": jnp.arange(5.0)}, np.arange(5))
     with pytest.raises(ValueError, match="declared for 6 clients, but the population has 5"):
         algo.init(KEY, jnp.float32(0.0), fewer)
@@ -312,7 +327,7 @@ def test_the_ledger_is_the_same_under_every_strategy(name):
 
 
 def test_noise_that_a_sweep_traces_is_in_every_members_ledger():
-    noise = [2.7, 4.3]  # strong noise has few losses to convolve
+    noise = [5.4, 8.6]
 
     def make(z):
         return fedavg(privacy=central(z))
@@ -320,13 +335,13 @@ def test_noise_that_a_sweep_traces_is_in_every_members_ledger():
     result = fl.sweep(
         make, {"z": noise}, init=lambda key: jnp.float32(0), data=DATA, num_rounds=2, progress=False
     )
-    other = make(4.0)
+    other = make(8.0)
     for index, z in enumerate(noise):
         state = jax.tree.map(lambda leaf, i=index: leaf[i], result.states)
         used = float(np.float32(z))
         assert ledger.read(state).of(Entry(ledger.POISSON, (used, 0.5, 0.0))) == 2
         _, history = fl.run(other, KEY, state, DATA, num_rounds=3, **RUN)
-        expected = by_hand((z, 0.5, 2), (4.0, 0.5, 1))
+        expected = by_hand((z, 0.5, 2), (8.0, 0.5, 1))
         assert history[-1]["epsilon"] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="one run's, got several"):
         make(1.0).accountant.spent(result.states)
@@ -343,28 +358,28 @@ def test_float32_is_widened_as_numpy_does():
 
 
 def test_more_mechanisms_than_a_ledger_holds_are_not_forgotten():
-    past = with_past(*[(central(1.0 + i), 1) for i in range(ledger.SLOTS)])
-    assert central(1.0).accountant.spent(past)["epsilon"] < math.inf
-    past = with_past(*[(central(1.0 + i), 1) for i in range(ledger.SLOTS + 1)])
-    assert central(1.0).accountant.spent(past)["epsilon"] == math.inf
+    past = with_past(*[(central(4.0 + i), 1) for i in range(ledger.SLOTS)])
+    assert central(4.0).accountant.spent(past)["epsilon"] < math.inf
+    past = with_past(*[(central(4.0 + i), 1) for i in range(ledger.SLOTS + 1)])
+    assert central(4.0).accountant.spent(past)["epsilon"] == math.inf
 
 
 def test_an_overflow_of_either_is_paid_for():
-    tight, roomy = central(2.0, capacity=5), central(3.0)
+    tight, roomy = central(6.0, capacity=5), central(9.0)
     entry = tight.accountant.entry
     assert entry.numbers[2] == pytest.approx(0.5**6)  # all six come up
-    small = Entry(ledger.POISSON, (2.0, 0.5, 1e-5))
+    small = Entry(ledger.POISSON, (6.0, 0.5, 1e-5))
     parts = ((small, 3), (roomy.accountant.entry, 2))
     epsilon = composed_epsilon(parts, DELTA, "pld", 5)
     # Any split: what is left of delta after what the overflow costs at this epsilon must do.
     rest = DELTA - (1 + math.exp(epsilon)) * 3e-5
-    assert by_hand((2.0, 0.5, 3), (3.0, 0.5, 2), delta=rest) <= epsilon + 1e-9
-    assert epsilon > by_hand((2.0, 0.5, 3), (3.0, 0.5, 2))
+    assert by_hand((6.0, 0.5, 3), (9.0, 0.5, 2), delta=rest) <= epsilon + 1e-9
+    assert epsilon > by_hand((6.0, 0.5, 3), (9.0, 0.5, 2))
     assert family(small) == family(roomy.accountant.entry)
 
 
 def test_planning_needs_no_state():
-    accountant = central(1.0).accountant
+    accountant = central().accountant
     assert accountant.spent(0)["epsilon"] == 0
     with pytest.raises(TypeError, match="rounds"):
         accountant.spent("three")
@@ -373,7 +388,7 @@ def test_planning_needs_no_state():
 
 
 def test_members_of_a_vmap_have_ledgers_of_their_own():
-    algo = fedavg(privacy=central())
+    algo = private()
     fresh = begun(algo)
     one, _ = algo.round(KEY, fresh, DATA)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), fresh, one)

@@ -75,7 +75,11 @@ def run(privacy, data, *, key=0, swap=lambda uplink: uplink, **options):
     options = {"delta": DELTA, **options}
     return audits.audit(
         lambda uplink: fl.fedavg(
-            pull, optax.sgd(1.0), plan=fl.Plan(batch_size=4), uplink=swap(uplink), privacy=privacy
+            pull,
+            optax.sgd(1.0),
+            plan=fl.Plan(batch_size=None),
+            uplink=swap(uplink),
+            privacy=privacy,
         ),
         jnp.zeros(D),
         data=data,
@@ -202,7 +206,7 @@ def test_no_claim_is_no_pass(data):
         lambda uplink: fl.fedavg(
             pull,
             optax.sgd(1.0),
-            plan=fl.Plan(batch_size=4),
+            plan=fl.Plan(batch_size=None),
             sampler=fl.everyone(),
             uplink=uplink,
         ),
