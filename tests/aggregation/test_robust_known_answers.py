@@ -1,5 +1,7 @@
 """Robust rules against the numbers of the papers' formulas, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,31 +36,50 @@ def double():
         yield
 
 
-def of(rule, points, **options):
+@functools.cache
+def compiled(*rules):
+    """One program of several rules, which further points of the shape share."""
+
+    @jax.jit
+    def run(rows, weights):
+        return [aggregate_stack(rule, as_tree(rows), weights=weights) for rule in rules]
+
+    return run
+
+
+def of(rule, points):
     """The aggregate of points, spread over the leaves of a tree."""
-    return as_rows(aggregate_stack(rule, as_tree(points), **options))
+    return of_all([rule], points)[0]
+
+
+def of_all(rules, points):
+    return list(map(as_rows, compiled(*rules)(points, np.ones(len(points)))))
 
 
 def close(got, expected, tolerance=1e-9):
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance)
 
 
+MEDIAN = median()
+
+
 def test_median_takes_the_two_middle_values():
-    close(of(median(), R7), (0.1, 0.1))
-    close(of(median(), R7[:6]), (0.1, 0.05))  # the lower median would be (.1, 0)
-    for values in (R7, R7[:6]):
-        close(of(median(), values), np.median(values, 0))
+    for values, expected in ((R7, (0.1, 0.1)), (R7[:6], (0.1, 0.05))):  # and not (.1, 0)
+        found = of(MEDIAN, values)
+        close(found, expected)
+        close(found, np.median(values, 0))
 
 
 def test_trimmed_mean_cuts_coordinates_not_clients():
-    close(of(trimmed_mean(0.3), R7), (0.4 / 3, 0.2 / 3))
-    close(of(trimmed_mean(1 / 7), R7), (2.08, 2.04))
-    close(of(trimmed_mean(0.0), R7), R7.mean(0))
+    robust = [trimmed_mean(0.3), MEDIAN]
+    trimmed, middle, little, whole = of_all([*robust, trimmed_mean(1 / 7), trimmed_mean(0.0)], R7)
+    close(trimmed, (0.4 / 3, 0.2 / 3))
+    close(little, (2.08, 2.04))
+    close(whole, R7.mean(0))
     close(R7.mean(0), (2.9142857143, 2.9), 1e-10)
     far = R7.copy()
     far[5:] = 1e6
-    close(of(trimmed_mean(0.3), far), of(trimmed_mean(0.3), R7))
-    close(of(median(), far), of(median(), R7))
+    close(of_all(robust, far), [trimmed, middle])
 
 
 @pytest.mark.parametrize("num", [3, 4, 7, 10])
@@ -68,8 +89,8 @@ def test_trimming_all_but_the_middle_is_the_median(num):
     close(of(trimmed_mean((num - left) / (2 * num)), values), np.median(values, 0))
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def scores(points, num_byzantine):
-    points = jnp.asarray(points)
     everyone = jnp.ones(len(points), bool)
     return krum_scores(pairwise_squares(points), everyone, len(points) - num_byzantine - 2)
 
@@ -84,10 +105,13 @@ def test_krum():
 
 
 def test_multi_krum():
-    close(of(multi_krum(1, num_selected=3), S7), (0.09, 0.17 / 3))
-    close(of(multi_krum(1, num_selected=5), S7), (0.06, 0.054))
-    close(of(multi_krum(1), S7), S7[:6].mean(0))
-    close(of(multi_krum(1, num_selected=7), S7), S7.mean(0))
+    three, five, default, seven = of_all(
+        [multi_krum(1, num_selected=num) for num in (3, 5, None, 7)], S7
+    )
+    close(three, (0.09, 0.17 / 3))
+    close(five, (0.06, 0.054))
+    close(default, S7[:6].mean(0))
+    close(seven, S7.mean(0))
     close(of(krum(1), np.tile(S7[3], (7, 1))), S7[3])
 
 
@@ -113,11 +137,13 @@ def test_distances_do_not_cancel_in_float32():
 
 
 def test_bulyan_scores_the_remaining_anew():
+    select = jax.jit(lambda rows: bulyan_selection(pairwise_squares(rows), jnp.ones(7, bool), 1))
+    rule = bulyan(1)
     for points, selected in ((S7, {0, 1, 2, 3, 5}), (I7, {0, 1, 2, 3, 5})):
-        chosen = bulyan_selection(pairwise_squares(jnp.asarray(points)), jnp.ones(7, bool), 1)
+        chosen = select(points)
         assert set(np.flatnonzero(chosen)) == selected
-    close(of(bulyan(1), S7), (0.06, 0.17 / 3))
-    close(of(bulyan(1), I7), (3, 19 / 3))
+    close(of(rule, S7), (0.06, 0.17 / 3))
+    close(of(rule, I7), (3, 19 / 3))
     one_pass = np.argsort(scores(I7, 1), kind="stable")[:5]
     assert set(one_pass) == {1, 2, 3, 5, 6}  # the shortcut takes another client
 
@@ -139,8 +165,9 @@ def test_geometric_median_of_a_quadrilateral(iterations, expected):
 
 
 def test_geometric_median():
-    close(of(geometric_median(), R7), (0.3314950467, 0.2913070199))
-    close(of(geometric_median(iterations=2000), R7), (0.1017210113, 0.0958263887), 1e-7)
+    few, many = of_all([geometric_median(), geometric_median(iterations=2000)], R7)
+    close(few, (0.3314950467, 0.2913070199))
+    close(many, (0.1017210113, 0.0958263887), 1e-7)
     line = np.array([[0.0], [1.0], [10.0]])
     for weights, where in (((0.3, 0.4, 0.3), 1.0), ((0.2, 0.2, 0.6), 10.0)):
         rule = geometric_median(iterations=400, weighted=True)
@@ -151,14 +178,15 @@ def test_geometric_median():
 
 
 def test_centered_clipping():
-    for (radius, iterations), expected in {
+    cases = {
         (1.0, 1): (0.2586695587, 0.2311032446),
         (1.0, 2): (0.3322768907, 0.2974290233),
         (1.0, 50): (0.3615634892, 0.3241143158),
         (0.1, 1): (0.0588256242, 0.0446404213),
         (np.inf, 1): R7.mean(0),
-    }.items():
-        close(of(centered_clipping(radius, iterations=iterations), R7), expected)
+    }
+    rules = [centered_clipping(radius, iterations=times) for radius, times in cases]
+    close(of_all(rules, R7), list(cases.values()))
 
 
 def test_centered_clipping_goes_on_from_the_last_aggregate():
@@ -173,10 +201,11 @@ def test_centered_clipping_goes_on_from_the_last_aggregate():
 
 
 def test_norm_bound():
+    one, two = norm_bound(1.0), norm_bound(2.0)
     for value, expected in (((3, 4), (0.6, 0.8)), ((0.3, 0.4), (0.3, 0.4)), ((0, 0), (0, 0))):
-        close(of(norm_bound(1.0), np.array([value], float)), expected)
-    once = of(norm_bound(2.0), R7[5:6])
-    close(of(norm_bound(2.0), once[None]), once)
+        close(of(one, np.array([value], float)), expected)
+    once = of(two, R7[5:6])
+    close(of(two, once[None]), once)
     close(of(norm_bound(np.inf), R7), R7.mean(0))
 
 
@@ -194,9 +223,10 @@ def test_buckets(monkeypatch):
 
 
 def test_bucketing_reduces():
-    close(of(bucketing(7, inner=median()), R7), R7.mean(0))
-    for inner in (median(), krum(2), trimmed_mean(0.3), geometric_median()):
-        close(of(bucketing(1, inner=inner), R7), of(inner, R7))
+    inner = [MEDIAN, krum(2), trimmed_mean(0.3), geometric_median()]
+    found = of_all([bucketing(7, inner=MEDIAN), *(bucketing(1, inner=one) for one in inner)], R7)
+    close(found[0], R7.mean(0))
+    close(found[1:], of_all(inner, R7))
 
 
 def test_hierarchical():
@@ -205,17 +235,29 @@ def test_hierarchical():
     uniform = hierarchical(edges, edge_weighting="uniform")
     close(aggregate_stack(uniform, u, weights=sizes), [(1.25 + 4) / 2])
     values, weights = np.random.default_rng(0).normal(size=(6, 2)), np.arange(1.0, 7)
+    cohort = Cohort(jnp.arange(6), jnp.arange(6) != 4)
+    some = {"mask": cohort.mask, "cohort": cohort}
     for edges in ([0, 1, 2, 0, 1, 2], [0] * 6, list(range(6))):
-        got = of(hierarchical(edges, num_edges=8), values, weights=weights)
-        close(got, of(mean(), values, weights=weights))
-        cohort = Cohort(jnp.arange(6), jnp.arange(6) != 4)
-        some = of(hierarchical(edges), values, weights=weights, mask=cohort.mask, cohort=cohort)
-        close(some, of(mean(), values, weights=weights, mask=cohort.mask))
+        rules = ((hierarchical(edges, num_edges=8), {}), (hierarchical(edges), some))
+        for found, here in zip(
+            weighted(rules, values, weights), (np.ones(6), np.arange(6) != 4), strict=True
+        ):
+            close(found, np.average(values, 0, weights * here))
+
+
+def weighted(rules, values, weights):
+    """Of rules with options, in one program."""
+
+    @jax.jit
+    def run(rows):
+        return [aggregate_stack(rule, as_tree(rows), weights=weights, **o) for rule, o in rules]
+
+    return list(map(as_rows, run(values)))
 
 
 def test_hierarchical_with_a_median_of_edges():
     values = np.array([(1.0, 0), (3, 0), (5, 5), (7, 7), (1e6, 1e6), (2e6, 0)])
-    got = of(hierarchical([0, 0, 1, 1, 2, 2], inner=median()), values)
+    got = of(hierarchical([0, 0, 1, 1, 2, 2], inner=MEDIAN), values)
     close(got, (6, 6))
 
 
@@ -235,15 +277,15 @@ def test_redundancy_is_the_fault_free_mean():
     tasks = np.random.default_rng(1).normal(size=(3, 2))
     groups = np.repeat(np.arange(3), 5)
     sent = tasks[groups]
-    expected = of(mean(), tasks)
-    np.testing.assert_array_equal(of(redundancy(groups), sent), expected)
+    expected, rule = of(mean(), tasks), redundancy(groups)
+    np.testing.assert_array_equal(of(rule, sent), expected)
     rng = np.random.default_rng(2)
     for group in range(3):  # f = 2 of 5: colluding, then scattered
         liars = np.flatnonzero(groups == group)[rng.permutation(5)[:2]]
         sent[liars] = 100.0 if group else rng.normal(size=(2, 2))
     sent[0] = np.nan if (sent[0] != tasks[0]).any() else sent[0]
-    np.testing.assert_array_equal(of(redundancy(groups), sent), expected)
+    np.testing.assert_array_equal(of(rule, sent), expected)
     sent[groups == 0] = 100.0 + np.array([[0], [0], [0], [1], [2]])  # three liars agree
-    assert np.abs(of(redundancy(groups), sent) - expected).max() > 10
+    assert np.abs(of(rule, sent) - expected).max() > 10
     sent[groups == 0] = np.arange(5)[:, None]  # nobody has a majority: the task is left out
-    close(of(redundancy(groups), sent), tasks[1:].mean(0))
+    close(of(rule, sent), tasks[1:].mean(0))
