@@ -55,17 +55,22 @@ def close(got, expected, tolerance=1e-9):
 
 def shown(attack, points, hostile, **options):
     """What an attacker sends: the rows `[C, D]` that an aggregator is given."""
-    tree = as_tree(points)
-    got = aggregate_stack(byzantine(attack, clients=hostile, inner=EVERYTHING), tree, **options)
-    got = jax.device_get(got)
+    rule = byzantine(attack, clients=hostile, inner=EVERYTHING)
+    run = jax.jit(lambda rows: aggregate_stack(rule, as_tree(rows), **options))
+    got = jax.device_get(run(np.asarray(points)))
     return np.stack([as_rows(jax.tree.map(lambda x, i=i: x[i], got)) for i in range(len(points))])
 
 
 def test_sign_flip(double):
     """Of equal updates f of n flipped leave 1 - 2 f / n of the mean."""
     equal = np.full((10, 2), 3.0)
-    for num in range(6):
-        got = aggregate_stack(byzantine(sign_flip(), clients=range(num)), equal)
+
+    @jax.jit
+    def means(rows):
+        rules = [byzantine(sign_flip(), clients=range(num)) for num in range(6)]
+        return [aggregate_stack(rule, rows) for rule in rules]
+
+    for num, got in enumerate(means(equal)):
         close(got, np.full(2, 3 * (1 - 2 * num / 10)))
     rows = shown(sign_flip(2.5), R7, [1, 4])
     close(rows[[1, 4]], -2.5 * R7[[1, 4]])
@@ -161,23 +166,41 @@ def test_gaussian_draws_for_each_attacker():
 def test_model_replacement(double):
     honest = np.zeros((10, 2))
     honest[3] = -1.0  # server minus client: x = 0, x* = 1
-    for attack in (model_replacement(), model_replacement(10.0)):
-        rows = shown(attack, honest, [3])
-        close(rows[3], -10.0)
-        close(aggregate_stack(byzantine(attack, clients=[3]), honest), -1)
+    weights = np.full(10, 95 / 9)
+    weights[3] = 5.0  # a share of 0.05
+    two = np.zeros((10, 2))
+    two[[3, 4]] = -1.0
+
+    def alone(attack):
+        return byzantine(attack, clients=[3], inner=EVERYTHING)
+
+    default, stated = model_replacement(), model_replacement(10.0)
+    bounded = byzantine(default, clients=[3], inner=norm_bound(1.0))
+
+    @jax.jit  # one program of all
+    def found(honest, weights, two):
+        of = lambda rule, **options: aggregate_stack(rule, honest, **options)  # noqa: E731
+        return (
+            [(of(alone(one))[3], of(byzantine(one, clients=[3]))) for one in (default, stated)],
+            of(alone(default), weights=weights)[3],
+            of(alone(model_replacement(weighting="uniform")), weights=weights)[3],
+            of(alone(model_replacement(server_learning_rate=0.5)))[3],
+            of(bounded),
+            aggregate_stack(byzantine(default, clients=[3, 4]), two),
+        )
+
+    both, half, uniform, slow, short, pair = found(honest, weights, two)
+    for row, average in both:
+        close(row, -10.0)
+        close(average, -1)
+    close(half, -20.0)
+    close(uniform, -10)
+    close(slow, -20)
+    close(np.linalg.norm(short), 0.1)
+    close(pair, -1)
     close(replacement_update(np.zeros(2), np.ones(2), weight=0.1), -10.0)
     close(replacement_update(np.zeros(2), np.ones(2), weight=0.05), -20.0)
     close(replacement_update(np.ones(1), np.ones(1), weight=0.1, server_learning_rate=2.0), 0)
-    weights = np.full(10, 95 / 9)
-    weights[3] = 5.0  # a share of 0.05
-    close(shown(model_replacement(), honest, [3], weights=weights)[3], -20.0)
-    close(shown(model_replacement(weighting="uniform"), honest, [3], weights=weights)[3], -10)
-    close(shown(model_replacement(server_learning_rate=0.5), honest, [3])[3], -20)
-    bounded = byzantine(model_replacement(), clients=[3], inner=norm_bound(1.0))
-    close(np.linalg.norm(aggregate_stack(bounded, honest)), 0.1)
-    two = np.zeros((10, 2))
-    two[[3, 4]] = -1.0
-    close(aggregate_stack(byzantine(model_replacement(), clients=[3, 4]), two), -1)
 
 
 def test_mimic_repeats_the_client_that_leans_furthest(double):

@@ -52,9 +52,10 @@ MODELS = {
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_dense_and_attention_kernel_of_flax_gets_an_adapter(kind):
     model = MODELS[kind]()
-    base = model.init(jax.random.key(0))
+    base = jax.jit(model.init)(jax.random.key(0))
     adapted = lora(model, base, rank=2, alpha=6.0)
     params = adapted.init(jax.random.key(1))
+    predictions = {one: jax.jit(one.predict) for one in (model, adapted)}
     shapes = {
         jax.tree_util.keystr(path[:-1], simple=True, separator="."): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params.adapters)
@@ -65,10 +66,13 @@ def test_every_dense_and_attention_kernel_of_flax_gets_an_adapter(kind):
     expected = {f"attention.{name}.kernel": (8, 2) for name in layers}
     assert shapes == {**expected, "embed.kernel": (4, 2), "head.kernel": (8, 2)}
     # Before training: the base, to the bit.
-    np.testing.assert_array_equal(adapted.predict(params, EXAMPLES), model.predict(base, EXAMPLES))
     np.testing.assert_array_equal(
-        adapted.loss(params, EXAMPLES, None), model.loss(base, EXAMPLES, None)
+        predictions[adapted](params, EXAMPLES), predictions[model](base, EXAMPLES)
     )
+    losses = [
+        jax.jit(one.loss)(of, EXAMPLES, None) for one, of in ((adapted, params), (model, base))
+    ]
+    np.testing.assert_array_equal(*losses)
     assert float(params.scale) == 3.0
     # A query kernel moves by scale * A B, seen as a matrix [8, 2 * 4].
     pair = params.adapters["attention"]["query"]["kernel"]
@@ -81,10 +85,11 @@ def test_every_dense_and_attention_kernel_of_flax_gets_an_adapter(kind):
         rtol=1e-5,
         atol=1e-6,
     )
+    whole = merged(params)
     np.testing.assert_array_equal(
-        adapted.predict(params, EXAMPLES), model.predict(merged(params), EXAMPLES)
+        predictions[adapted](params, EXAMPLES), predictions[model](whole, EXAMPLES)
     )
-    back = unmerged(merged(params), params)
+    back = unmerged(whole, params)
     chex.assert_trees_all_close(back.base, base, rtol=1e-5, atol=1e-6)
 
 

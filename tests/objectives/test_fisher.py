@@ -72,7 +72,7 @@ def by_hand(model, params, examples, exact):
         return jax.tree.map(lambda s: jnp.tensordot(weights, s**2, 1), scores)
 
     found = [square({k: v[i : i + 1] for k, v in examples.items()}) for i in range(7)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -16,7 +16,6 @@ from fedjax_lite.engine.one_client import train_clients
 from fedjax_lite.engine.program import Table
 from fedjax_lite.parties import Part, cut_layers, split_learning, splitfed
 from fedjax_lite.parties.wires import carried
-from fedjax_lite.transforms.chain import send
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(3)
@@ -49,7 +48,7 @@ def same(found, expected, tolerance=1e-6):
 
 
 def distance(found, expected):
-    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), found, expected)
+    gaps = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), found, expected)
     return max(jax.tree.leaves(gaps))
 
 
@@ -179,9 +178,9 @@ def test_on_the_wire():
         CUT, optax.sgd(0.3), plan=PLAN, sampler=EVERYONE, uplink=fl.top_k(1), downlink=fl.top_k(2)
     )
     state, metrics = once(sparse)
-    one, two = (float(send(fl.top_k(k), KEY, (), jnp.ones(4))[2].bits) for k in (1, 2))
+    one = 32 + 2  # a float, and which of four it is
     assert metrics["activation_bits"] == 10 * (one + 32)
-    assert metrics["gradient_bits"] == 10 * two
+    assert metrics["gradient_bits"] == 10 * 2 * one
     assert distance(state.server.params, once(WHOLE)[0].server.params) > 1e-3  # the plain one
     for make in (splitfed, split_learning):
         with pytest.raises(ValueError, match="downlink must not remember"):
@@ -195,10 +194,13 @@ def test_a_proximal_pull_is_towards_what_was_handed_over():
     """Version 1 is FedProx of the uncut network, and so is any of them with one client."""
     pulled = optax.chain(fl.proximal(2.0), optax.sgd(0.3))
     whole = fl.fedavg(CUT.model.loss, pulled, plan=PLAN, sampler=EVERYONE)
-    expected = once(whole)[0].server.params
-    same(once(splitfed(CUT, pulled, plan=PLAN, sampler=EVERYONE))[0].server.params, expected)
+    ids = jnp.arange(4)
+    everybody = fl.Cohort(ids, ids >= 0)
+    expected = once(whole, DATA, everybody)[0].server.params
+    split = splitfed(CUT, pulled, plan=PLAN, sampler=EVERYONE)
+    same(once(split, DATA, everybody)[0].server.params, expected)
     assert distance(expected, once(WHOLE)[0].server.params) > 1e-3
-    alone = fl.Cohort(jnp.array([1]), jnp.array([True]))  # five examples, three steps
+    alone = fl.Cohort(ids, ids == 1)  # five examples, three steps
     expected = once(whole, DATA, alone)[0].server.params
     in_turn = split_learning(CUT, pulled, plan=PLAN, sampler=EVERYONE)
     same(once(in_turn, DATA, alone)[0].server.params, expected)

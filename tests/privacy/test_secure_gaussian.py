@@ -1,5 +1,6 @@
 """Central DP on secure sums: norms of integers, the reduction to `central_gaussian`, accounts."""
 
+import functools
 import math
 
 import jax
@@ -15,6 +16,9 @@ from fedjax_lite.privacy.secure_gaussian import bounded_codes, lost_by_rounding
 from fedjax_lite.types import Cohort, Message
 
 DELTA = 1e-5
+
+
+coded = jax.jit(bounded_codes, static_argnames="bits")
 
 
 def integers(codes):
@@ -41,7 +45,7 @@ def test_rounding_lengthens_nobody_beyond_the_clip(bits):
     for clip in (1.0, 1e-3, 250.0):
         own = rows.astype(np.float32) * np.float32(clip)
         own[0] = row * clip / levels
-        norms = np.linalg.norm(integers(bounded_codes(jnp.asarray(own), clip, bits=bits)), axis=1)
+        norms = np.linalg.norm(integers(coded(own, clip, bits=bits)), axis=1)
         assert (norms <= levels).all()
         shrunk = 1 - 2 * lost_by_rounding(size, bits) - 2e-5  # and nobody is cut by more
         assert (norms[1:4] >= levels * shrunk).all()
@@ -49,17 +53,22 @@ def test_rounding_lengthens_nobody_beyond_the_clip(bits):
 
 def test_codes_are_the_nearest_integers_of_who_is_short():
     values = np.array([[0.3, -0.25, 0.0], [1e-3, -2e-3, 0.7]], np.float32)
-    codes = integers(bounded_codes(jnp.asarray(values), 1.0, bits=12))
+    codes = integers(coded(values, 1.0, bits=12))
     np.testing.assert_array_equal(codes, np.round(values.astype(np.float64) * 2047))
 
 
 def sums(rows, mask, **options):
     amounts = {"clip": 1.0, "noise_multiplier": 0.0, "cohort_size": len(rows), **options}
+    return summed(rows, np.array(mask), **amounts)
+
+
+@functools.partial(jax.jit, static_argnames=("clip", "noise_multiplier", "cohort_size", "bits"))
+def summed(rows, mask, **amounts):
     aggregator = dp.secure_gaussian_sum(**amounts)
-    messages = Message({"w": jnp.asarray(rows)}, jnp.full(len(rows), 7.0))
+    messages = Message({"w": rows}, jnp.full(len(rows), 7.0))
     acc = aggregator.init(jax.tree.map(lambda leaf: leaf[0], messages), len(rows))
-    acc = aggregator.add(acc, messages, jnp.arange(len(rows)), jnp.asarray(mask))
-    cohort = Cohort(jnp.arange(len(rows)), jnp.asarray(mask))
+    acc = aggregator.add(acc, messages, jnp.arange(len(rows)), mask)
+    cohort = Cohort(jnp.arange(len(rows)), mask)
     return aggregator.finish(jax.random.key(1), (), acc, cohort)[1]["w"]
 
 
@@ -69,7 +78,7 @@ def test_the_sum_over_a_fixed_number():
     np.testing.assert_allclose(whole, rows.sum(0) / 3, atol=0.5 / 2**19)
     two = sums(rows, [True, False, True], bits=20)
     np.testing.assert_allclose(two, rows[[0, 2]].sum(0) / 3, atol=0.5 / 2**19)
-    assert not np.asarray(sums(rows, [False] * 3)).any()
+    assert not np.asarray(sums(rows, [False] * 3, bits=20)).any()
 
 
 def test_the_largest_sum_does_not_wrap():
@@ -92,7 +101,7 @@ def test_noise_is_z_times_the_clip_whoever_came():
 
 
 def trained(privacy, rounds=2):
-    plan = fl.Plan(batch_size=2, epochs=1)
+    plan = fl.Plan(batch_size=None)
     algo = fl.fedavg(testing.loss, optax.sgd(0.05), plan=plan, privacy=privacy)
     data, key = testing.population(), jax.random.key(0)
     state = algo.init(key, testing.init_params(jax.random.key(7)), data)

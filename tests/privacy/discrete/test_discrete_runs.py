@@ -17,6 +17,7 @@ from fedjax_lite.privacy.discrete.mechanism import distributed_discrete_gaussian
 from fedjax_lite.types import Message
 
 DELTA = 1e-5
+PLAN = fl.Plan(batch_size=None)
 
 
 def mechanism(**options):
@@ -35,7 +36,7 @@ def run(privacy, *, num_rounds=1, **options):
     algo = fl.fedavg(
         testing.loss,
         optax.sgd(0.05),
-        plan=fl.Plan(batch_size=2, epochs=1),
+        plan=PLAN,
         privacy=privacy,
         **options,
     )
@@ -52,7 +53,7 @@ def test_a_federated_run():
     _, exact, metrics = run(plain)
     assert float(metrics["uplink_bits"]) == 7 * 4 * 24
     algo = fl.fedavg(
-        testing.loss, optax.sgd(0.05), plan=fl.Plan(batch_size=2, epochs=1),
+        testing.loss, optax.sgd(0.05), plan=PLAN,
         sampler=fl.everyone(), weighting="uniform",
     )  # fmt: skip
     data, key = testing.population(), jax.random.key(0)
