@@ -22,7 +22,7 @@ import fedjax_lite as fl
 from fedjax_lite.deploy import decode, federate, in_process
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", MAKERS)
 def test_reaches_what_the_simulation_reaches(name, tmp_path):
     algo = algorithm(name)

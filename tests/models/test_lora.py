@@ -96,15 +96,18 @@ def test_every_dense_and_attention_kernel_of_flax_gets_an_adapter(kind):
 def test_gradients_are_those_of_the_product():
     """dA = s dW B', dB = s A' dW, by numpy from the gradient of the merged model."""
     model = fl.models.mlp((), num_classes=3, input_shape=(4,))
-    base = model.init(jax.random.key(0))
+    base = jax.jit(model.init)(jax.random.key(0))
     adapted = lora(model, base, rank=2, alpha=1.0)
     params = adapted.init(jax.random.key(1))
     pair = params.adapters["head"]["kernel"]
     params.adapters["head"]["kernel"] = pair = LowRank(pair.a, jnp.ones_like(pair.b))
     examples = {"x": X[:, 0], "y": EXAMPLES["y"]}
-    total = lambda loss: lambda p: loss(p, examples, None).sum()  # noqa: E731
-    whole = np.asarray(jax.grad(total(model.loss))(merged(params))["head"]["kernel"])
-    found = jax.grad(total(adapted.loss))(params).adapters["head"]["kernel"]
+
+    def slope(loss):
+        return jax.jit(jax.grad(lambda p: loss(p, examples, None).sum()))
+
+    whole = np.asarray(slope(model.loss)(merged(params))["head"]["kernel"])
+    found = slope(adapted.loss)(params).adapters["head"]["kernel"]
     np.testing.assert_allclose(found.a, 0.5 * whole @ np.asarray(pair.b).T, rtol=1e-5)
     np.testing.assert_allclose(found.b, 0.5 * np.asarray(pair.a).T @ whole, rtol=1e-5)
 
@@ -121,21 +124,26 @@ def test_any_tree_is_adapted_by_path():
 
 def test_known_answers_of_averaging():
     """B1 A1 = e1 e1', B2 A2 = e2 e2': what is true, and what the naive mean makes of it."""
-    eye = jnp.eye(2)
+    eye = np.eye(2, dtype=np.float32)
     clients = LowRank(eye[:, :, None], eye[:, None, :])
+
+    @jax.jit
+    def both(clients, weights):
+        stack = stacked_adapters({"w": clients, "b": None}, weights)
+        sent = fl.Message(clients, weights)
+        rule = fl.algorithms.mean_of_products()
+        acc = rule.init(jax.tree.map(lambda leaf: leaf[0], sent), 2)
+        acc = rule.add(acc, sent, jnp.arange(2), jnp.ones(2, bool))
+        return stack, rule.finish(jax.random.key(0), (), acc, None)[1]
+
     for weights, naive in (
         ([1.0, 1.0], [[0.25, 0.25], [0.25, 0.25]]),
         ([3.0, 1.0], [[0.5625, 0.1875], [0.1875, 0.0625]]),
     ):
         shares = np.array(weights) / np.sum(weights)
-        stack = stacked_adapters({"w": clients, "b": None}, jnp.array(weights))
+        stack, found = jax.device_get(both(clients, np.array(weights, np.float32)))
         assert stack["b"] is None
         np.testing.assert_allclose(stack["w"].a @ stack["w"].b, np.diag(shares), atol=1e-7)
-        sent = fl.Message(clients, jnp.array(weights))
-        rule = fl.algorithms.mean_of_products()
-        acc = rule.init(jax.tree.map(lambda leaf: leaf[0], sent), 2)
-        acc = rule.add(acc, sent, jnp.arange(2), jnp.ones(2, bool))
-        _, found = rule.finish(jax.random.key(0), (), acc, None)
         np.testing.assert_allclose(found.factors.a @ found.factors.b, naive, atol=1e-7)
         np.testing.assert_allclose(found.products, np.diag(shares), atol=1e-7)
 

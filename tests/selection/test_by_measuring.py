@@ -157,7 +157,7 @@ def gini(times):
     return np.abs(times[:, None] - times).sum() / (2 * len(times) ** 2 * times.mean())
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("sampler", [fl.uniform(2), fl.weighted(3), fl.selection.multinomial(4)])
 def test_the_gini_of_participation(sampler):
     plain, algo = averaging(sampler), averaging(fl.selection.counted(sampler))

@@ -167,19 +167,16 @@ def test_random_words_are_uniform_distinct_and_differ_between_keys():
 
 
 def test_clients_round_differently():
-    value, keys = jnp.full(64, 0.3), jax.random.split(KEY, 6)
-    for transform in (
-        tr.qsgd(1),
-        tr.ternary(),
-        tr.random_k(8),
-        tr.drive(),
-        tr.stochastic_levels(3),
-    ):
-        value = jnp.asarray(np.random.default_rng(0).normal(size=64), jnp.float32)
-        update = jax.jit(lambda k, value: transform.update(k, (), value)[1])  # noqa: B023
-        draws = jax.jit(jax.vmap(update, in_axes=(0, None)))(keys, value)
+    kinds = (tr.qsgd(1), tr.ternary(), tr.random_k(8), tr.drive(), tr.stochastic_levels(3))
+    value = np.random.default_rng(0).normal(size=64).astype(np.float32)
+
+    @jax.jit  # one program of all
+    def sent(key):
+        return [transform.update(key, (), value)[1] for transform in kinds]
+
+    keys = jax.random.split(KEY, 6)
+    for draws, again in zip(jax.jit(jax.vmap(sent))(keys), sent(keys[2]), strict=True):
         assert len({row.tobytes() for row in np.asarray(draws)}) == 6
-        again = update(keys[2], value)
         np.testing.assert_allclose(again, draws[2], rtol=1e-6, atol=1e-6)
 
 
