@@ -64,14 +64,9 @@ def shown(attack, points, hostile, **options):
 def test_sign_flip(double):
     """Of equal updates f of n flipped leave 1 - 2 f / n of the mean."""
     equal = np.full((10, 2), 3.0)
-
-    @jax.jit
-    def means(rows):
-        rules = [byzantine(sign_flip(), clients=range(num)) for num in range(6)]
-        return [aggregate_stack(rule, rows) for rule in rules]
-
-    for num, got in enumerate(means(equal)):
-        close(got, np.full(2, 3 * (1 - 2 * num / 10)))
+    rules = [byzantine(sign_flip(), clients=range(num)) for num in range(6)]
+    means = jax.jit(lambda rows: [aggregate_stack(rule, rows) for rule in rules])(equal)
+    close(means, [np.full(2, 3 * (1 - 2 * num / 10)) for num in range(6)])
     rows = shown(sign_flip(2.5), R7, [1, 4])
     close(rows[[1, 4]], -2.5 * R7[[1, 4]])
     close(rows[[0, 2, 3, 5, 6]], R7[[0, 2, 3, 5, 6]], 0)
@@ -164,40 +159,25 @@ def test_gaussian_draws_for_each_attacker():
 
 
 def test_model_replacement(double):
-    honest = np.zeros((10, 2))
-    honest[3] = -1.0  # server minus client: x = 0, x* = 1
-    weights = np.full(10, 95 / 9)
-    weights[3] = 5.0  # a share of 0.05
-    two = np.zeros((10, 2))
-    two[[3, 4]] = -1.0
-
-    def alone(attack):
-        return byzantine(attack, clients=[3], inner=EVERYTHING)
-
-    default, stated = model_replacement(), model_replacement(10.0)
-    bounded = byzantine(default, clients=[3], inner=norm_bound(1.0))
-
-    @jax.jit  # one program of all
-    def found(honest, weights, two):
-        of = lambda rule, **options: aggregate_stack(rule, honest, **options)  # noqa: E731
-        return (
-            [(of(alone(one))[3], of(byzantine(one, clients=[3]))) for one in (default, stated)],
-            of(alone(default), weights=weights)[3],
-            of(alone(model_replacement(weighting="uniform")), weights=weights)[3],
-            of(alone(model_replacement(server_learning_rate=0.5)))[3],
-            of(bounded),
-            aggregate_stack(byzantine(default, clients=[3, 4]), two),
-        )
-
-    both, half, uniform, slow, short, pair = found(honest, weights, two)
-    for row, average in both:
-        close(row, -10.0)
-        close(average, -1)
-    close(half, -20.0)
-    close(uniform, -10)
-    close(slow, -20)
-    close(np.linalg.norm(short), 0.1)
-    close(pair, -1)
+    ids, updates = np.arange(10), [-1.0, -1.0]  # server minus client: x = 0, x* = 1
+    honest, two = np.outer(ids == 3, updates), np.outer(np.isin(ids, [3, 4]), updates)
+    weights = np.where(ids == 3, 5.0, 95 / 9)  # a share of 0.05
+    replace = model_replacement
+    cases = [
+        (replace(), EVERYTHING, {}, -10.0),
+        (replace(10.0), EVERYTHING, {}, -10.0),
+        (replace(), EVERYTHING, {"weights": weights}, -20.0),
+        (replace(weighting="uniform"), EVERYTHING, {"weights": weights}, -10),
+        (replace(server_learning_rate=0.5), EVERYTHING, {}, -20),
+        (replace(), mean(), {}, -1),
+        (replace(10.0), mean(), {}, -1),
+        (replace(), norm_bound(1.0), {}, -0.1 / np.sqrt(2)),  # of norm 0.1
+    ]
+    rules = [(byzantine(a, clients=[3], inner=inner), o) for a, inner, o, _ in cases]
+    found = jax.jit(lambda rows: [aggregate_stack(rule, rows, **o) for rule, o in rules])(honest)
+    for (_, inner, _, expected), got in zip(cases, found, strict=True):
+        close(got[3] if inner is EVERYTHING else got, expected)
+    close(aggregate_stack(byzantine(replace(), clients=[3, 4]), two), -1)
     close(replacement_update(np.zeros(2), np.ones(2), weight=0.1), -10.0)
     close(replacement_update(np.zeros(2), np.ones(2), weight=0.05), -20.0)
     close(replacement_update(np.ones(1), np.ones(1), weight=0.1, server_learning_rate=2.0), 0)

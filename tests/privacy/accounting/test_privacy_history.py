@@ -82,15 +82,9 @@ def custom(words="made by hand"):
     return fl.Mechanism(fl.everyone(), dp.uniform_mean(), spends)
 
 
-@functools.cache
-def private(z=4.0):
-    """Cached, so that tests share compiled programs."""
-    return fedavg(privacy=central(z))
-
-
-@functools.cache
-def plain():
-    return fedavg(sampler=fl.poisson(0.5))
+# Cached, so that tests share compiled programs.
+private = functools.cache(lambda z=4.0: fedavg(privacy=central(z)))
+plain = functools.cache(lambda: fedavg(sampler=fl.poisson(0.5)))
 
 
 def begun(algo):
@@ -296,15 +290,9 @@ def test_parts_of_another_mechanism_are_named():
         (tree, central),
         (local, lambda: local(5.0, participation="once_an_epoch")),
     ):
+        state = begun(fedavg(privacy=before()))
         with pytest.raises(ValueError, match="keeps there"):
-            fl.run(
-                fedavg(privacy=now()),
-                KEY,
-                begun(fedavg(privacy=before())),
-                DATA,
-                num_rounds=9,
-                **RUN,
-            )
+            fl.run(fedavg(privacy=now()), KEY, state, DATA, num_rounds=9, **RUN)
 
 
 def test_another_population_is_refused():
