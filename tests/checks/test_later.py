@@ -20,22 +20,24 @@ PACKAGES = sorted(
 )
 
 
-def loaded(*lines: str) -> set[str]:
-    """The modules of this library that a new Python has after some lines, below its name."""
-    code = "\n".join([*lines, "import sys; print(sorted(sys.modules))"])
+@pytest.fixture(scope="module")
+def loaded() -> list[set[str]]:
+    """The library's modules, below its name, that a new Python has: after the import, and later."""
+    told = "print(sorted(sys.modules))"
+    used = "fl.fedavg, fl.Plan, fl.uniform, fl.run, fl.models.mlp"
+    code = "\n".join(["import sys", "import fedjax_lite as fl", told, used, told])
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = ast.literal_eval(found.stdout.splitlines()[-1])
-    return {name.removeprefix("fedjax_lite.") for name in names if name.startswith("fedjax_lite.")}
+    own = [{n for n in ast.literal_eval(line) if n.startswith("fedjax_lite.")}
+           for line in found.stdout.splitlines()]  # fmt: skip
+    return [{name.removeprefix("fedjax_lite.") for name in names} for names in own]
 
 
-def test_the_import_alone_loads_no_folder_but_checks():
-    assert {name.split(".")[0] for name in loaded("import fedjax_lite")} == {"checks", "version"}
+def test_the_import_alone_loads_no_folder_but_checks(loaded):
+    assert {name.split(".")[0] for name in loaded[0]} == {"checks", "version"}
 
 
-def test_a_method_brings_what_it_uses_and_nothing_else():
-    found = loaded(
-        "import fedjax_lite as fl", "fl.fedavg, fl.Plan, fl.uniform, fl.run, fl.models.mlp"
-    )
+def test_a_method_brings_what_it_uses_and_nothing_else(loaded):
+    found = loaded[1]
     used = {
         "algorithms.fedavg",
         "engine.batches",

@@ -65,7 +65,7 @@ def test_fences_say_what_they_are():
         assert all(len(line) <= 88 for line in one.code.split("\n")), f"{where}: line too long"
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=pytest.mark.slow) if p in SLOW else p for p in PAGES]
 )

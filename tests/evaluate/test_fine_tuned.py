@@ -47,12 +47,12 @@ def local(**options):
 @functools.cache
 def trained():
     algo = local()
-    return algo.round(KEY, algo.init(KEY, PARAMS, TRAIN), TRAIN)[0]
+    return algo.round(KEY, jax.jit(algo.init)(KEY, PARAMS, TRAIN), TRAIN)[0]
 
 
 def alone():
     """What a round of local training makes of the same model, with the same keys."""
-    return client_models(trained())
+    return jax.device_get(client_models(trained()))
 
 
 @functools.cache

@@ -12,14 +12,14 @@ ALWAYS = ("test_experiments.py", "test_privacy_audit.py")
 
 
 def pytest_itemcollected(item):
-    """What looks at the finished smoke run of a script: of five scripts by default.
+    """What looks at the finished smoke run of a script: of three scripts by default.
 
     All are imported, their flags, `--help` and refusals tested, and what they compute by parts.
     """
     looks = "finished" in item.fixturenames or item.name.startswith("test_a_smoke_run")
     benchmark = item.path.name.startswith("test_benchmark")  # which have a sample of their own
     if looks and not benchmark and item.path.name not in ALWAYS:
-        item.add_marker(pytest.mark.sample(5, of="smoke runs of scripts", by="file"))
+        item.add_marker(pytest.mark.sample(3, of="smoke runs of scripts", by="file"))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ def scenes():
         sys.modules.pop(path.stem, None)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "held"),
     [

@@ -44,7 +44,7 @@ def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     train, test = fl.data.load("digits")
     data = fl.data.partition(train, fl.data.dirichlet(alpha=0.3, num_clients=8, seed=0))
-    model = fl.models.mlp((8,), num_classes=10, input_shape=(8, 8, 1))
+    model = fl.models.linear(num_classes=10, input_shape=(8, 8, 1))
     algo = fl.fedavg(
         model.loss, optax.sgd(0.1), plan=fl.Plan(batch_size=20), sampler=fl.uniform(3),
         aggregator=fl.diagnosed(fl.mean()),
