@@ -20,6 +20,10 @@ from fedjax_lite.deploy.flower_claims import MARK, mark_of
 from fedjax_lite.deploy.flower_grid import ASK, PACKET, WHO, flower, grid_exchange, packed, unpacked
 from fedjax_lite.deploy.node import node
 from fedjax_lite.deploy.parts import deployed
+from fedjax_lite.deploy.secure_client import check_secure
+from fedjax_lite.deploy.secure_server import secure_server
+from fedjax_lite.deploy.secure_settings import SecureSettings
+from fedjax_lite.deploy.secure_sums import check_sums
 from fedjax_lite.deploy.server import server
 from fedjax_lite.deploy.tries import Limits, check_limits
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
@@ -35,6 +39,8 @@ def flower_client(
     examples: PyTree | Callable[[Config], PyTree],
     *,
     splits: dict[str, PyTree] | Callable[[Config], dict[str, PyTree]] | None = None,
+    secure: SecureSettings | None = None,
+    identity: Any = None,
 ) -> Any:
     """The ClientApp of an algorithm: `fedjax_lite.deploy.node` behind a Flower SuperNode.
 
@@ -45,6 +51,13 @@ def flower_client(
     carries bytes. It starts a process for every message, so programs are compiled once a message
     unless ``JAX_COMPILATION_CACHE_DIR`` names a folder.
 
+    Under secure aggregation the phases of a session are answered by different processes, so it is
+    kept in the folder from one to the next. Until the vector is masked private keys and the vector
+    itself lie there, from then on no key; the file is gone when the session is over. Make the
+    folder the node's alone (mode 0700), and keep it out of backups; what holds where one was
+    restored: `fedjax_lite.deploy.secure_client.SecureClient`. A machine that was killed between two
+    messages goes on; one that was killed over a message dropped out in that phase.
+
     Args:
       algo: as at the server.
       key: of this client's randomness; see `fedjax_lite.deploy.node`.
@@ -52,13 +65,18 @@ def flower_client(
       examples: the machine's arrays, leaves `[n, ...]`, or ``(node config) -> arrays`` that reads
         them when a request came: the same app is sent to all machines.
       splits: other data of this client by name, or ``(node config) -> splits``.
+      secure: answer a `flower_server` that aggregates securely only: as of
+        `fedjax_lite.deploy.node`.
+      identity: where `secure` has identities, the client's ``Ed25519PrivateKey``, or
+        ``(node config) -> key`` that reads it from the machine's own disk.
 
     Returns:
       A ``flwr.clientapp.ClientApp``.
 
     Raises:
       ImportError: without Flower.
-      TypeError, ValueError: as `fedjax_lite.deploy.one_client`.
+      TypeError, ValueError: as `fedjax_lite.deploy.one_client`; if `secure` does not fit `algo`, or
+        `identity` is there without its public keys, or missing.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np, optax, fedjax_lite as fl
@@ -72,7 +90,14 @@ def flower_client(
     Reference: Beutel et al., "Flower: A Friendly Federated Learning Research Framework", 2020,
     arXiv:2007.14390.
     """
-    deployed(algo)
+    _check_securely(algo, secure)
+    signed = secure is not None and secure.identities is not None
+    if signed != (identity is not None):
+        raise TypeError(
+            f"identity must be {'a private key' if signed else 'None'} where secure has "
+            f"{'identities' if signed else 'none'}, got {shown(identity)}; "
+            "SecureSettings(threshold, identities={...}) and its Ed25519PrivateKey go together"
+        )
     check_key(key)
     check_tree(params, "params")
 
@@ -88,7 +113,13 @@ def flower_client(
             )
         client_id = _client_id(config)
         return node(
-            algo, key, params, own(examples), client_id=client_id, folder=folder, splits=own(splits)
+            *(algo, key, params, own(examples)),
+            client_id=client_id,
+            folder=folder,
+            splits=own(splits),
+            secure=secure,
+            identity=own(identity),
+            keep_session=secure is not None,
         )
 
     return flower_answers(answer_of)
@@ -156,6 +187,7 @@ def flower_server(
     when_given_up: Literal["abort", "skip"] = "abort",
     bind: bool = True,
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
+    secure: SecureSettings | None = None,
 ) -> Any:
     """The ServerApp of an algorithm: `fedjax_lite.deploy.federate` over the SuperNodes of a grid.
 
@@ -171,8 +203,8 @@ def flower_server(
       num_clients: `N`, SuperNodes with ``client-id`` ``0 .. N - 1``.
       num_rounds: rounds in all, those done before included.
       folder: of checkpoints and metrics, on the server's disk.
-      timeout: seconds that a round waits for replies, and the start for SuperNodes; who has not
-        replied by then dropped out.
+      timeout: seconds that a round waits for replies, in each of its phases where there are
+        several, and the start for SuperNodes; who has not replied by then dropped out.
       min_clients: a round with fewer replies that count is given up, where so many were asked.
       on_refusal: "drop" or "abort": what a reply that is refused does.
       retries: how often a round is asked for again before it is given up.
@@ -181,13 +213,15 @@ def flower_server(
       bind: a client is the machine that was first to say so, which is kept in `folder`; see
         `fedjax_lite.deploy.grid_exchange`.
       evaluate: ``(state) -> scores`` after each round, joined to its row.
+      secure: learn sums only, as `fedjax_lite.deploy.secure_server`; with its identities if it has
+        some. The same on every client.
 
     Returns:
       A ``flwr.serverapp.ServerApp``.
 
     Raises:
       ImportError: without Flower.
-      TypeError, ValueError: as `fedjax_lite.deploy.server`.
+      TypeError, ValueError: as `fedjax_lite.deploy.server` or `fedjax_lite.deploy.secure_server`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, fedjax_lite as fl
@@ -198,7 +232,7 @@ def flower_server(
       ...     app = flower_server(algo, jax.random.key(0), jnp.float32(0),
       ...                         num_clients=3, num_rounds=10)
     """
-    deployed(algo)
+    _check_securely(algo, secure)
     check_key(key)
     check_tree(params, "params")
     check_count(num_clients, "num_clients", minimum=1)
@@ -212,8 +246,12 @@ def flower_server(
     def main(grid: Any, context: Any) -> None:
         config = context.run_config
         place, seconds = config.get("folder") or folder, config.get("timeout") or timeout
+        if secure is None:
+            hub = server(algo, key, params, num_clients=num_clients)
+        else:
+            hub = secure_server(algo, key, params, num_clients=num_clients, secure=secure)
         federate(
-            server(algo, key, params, num_clients=num_clients),
+            hub,
             grid_exchange(grid, timeout=seconds, bind=bind, folder=place),
             num_rounds=config.get("num-rounds", num_rounds),
             folder=place,
@@ -222,6 +260,14 @@ def flower_server(
         )
 
     return app
+
+
+def _check_securely(algo: Any, secure: SecureSettings | None) -> None:
+    """Raises where an algorithm does not run on machines, or not under these settings."""
+    wires = deployed(algo)
+    if secure is not None:
+        check_secure(secure)
+        check_sums(wires.program.aggregator, secure)
 
 
 def _client_id(config: Config) -> int:

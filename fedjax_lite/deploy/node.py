@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -12,7 +13,14 @@ from typing import Any
 import jax
 
 from fedjax_lite import trees
-from fedjax_lite.checks.arguments import as_path, check_count, check_key, check_params, shown
+from fedjax_lite.checks.arguments import (
+    as_path,
+    check_bool,
+    check_count,
+    check_key,
+    check_params,
+    shown,
+)
 from fedjax_lite.crypto.secagg.messages import SecAggAbort
 from fedjax_lite.deploy.one_client import Kept, OneClient, one_client, own_data
 from fedjax_lite.deploy.packets import Packet, PacketError, decode, encode, unpack
@@ -20,7 +28,7 @@ from fedjax_lite.deploy.parts import deployed, splits_of
 from fedjax_lite.deploy.rounds import NEVER
 from fedjax_lite.deploy.secure_client import PHASES, SecureClient
 from fedjax_lite.deploy.secure_settings import SecureSettings
-from fedjax_lite.run.files import naming
+from fedjax_lite.run.files import save_bytes_atomic
 from fedjax_lite.types import FederatedAlgorithm, Key, Params, PyTree
 
 
@@ -35,6 +43,7 @@ def node(
     splits: dict[str, PyTree] | None = None,
     secure: SecureSettings | None = None,
     identity: Any = None,
+    keep_session: bool = False,
 ) -> Callable[[bytes], bytes]:
     """A client's machine as one function, ``request -> reply``; any transport may carry them.
 
@@ -70,6 +79,11 @@ def node(
       secure: answer `fedjax_lite.deploy.secure_server` only: neither a message nor a metric of this
         client leaves it but in a sum.
       identity: its ``Ed25519PrivateKey``, where `secure` has identities.
+      keep_session: keep a session of secure aggregation in the folder, so that the node may be made
+        anew for every request, as behind Flower. While a session lasts the file has private keys
+        and, until the vector is masked, the vector: the folder must be the node's alone (mode 0700)
+        and of no backup; see `fedjax_lite.deploy.secure_session.SessionFile`. False: it lives in
+        this process, and ends with it.
 
     Returns:
       ``(bytes) -> bytes``.
@@ -110,8 +124,17 @@ def node(
             f"identity must be None without secure, got {shown(identity)}; "
             "secure=fl.deploy.SecureSettings(threshold, identities={...})"
         )
+    check_bool(keep_session, "keep_session")
+    if secure is None and keep_session:
+        raise ValueError(
+            "keep_session must be False without secure, got True: there is no session; "
+            "secure=fl.deploy.SecureSettings(threshold)"
+        )
     if secure is not None:
-        secretive = SecureClient(algo, client_id, folder, secure, identity)
+        secretive = SecureClient(
+            algo, client_id, folder, secure, identity, keep_session=keep_session
+        )
+    alone = contextlib.nullcontext if secretive is None else secretive.alone
     kinds = ("sizes?", *(("rehearse", "train") if secretive is None else PHASES))
 
     def client_of(packet: Packet) -> tuple[OneClient, Any]:
@@ -129,42 +152,47 @@ def node(
 
     def answer(request: bytes) -> bytes:
         try:
-            packet = decode(request, *kinds)
-            client, data = client_of(packet)
-            if packet.kind == "sizes?":
-                told = {"sizes": client.sizes(data), "counted": client.counted(data)}
-                return encode("sizes", {"client": client_id, **told})
-            if (whose := packet.fields.get("client")) != client_id:
-                raise PacketError(f"the request is for client {whose!r:.40}, I am {client_id}")
-            if secretive is not None and packet.kind != "advertise":
-                return secretive.answer(packet, request)
-            shelf = Shelf(
-                *(folder, client_id, packet.fields, client.init),
-                once=once,
-                secretive=secretive is not None,
-            )
-            if last_round is not None and shelf.round >= last_round:
-                raise PacketError(
-                    f"round {shelf.round} is asked for, this client's budget of privacy ends after "
-                    f"{last_round} rounds"
-                )
-            before = shelf.before()
-            if packet.kind == "rehearse":
-                return client.rehearse(key, request, before, data)
-            if secretive is None:
-                reply, after = client.train(key, request, before, data)
-                shelf.put(before, after, reply)
-                return reply
-            if (known := secretive.known(request)) is not None:
-                return known
-            tree, after = client.local(key, packet, before, data)
-            shelf.put(before, after, encode("local", {}, tree) if once else b"")
-            return secretive.begin(packet, request, tree)
+            with alone():
+                return answered(request)
         except (PacketError, SecAggAbort) as error:
             return encode("refused", {"client": client_id, "why": f"{error!s:.2000}"})
         except OSError as error:
             why = f"the disk of this client: {error!s:.1000}"
             return encode("refused", {"client": client_id, "why": why})
+
+    def answered(request: bytes) -> bytes:
+        packet = decode(request, *kinds)
+        client, data = client_of(packet)
+        if packet.kind == "sizes?":
+            told = {"sizes": client.sizes(data), "counted": client.counted(data)}
+            return encode("sizes", {"client": client_id, **told})
+        if (whose := packet.fields.get("client")) != client_id:
+            raise PacketError(f"the request is for client {whose!r:.40}, I am {client_id}")
+        if secretive is not None and packet.kind != "advertise":
+            return secretive.answer(packet, request)
+        shelf = Shelf(
+            *(folder, client_id, packet.fields, client.init),
+            once=once,
+            secretive=secretive is not None,
+        )
+        if last_round is not None and shelf.round >= last_round:
+            raise PacketError(
+                f"round {shelf.round} is asked for, this client's budget of privacy ends after "
+                f"{last_round} rounds"
+            )
+        before = shelf.before()
+        if packet.kind == "rehearse":
+            return client.rehearse(key, request, before, data)
+        if secretive is None:
+            reply, after = client.train(key, request, before, data)
+            shelf.put(before, after, reply)
+            return reply
+        if (known := secretive.known(request)) is not None:
+            return known
+        secretive.end()
+        tree, after = client.local(key, packet, before, data)
+        shelf.put(before, after, encode("local", {}, tree) if once else b"")
+        return secretive.begin(packet, request, tree)
 
     return answer
 
@@ -267,16 +295,7 @@ class Shelf:
             )
         fields = {"round": self.round, "committed": self._committed, "reply": name}
         tree = {"before": before.row, "after": after.row, "known": after.known}
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        try:
-            with naming(self._path):
-                with temporary.open("wb") as file:
-                    file.write(encode("row", fields, tree))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_bytes_atomic(self._path, encode("row", fields, tree))
 
     def _keeps(self, fresh: Kept) -> str:
         """What a client cannot go on without, in words; "" where that is nothing."""

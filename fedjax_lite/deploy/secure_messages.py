@@ -1,4 +1,4 @@
-"""The messages of secure aggregation as fields of packets, and back."""
+"""The messages of secure aggregation, and what a client keeps, as fields of packets, and back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from fedjax_lite.crypto.secagg.kept import Kept
 from fedjax_lite.crypto.secagg.messages import (
     Advertisement,
     Confirmation,
@@ -39,6 +40,18 @@ _FORMS: dict[type, dict[str, Any]] = {
         "self_shares": "shares",
         "key_shares": "shares",
         "proof": "bytes",
+    },
+    Kept: {
+        "client": "id",
+        "done": "id",
+        "why": "text",
+        "share_key": "bytes",
+        "mask_key": "bytes",
+        "seed": "bytes",
+        "advertisements": Advertisement,
+        "own": "bytes",
+        "shares": "shares",
+        "confirmed": "ids",
     },
 }
 """Fields of each kind; a type stands for several of it. A vector travels as an array."""
@@ -98,6 +111,8 @@ def several_from(kind: type[Message], values: Any, *, what: str) -> list[Message
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, str):
+        return value
     if isinstance(value, frozenset | set):
         return sorted(map(int, value))
     if isinstance(value, dict):
@@ -114,6 +129,8 @@ def _read(form: Any, value: Any, what: str) -> Any:
         return value
     if form == "bytes":
         return _bytes(value, what)
+    if form == "text" and isinstance(value, str):
+        return value
     if form == "ids" and isinstance(value, list) and all(map(is_id, value)):
         return frozenset(value)
     if form == "shares" and isinstance(value, list):

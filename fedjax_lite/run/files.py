@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -62,6 +63,59 @@ def save_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
       {'num_rounds': 5}
     """
     save_text_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def save_bytes_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
+    """Writes a file as `save_text_atomic` does, and sees that its name, too, is on the disk.
+
+    After a return the file survives a loss of power: what was to be remembered before a reply
+    leaves is.
+
+    Args:
+      path: the file; its folder must exist.
+      data: what it is to hold.
+      mode: of the file from its first byte on, less the process's umask.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_bytes_atomic(folder + "/secret", b"done", mode=0o600)
+      ...     oct(Path(folder, "secret").stat().st_mode & 0o777)
+      '0o600'
+    """
+    path = as_path(path, "path")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with naming(path):
+        try:
+            temporary.unlink(missing_ok=True)  # of a process that was killed
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk: what was moved into it, what was removed.
+
+    Example:
+      >>> sync_folder(Path("."))
+    """
+    if os.name != "posix":  # nothing else opens folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -78,7 +78,8 @@ class Client:
         self.id, self.settings = int(client), settings
         self._who = f"client {self.id}"
         confirms = ("confirm",) if settings.signed else ()
-        self._turns = Turns(self._who, ("advertise", "share", "mask", *confirms, "unmask"))
+        self._phases = ("advertise", "share", "mask", *confirms, "unmask")
+        self._turns = Turns(self._who, self._phases)
         self._identity = Identity(settings, self.id, identity)
         private = primitives().asymmetric.x25519.X25519PrivateKey
         self._share_key, self._mask_key = private.generate(), private.generate()
@@ -87,6 +88,7 @@ class Client:
         self._ciphers: dict[int, Any] = {}
         self._pair_seeds: dict[int, bytes] = {}
         self._received: dict[int, bytes] = {}
+        self._opened: dict[int, bytes] = {}
         self._own: tuple[bytes, bytes] = (b"", b"")
         self._confirmed: frozenset[int] = frozenset()
 
@@ -113,14 +115,7 @@ class Client:
         """
         with self._turns.take("share"):
             self._check_roster(roster)
-            for peer in self._peers():
-                ad = self._ads[peer]
-                with usable_key(self._who, peer):
-                    key = agree(self._share_key, ad.share_key, self.settings.round_id, b"shares")
-                    self._pair_seeds[peer] = mask_seed(
-                        self._mask_key, ad.mask_key, self.settings.round_id
-                    )
-                self._ciphers[peer] = primitives().ciphers.aead.AESGCM(key)
+            self._agree()
             ids = [self.id, *self._peers()]
             points = [i + 1 for i in ids]  # at 0 is the secret
             of_seed, of_key = (
@@ -216,6 +211,17 @@ class Client:
     def _peers(self) -> list[int]:
         return [i for i in self._ads if i != self.id]
 
+    def _agree(self) -> None:
+        """With every neighbour on the key of their shares and on the seed of their mask."""
+        for peer in self._peers():
+            ad = self._ads[peer]
+            with usable_key(self._who, peer):
+                key = agree(self._share_key, ad.share_key, self.settings.round_id, b"shares")
+                self._pair_seeds[peer] = mask_seed(
+                    self._mask_key, ad.mask_key, self.settings.round_id
+                )
+            self._ciphers[peer] = primitives().ciphers.aead.AESGCM(key)
+
     def _prove(self, purpose: bytes, *fields: Any) -> bytes:
         """Bound to the fresh keys as well: an older round of the same name does not fit."""
         return self._identity.prove(purpose, self.id, self._ads[self.id].proof, *fields)
@@ -297,16 +303,20 @@ class Client:
         nonce = secrets.token_bytes(12)
         return nonce + self._ciphers[peer].encrypt(nonce, plain, self._bound(self.id, peer))
 
-    def _open(self, peer: int) -> bytes:
+    def _decrypted(self, peer: int) -> bytes:
+        """What a peer sealed for this client; nothing where that was changed."""
         from cryptography.exceptions import InvalidTag
 
         sealed = self._received[peer]
         try:
-            plain = self._ciphers[peer].decrypt(
-                sealed[:12], sealed[12:], self._bound(peer, self.id)
-            )
-        except (InvalidTag, ValueError) as error:
-            raise SecAggAbort(f"{self._who}: the shares of {peer} were changed") from error
+            return self._ciphers[peer].decrypt(sealed[:12], sealed[12:], self._bound(peer, self.id))
+        except (InvalidTag, ValueError):
+            return b""
+
+    def _open(self, peer: int) -> bytes:
+        plain = self._opened[peer] if peer in self._opened else self._decrypted(peer)
+        if not plain:
+            raise SecAggAbort(f"{self._who}: the shares of {peer} were changed")
         if len(plain) != 2 * SHARE_BYTES:
             raise SecAggAbort(
                 f"{self._who}: the shares of {peer} have {len(plain)} bytes, not {2 * SHARE_BYTES}"

@@ -14,6 +14,8 @@ class Turns:
     Args:
       who: the party, for errors.
       phases: names in order.
+      done: how many of them are behind it.
+      why: it gave up; "": it did not.
 
     Example:
       >>> turns = Turns("server", ("roster", "forward"))
@@ -23,8 +25,13 @@ class Turns:
       'forward'
     """
 
-    def __init__(self, who: str, phases: tuple[str, ...]) -> None:
-        self._who, self._phases, self._done, self._why = who, phases, 0, ""
+    def __init__(self, who: str, phases: tuple[str, ...], *, done: int = 0, why: str = "") -> None:
+        self._who, self._phases, self._done, self._why = who, phases, done, why
+
+    @property
+    def state(self) -> tuple[int, str]:
+        """How many phases are done, and why it gave up."""
+        return self._done, self._why
 
     @property
     def due(self) -> str | None:
