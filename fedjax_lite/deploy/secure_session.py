@@ -32,7 +32,7 @@ class Session:
     round: int
     party: Client
     vector: np.ndarray
-    """Empty where it was masked before this process began."""
+    """Zeros where it was masked before this process began, or never will be."""
     digest: str
     """Of the vector."""
     replies: dict[bytes, bytes]
@@ -148,5 +148,7 @@ class SessionFile:
         party = client_of(kept, settings, identity=self._identity)
         if vector.shape != ((0,) if is_spent(kept) else (length,)):
             raise PacketError(f"its vector has the shape {list(vector.shape)}")
+        if is_spent(kept):
+            vector = np.zeros(length, np.uint32)  # the party refuses to mask it
         said = dict(zip(asked, (reply.tobytes() for reply in replies), strict=True))
         return Session(name, run, round, party, vector, fields["vector"], said)

@@ -10,7 +10,7 @@ import optax
 from federations import EVERYONE, KEY, PLAN, SIZES, loss, population, start
 
 import fedjax_lite as fl
-from fedjax_lite.deploy import SecureSettings, in_process, node, secure_server
+from fedjax_lite.deploy import SecureSettings, decode, in_process, node, secure_server
 
 N = len(SIZES)
 SECURE = SecureSettings(threshold=3)
@@ -50,6 +50,41 @@ def nodes_of(algo, folder, secure=SECURE, identities=None):
         i: node(algo, KEY, start(), part, client_id=i, identity=identities[i], **options)
         for i, part in enumerate(population()[0])
     }
+
+
+def anew(algo, folder, secure=SECURE, identities=None):
+    """Clients of which every message is answered by a node that was just made."""
+    parts, _ = population()
+    identities = dict.fromkeys(range(N)) if identities is None else identities
+
+    def one(i):
+        def answer(request):
+            made = node(
+                *(algo, KEY, start(), parts[i]),
+                client_id=i, folder=folder, secure=secure, identity=identities[i],
+                keep_session=True,
+            )  # fmt: skip
+            return made(request)
+
+        return answer
+
+    return {i: one(i) for i in range(N)}
+
+
+def dropping(answers, drops):
+    """An exchange in which clients are gone from a phase on."""
+
+    def exchange(requests):
+        phase = decode(next(iter(requests.values()))).kind
+        order = ("advertise", "share", "mask", "confirm", "unmask")
+        there = {
+            i: answer
+            for i, answer in answers.items()
+            if i not in drops or order.index(phase) < order.index(drops[i])
+        }
+        return in_process(there)(requests)
+
+    return exchange
 
 
 def begun(hub, answers):
