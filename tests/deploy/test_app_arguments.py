@@ -9,6 +9,7 @@ import pytest
 
 import fedjax_lite as fl
 from fedjax_lite import deploy
+from fedjax_lite.crypto.prg import primitives
 
 KEY, START = jax.random.key(0), jnp.float32(0)
 EXAMPLES = {"b": jnp.ones(3)}
@@ -57,6 +58,37 @@ CASES = [
 def test_bad_arguments_are_refused_before_anything_runs(made, name):
     with pytest.raises((TypeError, ValueError), match=name):
         getattr(deploy, made)(**VALID[made] | {name: BAD[name]})
+
+
+SECURE = deploy.SecureSettings(2)
+SIGNED = deploy.SecureSettings(3, identities={i: bytes([i] * 32) for i in range(4)})
+SUMS = fl.fedavg(
+    lambda w, e, key: 0.5 * (w - e["b"]) ** 2,
+    optax.sgd(0.5),
+    plan=fl.Plan(batch_size=1),
+    sampler=fl.everyone(),
+    aggregator=fl.secure_mean(max_abs=1.0),
+)
+
+
+@pytest.mark.parametrize("made", ["flower_client", "flower_server"])
+def test_secure_aggregation_fits_the_algorithm(made):
+    with pytest.raises(TypeError, match="secure must be a SecureSettings or None, got 'yes'"):
+        getattr(deploy, made)(**VALID[made], secure="yes")
+    with pytest.raises(ValueError, match="algo must sum integers to be aggregated securely"):
+        getattr(deploy, made)(**VALID[made], secure=SECURE)
+
+
+def test_an_identity_goes_with_identities():
+    own = primitives().asymmetric.ed25519.Ed25519PrivateKey.generate()
+    client = {**CLIENT, "algo": SUMS}
+    for given, why in [
+        ({"identity": own}, "must be None where secure has none, got"),
+        ({"secure": SECURE, "identity": own}, "must be None where secure has none, got"),
+        ({"secure": SIGNED}, "must be a private key where secure has identities, got None"),
+    ]:
+        with pytest.raises(TypeError, match=f"identity {why}"):
+            deploy.flower_client(**client, **given)
 
 
 @pytest.mark.parametrize("grid", [None, "127.0.0.1:8000", {0: b"a"}])

@@ -5,8 +5,8 @@ import time
 import pytest
 
 pytest.importorskip("flwr", reason='Flower is not installed: pip install "fedjax_lite[flower]"')
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flower_here import Grid, be_in_a_task, supernode
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedjax_lite.deploy import flower_answers, grid_exchange
 from fedjax_lite.deploy.flower_grid import packed, unpacked
@@ -17,58 +17,12 @@ SOON = 0.01
 @pytest.fixture(autouse=True)
 def in_a_task(monkeypatch):
     """As in a process that Flower started."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-
-class Grid:
-    """A SuperLink in this process: `nodes` maps the ids of SuperNodes to what they do."""
-
-    def __init__(self, nodes):
-        self.nodes, self.waiting, self.asked = nodes, {}, []
-        self.looks = 0
-        self.at = {}  # what happens before the n-th look
-
-    def get_node_ids(self):
-        self.looks += 1
-        self.at.pop(self.looks, lambda: None)()
-        return list(self.nodes)
-
-    def push_messages(self, messages):
-        ids = []
-        for message in messages:
-            ids.append(f"m{len(self.asked)}")
-            message.metadata.__dict__["_message_id"] = ids[-1]
-            self.waiting[ids[-1]] = message
-            self.asked.append((message.metadata.dst_node_id, message.metadata.message_type))
-            assert 0 < message.metadata.ttl <= 30
-        return ids
-
-    def pull_messages(self, message_ids):
-        assert message_ids
-        replies = []
-        for name in message_ids:
-            message = self.waiting[name]
-            node = self.nodes.get(message.metadata.dst_node_id)
-            if node is not None and (reply := node(message)) is not None:
-                replies.append(reply)
-        return replies
+    be_in_a_task(monkeypatch)
 
 
 def node(answer, **config):
     """A SuperNode that runs the ClientApp as Flower does."""
-    app = flower_answers(lambda got: lambda request: answer(request, got))
-    context = Context(
-        run_id=1, node_id=2, node_config=config, state=RecordDict(), run_config={}, series_id=3
-    )
-
-    def handle(message):
-        try:
-            return app(message, context)
-        except Exception as error:
-            return Message(Error(code=2, reason=str(error)), reply_to=message)
-
-    return handle
+    return supernode(flower_answers(lambda got: lambda request: answer(request, got)), config)
 
 
 @pytest.fixture
