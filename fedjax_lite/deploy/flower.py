@@ -34,7 +34,7 @@ Config = Mapping[str, Any]
 
 def flower_client(
     algo: FederatedAlgorithm,
-    key: Key,
+    key: Key | Callable[[Config], Key],
     params: Params,
     examples: PyTree | Callable[[Config], PyTree],
     *,
@@ -60,7 +60,8 @@ def flower_client(
 
     Args:
       algo: as at the server.
-      key: of this client's randomness; see `fedjax_lite.deploy.node`.
+      key: of this client's randomness; see `fedjax_lite.deploy.node`. Or ``(node config) -> key``
+        that reads the machine's own, where noise of the clients is to protect them.
       params: a model of the same shapes.
       examples: the machine's arrays, leaves `[n, ...]`, or ``(node config) -> arrays`` that reads
         them when a request came: the same app is sent to all machines.
@@ -98,7 +99,8 @@ def flower_client(
             f"{'identities' if signed else 'none'}, got {shown(identity)}; "
             "SecureSettings(threshold, identities={...}) and its Ed25519PrivateKey go together"
         )
-    check_key(key)
+    if not callable(key):
+        check_key(key)
     check_tree(params, "params")
 
     def answer_of(config: Config) -> Answer:
@@ -113,7 +115,7 @@ def flower_client(
             )
         client_id = _client_id(config)
         return node(
-            *(algo, key, params, own(examples)),
+            *(algo, own(key), params, own(examples)),
             client_id=client_id,
             folder=folder,
             splits=own(splits),
@@ -173,7 +175,7 @@ def flower_answers(answer_of: Callable[[Config], Answer]) -> Any:
 
 def flower_server(
     algo: FederatedAlgorithm,
-    key: Key,
+    key: Key | Callable[[Config], Key],
     params: Params,
     *,
     num_clients: int,
@@ -198,7 +200,8 @@ def flower_server(
 
     Args:
       algo: any synchronous algorithm.
-      key: of the run.
+      key: of the run. Or ``(run config) -> key`` that reads it from the server's disk: clients have
+        the same app, and must not know a key whose noise hides them from one another.
       params: the model to begin with.
       num_clients: `N`, SuperNodes with ``client-id`` ``0 .. N - 1``.
       num_rounds: rounds in all, those done before included.
@@ -233,7 +236,8 @@ def flower_server(
       ...                         num_clients=3, num_rounds=10)
     """
     _check_securely(algo, secure)
-    check_key(key)
+    if not callable(key):
+        check_key(key)
     check_tree(params, "params")
     check_count(num_clients, "num_clients", minimum=1)
     check_count(num_rounds, "num_rounds", minimum=0)
@@ -246,10 +250,11 @@ def flower_server(
     def main(grid: Any, context: Any) -> None:
         config = context.run_config
         place, seconds = config.get("folder") or folder, config.get("timeout") or timeout
+        given = (algo, key(config) if callable(key) else key, params)
         if secure is None:
-            hub = server(algo, key, params, num_clients=num_clients)
+            hub = server(*given, num_clients=num_clients)
         else:
-            hub = secure_server(algo, key, params, num_clients=num_clients, secure=secure)
+            hub = secure_server(*given, num_clients=num_clients, secure=secure)
         federate(
             hub,
             grid_exchange(grid, timeout=seconds, bind=bind, folder=place),

@@ -100,7 +100,8 @@ def secure_server(
     and who has helped to lift the masks of a sum does so for the same clients only. Since a sum
     takes the threshold, above half of the cohort, no two sums of a round are revealed, though the
     help for the first one come late. (The threshold of a sparse graph is of neighbours: there it
-    takes ``2 threshold min_survivors > (degree + 1) C`` of a cohort of `C`.)
+    takes ``2 threshold min_survivors > (degree + 1) C`` of a cohort of `C`, and clients refuse a
+    second try where that is not so.)
 
     Args:
       algo: any synchronous algorithm with ``aggregator=fl.secure_mean(...)``, or with

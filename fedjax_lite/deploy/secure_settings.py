@@ -63,4 +63,5 @@ class SecureSettings:
             "threshold": int(self.threshold),
             "min_survivors": int(self.fewest),
             "signed": self.identities is not None,
+            "degree": None if self.degree is None else int(self.degree),
         }

@@ -67,17 +67,17 @@ def part(config):
     return population()[0][config["client-id"]]
 
 
-def run_here(algo, secure, place, *, identity=None, grid=Grid, **options):
+def run_here(algo, secure, place, *, keys=(KEY, KEY), identity=None, grid=Grid):
     """A run whose messages each make their node anew; states, and the server's rows."""
-    app = flower_client(algo, KEY, start(), part, secure=secure, identity=identity)
+    app = flower_client(algo, keys[0], start(), part, secure=secure, identity=identity)
     nodes = {
         10 + i: supernode(app, {"client-id": i, "folder": str(place / f"rows-{i}")})
         for i in range(N)
     }
     seen = []
     server = flower_server(
-        *(algo, KEY, start()), num_clients=N, num_rounds=ROUNDS, folder=place / "run", timeout=25,
-        evaluate=lambda state: seen.append(state) or {}, secure=secure, **options,
+        *(algo, keys[1], start()), num_clients=N, num_rounds=ROUNDS, folder=place / "run",
+        timeout=25, evaluate=lambda state: seen.append(state) or {}, secure=secure,
     )  # fmt: skip
     server(grid(nodes), context_of({}, {}))
     rows = (place / "run" / "metrics.jsonl").read_text().splitlines()
@@ -109,6 +109,25 @@ def test_noise_is_accounted_at_the_server(whose, hasty, tmp_path):
             expected = fl.privacy.gdp_epsilon(DELTA, np.sqrt(r + 1))
             assert row["epsilon"] == pytest.approx(expected, rel=1e-6)
     assert not list(tmp_path.glob("rows-*/*.session"))
+
+
+def test_keys_that_machines_read(hasty, tmp_path):
+    """Clients of full batches have keys of their own, and the model has the noise of the key that
+    the server read."""
+    algo = fl.fedavg(
+        loss, optax.sgd(0.1), plan=fl.Plan(batch_size=None), privacy=NOISE["of the server"][0]
+    )
+    read = []
+
+    def keys(config):
+        read.append(config.get("client-id", "the server"))
+        return jax.random.key(100 + config["client-id"]) if "client-id" in config else KEY
+
+    seen, _ = run_here(algo, NOISE["of the server"][1], tmp_path, keys=(keys, keys))
+    for mine, theirs in zip(seen, simulated(algo), strict=True):
+        same_bytes(mine.server, theirs.server)
+    assert read.count("the server") == 1
+    assert [read.count(i) for i in range(N)] == [1 + 4 * ROUNDS] * N
 
 
 def summing():

@@ -236,7 +236,7 @@ def test_nothing_goes_in_the_clear(world, tmp_path):
     open_node = node(algo, KEY, start(), population()[0][0], client_id=0, folder=tmp_path)
     merged = hub.round(new_run(served), in_process({**answers, 0: open_node}))
     assert "waited for sizes? or rehearse or train" in merged.refusals[0].why
-    for field, value in {"threshold": 2, "min_survivors": 1, "signed": True}.items():
+    for field, value in {"threshold": 2, "min_survivors": 1, "signed": True, "degree": 4}.items():
         lax = meddling(answers, "advertise", set_field(**{field: value}), requests_too=True)
         merged = hub.round(new_run(served), lax)
         assert f"{field} {value}, agreed was" in merged.refusals[0].why
