@@ -282,9 +282,11 @@ def _ablated(
     """The cause, where ours with one thing changed is there: it would be reproduced, or not.
 
     Of several changes the first that meets the published figure is the cause. Where none does, it
-    is the nearest one if it takes away nine tenths of the difference; else all of them are told.
+    is the nearest one if it takes away nine tenths of the difference, or two of one series that
+    have the figure between them; else all of them are told.
     """
     tried: list[tuple[float, str]] = []
+    sides: dict[tuple[str, bool], str] = {}
     for change in row["ablations"]:
         file, *steps = change["ours"]
         scale = row.get("ours_factor", row.get("factor", 1))
@@ -292,15 +294,22 @@ def _ablated(
         if not found:
             continue
         text = f"{change['words']} {_spread(found, row.get('digits', 0))}"
+        named = f"{change['series']}: {text}" if "series" in change else text
         if judge(value, spread, found, folds="folds" in row).kind == "reproduced":
-            return text
-        tried.append((abs(statistics.fmean(found) - value), text))
+            return named
+        off = statistics.fmean(found) - value
+        tried.append((abs(off), named))
+        if "series" in change:
+            sides[change["series"], off < 0] = text
     if not tried:
         return ""
     left, nearest = min(tried)
     gap = abs(sum(interval(ours)) / 2 - value)
     if math.isfinite(gap) and left <= gap / 10:
         return f"nearly all of it by {nearest}"
+    for series, below in sides:
+        if below and (series, False) in sides:
+            return f"{series}: between two; {sides[series, True]}; {sides[series, False]}"
     return "cause unknown; " + "; ".join(text for _, text in tried)
 
 

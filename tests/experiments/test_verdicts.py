@@ -120,6 +120,15 @@ def test_the_first_change_that_meets_the_figure_is_the_cause(verdicts):
     assert verdicts._ablated(row, 5.0, 0.1, [24.4], documents) == told
     assert verdicts._ablated(row, 5.0, 0.1, [None], documents) == told
     assert verdicts._ablated(row, 5.0, 0.1, [24.6], documents) == "nearly all of it by at c 3.05"
+    # 5 lies between 8 of a and 3 of b, which are of one series; c alone is of another.
+    for change, series in zip(changes, ("rate", "rate", "size"), strict=True):
+        change["series"] = series
+    told = verdicts._ablated(row, 5.0, 0.1, [24.4], documents)
+    assert told == "rate: between two; at b 3.00; at a 8.00"
+    assert verdicts._ablated(row, 2.0, 0.1, [9.0], documents).startswith(
+        "cause unknown; rate: at a"
+    )
+    assert verdicts._ablated(row, 3.0, 0.1, [9.0], documents) == "rate: at b 3.00"
 
 
 def test_chance_is_student_s_distribution(verdicts):
