@@ -146,16 +146,17 @@ def sweeps(case: PartyCase) -> None:
 
 def resumes_bit_for_bit(case: PartyCase) -> None:
     """A state written to bytes and read back in mid-run ends in the same bits."""
-    algo, state = _begun(case)
+    _, state = _begun(case)
+    program, _ = _plain(case.make)
+    rate = jnp.float32(RATE)
     for _ in range(2):
-        state, _ = algo.round(KEY(0), state, case.data)
+        state, _ = program(rate, KEY(0), state, case.data)
     leaves, structure = jax.tree.flatten(state)
     stored = [(np.asarray(leaf).tobytes(), leaf.dtype, leaf.shape) for leaf in leaves]
     restored = [jnp.asarray(np.frombuffer(b, d).reshape(s)) for b, d, s in stored]
-    straight = algo.round(KEY(0), state, case.data)
-    same(
-        algo.round(KEY(0), jax.tree.unflatten(structure, restored), case.data), straight, exact=True
-    )
+    straight = program(rate, KEY(0), state, case.data)
+    resumed = program(rate, KEY(0), jax.tree.unflatten(structure, restored), case.data)
+    same(resumed, straight, exact=True)
 
 
 def keys_are_used_once(case: PartyCase) -> None:
@@ -168,17 +169,26 @@ def keys_are_used_once(case: PartyCase) -> None:
         raise AssertionError(f"a key is used twice: {error}") from error
 
 
-def _listened(case: PartyCase, rate: float) -> tuple[Any, Overheard, Overheard]:
-    """An algorithm on whose wires we listen."""
+@functools.lru_cache(maxsize=8)
+def _listened(make: Callable[..., FederatedAlgorithm]) -> tuple[Any, Overheard, Overheard]:
+    """A round on whose wires we listen, as a program of the rate, shared by laws."""
     up, down = Overheard(), Overheard()
-    return case.make(rate, up.transform, down.transform), up, down
+
+    def one_round(rate: Array, key: Any, state: RoundState, data: Any) -> Any:
+        return make(rate, up.transform, down.transform).round(key, state, data)
+
+    return jax.jit(one_round), up, down
 
 
-def _heard(algo: Any, case: PartyCase, data: Any, ears: tuple[Overheard, ...]) -> Any:
+def _heard(case: PartyCase, rate: float, data: Any, *, later: int = 0) -> Any:
+    """The metrics of round `later`, whose messages are then all that both ears know."""
+    program, *ears = _listened(case.make)
     for ear in ears:
         ear.forget()
-    state = algo.init(KEY(0), case.params, data)
-    metrics = algo.round(KEY(0), state, data)[1]
+    transforms = [ear.transform for ear in ears]
+    state = case.make(rate, *transforms).init(KEY(0), case.params, data)
+    state = state._replace(round=state.round + later)
+    metrics = program(jnp.float32(rate), KEY(0), state, data)[1]
     for ear in ears:
         ear.heard()
     return metrics
@@ -186,8 +196,8 @@ def _heard(algo: Any, case: PartyCase, data: Any, ears: tuple[Overheard, ...]) -
 
 def bits_are_those_on_the_wires(case: PartyCase) -> None:
     """What is billed is what was sent: every message both ways, labels, halves of networks."""
-    algo, *ears = _listened(case, RATE)
-    metrics = _heard(algo, case, case.data, tuple(ears))
+    _, *ears = _listened(case.make)
+    metrics = _heard(case, RATE, case.data)
     for name, ear, beside in zip(("uplink_bits", "downlink_bits"), ears, case.beside, strict=True):
         billed, sent = float(metrics[name]), ear.bits + beside
         assert ear.bits, f"nothing was heard of {name}: no transform is on this wire"
@@ -196,24 +206,21 @@ def bits_are_those_on_the_wires(case: PartyCase) -> None:
 
 def messages_draw_by_themselves(case: PartyCase) -> None:
     """No two messages of two rounds, of either direction, are given the same key."""
-    algo, *ears = _listened(case, RATE)
-    _heard(algo, case, case.data, tuple(ears))
-    _, state = _begun(case)
-    algo.round(KEY(0), state._replace(round=state.round + 1), case.data)
+    _, *ears = _listened(case.make)
     keys: list[bytes] = []
-    for ear in ears:
-        ear.heard()
-        keys += ear.keys
+    for later in (0, 1):
+        _heard(case, RATE, case.data, later=later)
+        keys += [key for ear in ears for key in ear.keys]
     twice = len(keys) - len(set(keys))
     assert not twice, f"{twice} of {len(keys)} messages share a key: noise on them is the same"
 
 
 def labels_are_not_sent_along(case: PartyCase) -> None:
     """At rate 0 other labels change no message that goes up, but the gradients of a U."""
-    algo, up, _ = _listened(case, 0.0)
-    _heard(algo, case, case.data, (up,))
+    _, up, _ = _listened(case.make)
+    _heard(case, 0.0, case.data)
     before, sent = Counter(up.messages), len(up.messages)
-    _heard(algo, case, _relabelled(case.data), (up,))
+    _heard(case, 0.0, _relabelled(case.data))
     changed = up.differing(before)
     allowed = round(case.tells_labels * sent)
     assert changed <= allowed, f"{changed} of {sent} messages tell of labels, {allowed} may"
@@ -223,14 +230,14 @@ def messages_are_of_ones_own(case: PartyCase) -> None:
     """At rate 0 another party's columns change its messages only, a holder's none."""
     if not isinstance(case.data, ColumnDataset):
         return
-    algo, up, _ = _listened(case, 0.0)
-    _heard(algo, case, case.data, (up,))
+    _, up, _ = _listened(case.make)
+    _heard(case, 0.0, case.data)
     before, sent = Counter(up.messages), len(up.messages)
     senders = [party for party in case.data.parties if party not in case.data.labels]
     for party in case.data.parties:
         own = jax.tree.map(lambda x: x + 1, case.data.features[party])
         other = ColumnDataset({**case.data.features, party: own}, case.data.labels)
-        _heard(algo, case, other, (up,))
+        _heard(case, 0.0, other)
         changed, expected = up.differing(before), sent // len(senders) if party in senders else 0
         assert changed == expected, (
             f"columns of {party} changed {changed} of {sent} messages, not {expected}"
