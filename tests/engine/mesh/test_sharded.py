@@ -87,9 +87,9 @@ def test_client_table_may_be_sharded_and_data_replicated():
 @four
 def test_run_and_its_resume(tmp_path):
     data = population()
-    algo, _ = sharded_algorithm("scaffold", 4)
+    algo, mesh = sharded_algorithm("scaffold", 4)
     more = {"every": 2, "progress": False, "output_dir": tmp_path}
-    init = lambda: algo.init(KEY, jnp.zeros(3), data)  # noqa: E731
+    init = lambda: fl.replicate(algo.init(KEY, jnp.zeros(3), data), mesh=mesh)  # noqa: E731
     straight, _ = fl.run(algo, KEY, init(), data, num_rounds=6, every=2, progress=False)
     fl.run(algo, KEY, init(), data, num_rounds=4, **more)
     resumed, _ = fl.run(algo, KEY, init(), data, num_rounds=6, resume=True, **more)
