@@ -110,7 +110,7 @@ def _on_q2(factory: Factory, name: str, leaf: str | None) -> list[Record]:
     records = _reductions(measured, name)
     for steps in ((5, 5), UNEQUAL):
         records += _limits(measured, name, steps)
-    by_steps = measured.path(UNEQUAL, NUM_ROUNDS)
+    by_steps = measured.path(UNEQUAL)
     return records + by_epochs(
         name, factory, by_steps if isinstance(by_steps, Path) else None, leaf
     )
@@ -123,15 +123,15 @@ class _Measured:
         self.factory, self.leaf = factory, leaf
         self.paths: dict[Any, Path | Exception] = {}
 
-    def path(self, steps: Any, num_rounds: int = 3, *, union: bool = False) -> Path | Exception:
+    def path(self, steps: Any, *, union: bool = False) -> Path | Exception:
         """With gradient steps on whole data sets; `union`: of one client that holds all."""
-        asked = steps, num_rounds, union
+        asked = steps, union
         if asked not in self.paths:
             try:
                 data = pooled(q2()) if union else q2()
                 plan = whole(steps)
                 run = jax.jit(
-                    lambda data: watch(self.factory, num_rounds, data, self.leaf, plan=plan)
+                    lambda data: watch(self.factory, NUM_ROUNDS, data, self.leaf, plan=plan)
                 )
                 self.paths[asked] = jax.tree.map(np.asarray, run(data))
             except Exception as error:
@@ -179,7 +179,7 @@ def _limits(measured: _Measured, name: str, steps: tuple[int, int]) -> list[Reco
     """Where the models go, beside the points that are known."""
     equal = steps[0] == steps[1]
     label = f"K={steps[0]}" if equal else f"K=({steps[0]},{steps[1]})"
-    path = measured.path(steps[0] if equal else steps, NUM_ROUNDS)
+    path = measured.path(steps[0] if equal else steps)
     if isinstance(path, Exception):
         return [_raised(name, f"{label}: limit", "a limit", path)]
     return limits(name, label, path, steps)

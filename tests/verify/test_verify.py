@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ from fedjax_lite.verify.techniques import (
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(3, of="all checks of a technique pass")
 @pytest.mark.parametrize("name", verify.technique_names())
 def test_every_technique_passes(name):
     failed = [record for record in verify.run([name]) if record.verdict != "PASS"]
@@ -176,22 +177,22 @@ def test_unknown_names_are_an_error_that_lists_the_names(capsys):
         verify.run(["fedsquare"])
 
 
-def test_as_its_user_runs_it():
-    def run(*names):
-        return subprocess.run(
-            [sys.executable, "-m", "fedjax_lite.verify", *names],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-
-    done = run("clip", "mean")
+def test_as_its_user_runs_it(monkeypatch):
+    done = subprocess.run(
+        [sys.executable, "-m", "fedjax_lite.verify", "clip", "mean"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["technique", "check", "expected", "got", "error", "verdict"]
     assert lines[-1] == f"{len(lines) - 2} passed, 0 failed"
     assert "\x1b" not in done.stdout
-    assert run("nonsense").returncode == 2
+    monkeypatch.setattr(sys, "argv", ["verify", "nonsense"])
+    with pytest.raises(SystemExit) as ended:  # what a process would end with
+        runpy.run_module("fedjax_lite.verify", run_name="__main__")
+    assert ended.value.code == 2
 
 
 class Terminal(io.StringIO):

@@ -134,9 +134,10 @@ def at_the_clock(**options: Any) -> Any:
     state = state._replace(first=four, later=four)
     infos = lambda ids, sizes: ClientInfo(ids, sizes, ids * 0 + ten, ids * 0)  # noqa: E731
     told = sampler.at(Errand(infos)) if sampler.at is not None else sampler
-    state, cohort = told.sample(jax.random.key(0), state, jnp.full(3, 5))
+    sample = jax.jit(told.sample)  # one program, not one for each operation
+    state, cohort = sample(jax.random.key(0), state, jnp.full(3, 5))
     metrics = state.metrics
-    return [metrics["round_seconds"], *cohort.mask, metrics["late_uplink_bits"]]
+    return [metrics["round_seconds"], *np.asarray(cohort.mask), metrics["late_uplink_bits"]]
 
 
 def harmonic(n: int) -> float:

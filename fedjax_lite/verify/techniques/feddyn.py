@@ -57,7 +57,7 @@ def loop(
 
 def checks() -> list[Check]:
     """Trajectories and limits, full and partial participation, uniform and weighted."""
-    rounds = 4 * ROUNDS
+    rounds = ROUNDS
     full, alone = [(0, 1)] * 3, [(r % 2,) for r in range(4)]
 
     @functools.cache  # one compiled run serves its trajectory, its invariant and its limit

@@ -69,7 +69,7 @@ def loop(
 def checks() -> list[Check]:
     """Both options, both weightings, full and partial participation."""
     alone = [(r % 2,) for r in range(4)]
-    full, rounds = [BOTH] * 3, 4 * ROUNDS
+    full, rounds = [BOTH] * 3, ROUNDS
 
     def kept(state: Any) -> Any:
         return state.server.params, state.server.control, state.clients
