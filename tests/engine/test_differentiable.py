@@ -172,16 +172,20 @@ def test_gradient_equals_finite_differences(name):
 @pytest.mark.slow
 def test_gradient_by_initial_parameters_is_of_second_order():
     """MAML: the derivative of the trained model by the initial one, entry by entry."""
-    _, params, _ = problem()
+    data, params, held_out = problem()
     algo = fedavg(optax.sgd(0.3))
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    full = check_gradient(
-        jax.jit(jax.value_and_grad(lambda p: outer(algo, unravel(p), num_rounds=2))), flat
-    )
+
+    def end(p):
+        trained = after(algo, unravel(p), data, 2)[0].server.params
+        return loss(trained, held_out, None).mean(), trained
+
+    both = jax.jit(jax.value_and_grad(end, has_aux=True))
+    full, trained = check_gradient(lambda p: (both(p)[0][0], both(p)[1]), flat), both(flat)[0][1]
     # Of first order it would be the held-out gradient at the trained model, which differs.
-    data, _, held_out = problem()
-    trained = after(algo, params, data, 2)[0].server.params
-    first = jax.grad(lambda p: loss(p, held_out, None).mean())(trained)
+    x, far = held_out["x"], jnp.tanh(held_out["x"] @ trained["w"] + trained["b"])
+    each = np.asarray((far - held_out["y"]) * (1 - far**2))
+    first = {"w": (each[:, None] * x).mean(0), "b": each.mean()}
     assert not np.allclose(jax.flatten_util.ravel_pytree(first)[0], full, rtol=0.05)
 
 
@@ -197,7 +201,7 @@ def test_reverse_mode_equals_forward_mode_through_another_strategy():
     forward = jax.jit(lambda t: jax.jvp(lambda t: value(t, fl.chunked(3)), (t,), (1.0,)))(at)
     np.testing.assert_allclose(reverse, forward, rtol=1e-11)
     with pytest.raises(ValueError, match="Reverse-mode"):
-        jax.grad(lambda t: value(t, fl.vmapped()))(at)
+        jax.eval_shape(jax.grad(lambda t: value(t, fl.vmapped())), at)
 
 
 # -- the same rounds --------------------------------------------------------------------------
@@ -210,11 +214,11 @@ def test_reverse_mode_equals_forward_mode_through_another_strategy():
 def test_rounds_equal_those_of_the_other_strategies(name):
     with jax.enable_x64(False):
         data, states = testing.population(), []
-        for strategy in (SCANNED, differentiable(20, remat=False), fl.vmapped(), fl.chunked(3)):
+        # That the other strategies agree with one another is a law of all methods.
+        for strategy in (SCANNED, differentiable(20, remat=False), fl.chunked(3)):
             algo = testing.ALGORITHMS[name](0.1, fl.uniform(4), strategy)
             params = testing.init_params(jax.random.key(7))
-            state, metrics = after(algo, params, data, 3)
-            states.append((state, {k: v for k, v in metrics.items()}))
+            states.append(after(algo, params, data, 3))
         for other in states[1:]:
             chex.assert_trees_all_close(states[0], other, rtol=2e-5, atol=2e-6)
 
@@ -231,12 +235,11 @@ def test_remat_and_vmap_change_nothing_and_one_program_serves_all_rates():
         )(t)
 
     rates = jnp.array([0.1, 0.2, 0.4])
-    one = jax.jit(functools.partial(gradient, remat=True))
+    one = jax.jit(functools.partial(gradient, remat=False))
     each = [one(t) for t in rates]
     assert len(set(map(float, each))) == 3
-    kept = jax.jit(functools.partial(gradient, remat=False))
-    np.testing.assert_allclose([kept(t) for t in rates], each, rtol=1e-12)
-    np.testing.assert_allclose(jax.jit(jax.vmap(one))(rates), each, rtol=1e-12)
+    side_by_side = jax.jit(jax.vmap(functools.partial(gradient, remat=True)))(rates)
+    np.testing.assert_allclose(side_by_side, each, rtol=1e-12)
 
 
 @pytest.mark.slow

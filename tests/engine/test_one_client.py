@@ -73,9 +73,8 @@ def test_each_from_its_own_model_and_one_of_them_twice():
     algo = fl.fedavg(quadratic, optax.sgd(0.25), plan=fl.Plan(None, steps=3), sampler=fl.everyone())
     ids, start = np.array([2, 0, 2, 1]), np.array([0.0, 3.0, -1.0, 7.0], np.float32)
     mask = jnp.array([True, True, True, False])
-    done = train_clients(
-        algo.slots, KEY, jnp.asarray(start), Table((), ()), ids, jnp.int32(4), data, mask
-    )
+    train = jax.jit(functools.partial(train_clients, algo.slots))
+    done = train(KEY, jnp.asarray(start), Table((), ()), ids, jnp.int32(4), data, mask)
     ends = targets[ids] + (start - targets[ids]) * 0.75**3
     np.testing.assert_allclose(start - done.messages.value, np.where(mask, ends, start), rtol=1e-6)
     assert done.counts.tolist() == mask.tolist()
