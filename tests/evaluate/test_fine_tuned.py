@@ -50,6 +50,7 @@ def trained():
     return algo.round(KEY, jax.jit(algo.init)(KEY, PARAMS, TRAIN), TRAIN)[0]
 
 
+@functools.cache
 def alone():
     """What a round of local training makes of the same model, with the same keys."""
     return jax.device_get(client_models(trained()))
@@ -90,8 +91,8 @@ def test_streamed_populations_in_small_blocks(monkeypatch):
     assert set(whole) >= {"groups", "all", "size"}
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason="test_sharded.py's last test runs it")
 def test_populations_on_devices():
-    """Of one device here, of four in the process that test_sharded.py starts."""
     mesh = fl.client_mesh()
     split, held_out = (fl.shard_population(data, mesh=mesh) for data in (TRAIN, TEST))
     tune, ids = tuned(split, num_lanes=2), np.array([3, 0, 3, 4])
@@ -103,7 +104,7 @@ def test_populations_on_devices():
     algo = local(strategy=fl.sharded(mesh))
     state = fl.init_state(algo, KEY, PARAMS, split, mesh=mesh)  # rows of nobody at the end
     state, _ = algo.round(KEY, state, split)
-    of_one = in_memory()(trained()).models()
+    of_one = jax.device_get(in_memory()(trained()).models())
     same(tune(state).models(ids), jax.tree.map(lambda leaf: leaf[ids], of_one))
 
 

@@ -172,8 +172,12 @@ def test_the_clip_stays_in_range(norm, end):
 STRATEGIES = [fl.vmapped(), fl.chunked(3)]
 
 
-def runs(strategies):
-    """Three rounds of FedAvg under each strategy: models, clips and reported clips."""
+def runs(strategies, mesh=None):
+    """Three rounds of FedAvg under each strategy: models, clips and reported clips.
+
+    Where there is a mesh, the last strategy's state lies on it from the beginning: from one device
+    its first round would be a program of its own.
+    """
     data = testing.population()
     mechanism = dp.adaptive_clipping(
         num_clients=7,
@@ -193,6 +197,8 @@ def runs(strategies):
             strategy=strategy,
         )
         state, shown = algo.init(KEY, testing.init_params(KEY), data), []
+        if mesh is not None and strategy is strategies[-1]:
+            state, data = fl.replicate((state, data), mesh=mesh)
         for _ in range(3):
             before = float(state.aggregator.clip)
             state, metrics = algo.round(KEY, state, data)
@@ -212,6 +218,7 @@ def test_strategies_agree():
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="test_sharded.py's last test runs it")
 def test_several_devices_agree():
-    one, two = runs([fl.sequential(), fl.sharded(fl.client_mesh(), fl.chunked(2))])
+    mesh = fl.client_mesh()
+    one, two = runs([fl.sequential(), fl.sharded(mesh, fl.chunked(2))], mesh)
     np.testing.assert_allclose(one[0], two[0], rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(one[1], two[1], rtol=1e-5)
