@@ -99,18 +99,32 @@ def test_too_late_says_what_to_do():
     cores._asked = False
 
 
-def test_many_cores_and_environments_that_chose_already():
-    code = "import fedjax_lite as fl, jax; print(fl.use_cores(64), jax.device_count())"
-    assert in_a_process("-c", code).stdout.split() == ["64", "64"]
-    forced = "--xla_force_host_platform_device_count=3"
-    assert in_a_process("-c", code, XLA_FLAGS=forced).stdout.split() == ["3", "3"]
-    code = code.replace("64", "")
+FORCED = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+FORKS = f"""
+import os, jax, fedjax_lite as fl
+for asked, found in ((64, {{}}), (64, {FORCED}), (None, {{"JAX_NUM_PROCESSES": "2"}})):
+    if os.fork() == 0:
+        os.environ.update(found)
+        print(fl.use_cores(asked), jax.device_count(), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+"""Processes forked from one that has imported JAX and started nothing of it."""
+
+
+@pytest.fixture(scope="module")
+def of_forks():
+    return in_a_process("-W", "ignore", "-c", FORKS).stdout.splitlines()
+
+
+def test_many_cores_and_environments_that_chose_already(of_forks):
+    assert of_forks[:2] == ["64 64", "3 3"]
+    code = "import fedjax_lite as fl, jax; print(fl.use_cores(), jax.device_count())"
     assert in_a_process("-c", code, JAX_NUM_CPU_DEVICES="5").stdout.split() == ["5", "5"]
 
 
-def test_one_of_several_processes_keeps_its_devices():
-    code = "import fedjax_lite as fl, jax; print(fl.use_cores(), jax.device_count())"
-    assert in_a_process("-c", code, JAX_NUM_PROCESSES="2").stdout.split() == ["1", "1"]
+def test_one_of_several_processes_keeps_its_devices(of_forks):
+    assert of_forks[2] == "1 1"
 
 
 def test_bad_numbers():
