@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -83,12 +84,8 @@ class FederatedDataset:
     @property
     def client_of_example(self) -> Array:
         """int32 `[E]`: the owner of each pooled example; -1 for one that nobody owns here."""
-        positions = jnp.arange(self.num_examples, dtype=jnp.int32)
-        owners = jnp.searchsorted(self.offsets, positions, side="right").astype(jnp.int32) - 1
-        if self.order is None:
-            return owners
-        nobody = jnp.full(jax.tree.leaves(self.examples)[0].shape[0], -1, jnp.int32)
-        return nobody.at[self.order].set(owners)
+        num_rows = jax.tree.leaves(self.examples)[0].shape[0]
+        return _owners(self.offsets, self.order, self.num_examples, num_rows)
 
     def owned_examples(self) -> PyTree:
         """The examples that clients own, client after client: leaves `[num_examples, ...]`.
@@ -107,6 +104,15 @@ class FederatedDataset:
         low, high = int(self.offsets[index]), int(self.offsets[index + 1])
         rows = slice(low, high) if self.order is None else self.order[low:high]
         return jax.tree.map(lambda leaf: leaf[rows], self.examples)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))  # op by op it is a dozen programs
+def _owners(offsets: Array, order: Array | None, num_examples: int, num_rows: int) -> Array:
+    positions = jnp.arange(num_examples, dtype=jnp.int32)
+    owners = jnp.searchsorted(offsets, positions, side="right").astype(jnp.int32) - 1
+    if order is None:
+        return owners
+    return jnp.full(num_rows, -1, jnp.int32).at[order].set(owners)
 
 
 @jax.tree_util.register_dataclass
