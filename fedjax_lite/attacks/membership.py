@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.arguments import check_count, check_fraction, check_non_negative
 from fedjax_lite.checks.calls import check_calls
 from fedjax_lite.data.population.counting import counted
@@ -149,7 +150,7 @@ def membership_inference(
     batch = jax.jit(lambda params, examples: loss(params, examples, None))  # type: ignore[arg-type]
 
     def losses(model: Params, examples: PyTree) -> np.ndarray:
-        total = jax.tree.leaves(examples)[0].shape[0]
+        total = np.shape(jax.tree.leaves(examples)[0])[0]
         parts = [
             batch(model, jax.tree.map(lambda leaf: leaf[i : i + batch_size], examples))  # noqa: B023
             for i in range(0, total, batch_size)
@@ -157,13 +158,17 @@ def membership_inference(
         kept = np.asarray(counted(loss, examples))  # the 0 of a row without a label is no loss
         return np.concatenate([np.asarray(part, np.float64) for part in parts])[kept]
 
-    def scores(examples: PyTree) -> np.ndarray:
-        if references is None:
-            return -losses(params, examples)
-        others = np.stack([losses(model, examples) for model in references])
-        return offline_lira(losses(params, examples), others)
+    def scores(examples: PyTree, name: str) -> np.ndarray:
+        with about(name, examples, word="examples"):
+            mine = losses(params, examples)
+            if references is None:
+                return -mine
+            with about("references", references, word="params"):
+                others = np.stack([losses(model, examples) for model in references])
+            return offline_lira(mine, others)
 
-    return membership_report(scores(members), scores(non_members), confidence=confidence)
+    inside, outside = scores(members, "members"), scores(non_members, "non_members")
+    return membership_report(inside, outside, confidence=confidence)
 
 
 def offline_lira(losses: np.ndarray, reference_losses: np.ndarray) -> np.ndarray:

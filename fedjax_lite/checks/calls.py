@@ -232,7 +232,7 @@ def _is_plain(value: Any) -> bool:
 
 def _seen(value: Any, text: str) -> bool:
     """Whether a message shows a value, however it writes it; sequences are shown by their size."""
-    if isinstance(value, list | tuple | bool):
+    if isinstance(value, list | tuple):
         return True
     written = {str(value), repr(value), f"{value!r:.80}"}
     if isinstance(value, int | float | np.number) and not isinstance(

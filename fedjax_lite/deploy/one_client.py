@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.conditions import in_population
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.arguments import check_count, check_key, check_params, shown
 from fedjax_lite.data.population.dataset import CohortDataset, from_arrays
 from fedjax_lite.deploy.packets import Packet, PacketError, decode, digest, encode, unpack
@@ -225,7 +226,10 @@ def own_data(examples: PyTree, splits: dict[str, PyTree] | None, num_clients: in
       >>> own_data({"x": jnp.ones((3, 2))}, None, num_clients=8).num_examples
       3
     """
-    own = {name: _own(part, num_clients, {}) for name, part in (splits or {}).items()}
+    own = {}
+    for name, part in (splits or {}).items():
+        with about(f"splits[{name!r}]", part, word="examples"):
+            own[name] = _own(part, num_clients, {})
     return _own(examples, num_clients, own)
 
 

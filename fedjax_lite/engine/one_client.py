@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks.arguments import check_whole
+from fedjax_lite.checks.about import about
+from fedjax_lite.checks.arguments import check_non_negative, check_whole
 from fedjax_lite.data.population.dataset import ClientData, check_data
 from fedjax_lite.engine.counted import count_work
 from fedjax_lite.engine.one_pass import work_list
@@ -94,10 +95,13 @@ def train_clients(
         slots.aggregator,
         weighed=slots.privacy is None,
     )
+    check_whole(ids, "ids")
     check_whole(round, "round")
+    check_non_negative(round, "round")
     key = clients_key(key, round)
     found = () if found is None else found
-    return _trained(program, key, broadcasts, rows, ids, round, data, mask, found)
+    with about("broadcasts", broadcasts, word="params"):
+        return _trained(program, key, broadcasts, rows, ids, round, data, mask, found)
 
 
 def rehearse_clients(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import mean
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.data.population.dataset import FederatedDataset
@@ -121,7 +122,8 @@ def fisher_information(
     key = jax.random.key(0) if key is None else key
     # No batch larger than the largest client: it would be padding.
     size = min(int(batch_size), data.max_client_size)
-    return _of_all(key, params, data, fisher, size, bool(per_client))
+    with about("state", state, word="params"):
+        return _of_all(key, params, data, fisher, size, bool(per_client))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.arguments import shown
 from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.data.population.sharded import ShardedDataset
@@ -76,7 +77,8 @@ def side_by_side(
     sign = 1 if metric == "accuracy" else -1
     result: dict[str, dict[str, Any]] = {}
     for name, one in models.items():
-        found = evaluate_clients(model, one, data, batch_size=batch_size)
+        with about(f"models[{name!r}]", one, word="params"):
+            found = evaluate_clients(model, one, data, batch_size=batch_size)
         if metric not in found:
             raise ValueError(
                 f"metric {metric!r} is not defined for labels of a floating dtype; metric='loss'"

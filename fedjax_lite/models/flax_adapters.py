@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.made import made
 from fedjax_lite.models.batch_norm import (
     STATISTICS_NAMES,
@@ -105,7 +106,8 @@ def from_linen(
     def init_variables(key: Key) -> dict[str, Any]:
         return dict(module.init(key, example_input(), **at_init))
 
-    collections = jax.eval_shape(init_variables, jax.random.key(0))
+    with about("example_x", example_x, word="x"):
+        collections = jax.eval_shape(init_variables, jax.random.key(0))
     kept = collections.get("batch_stats", {})
     others = {n: tree for n, tree in collections.items() if n not in ("params", "batch_stats")}
     name = _decide(statistics, kept, others)

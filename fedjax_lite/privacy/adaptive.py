@@ -142,7 +142,7 @@ def adaptive_clipping(
             capacity=capacity,
         ),
     )
-    check_clip(initial_clip, z)
+    check_clip(initial_clip, z, "initial_clip")
     expected = rate * num_clients
     count_noise = expected / 20 if count_noise_multiplier is None else count_noise_multiplier
     return Mechanism(

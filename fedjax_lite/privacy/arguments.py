@@ -57,15 +57,15 @@ def check_noise_multiplier(noise_multiplier: Any) -> None:
         raise ValueError(f"noise_multiplier must be finite and >= 0, got {noise_multiplier}")
 
 
-def check_clip(clip: Any, noise_multiplier: Any) -> None:
+def check_clip(clip: Any, noise_multiplier: Any, name: str = "clip") -> None:
     """Raises where the norm bound is not positive, or infinite beside noise (traced: any)."""
-    _check_number(clip, "clip")
+    _check_number(clip, name)
     if not clip > 0:
-        raise ValueError(f"clip must be positive, got {clip}; give the largest norm of an update")
+        raise ValueError(f"{name} must be positive, got {clip}; give the largest norm of an update")
     if math.isinf(clip) and (is_traced(noise_multiplier) or noise_multiplier != 0):
         raise ValueError(
-            "clip must be finite where there is noise: its standard deviation is noise_multiplier "
-            "* clip; clip=inf goes with noise_multiplier=0 only"
+            f"{name} must be finite where there is noise: its standard deviation is "
+            f"noise_multiplier * {name}; {name}=inf goes with noise_multiplier=0 only"
         )
 
 

@@ -17,6 +17,7 @@ from fedjax_lite.aggregation.matching.hidden_units import (
     reorder,
     units_of,
 )
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.types import Array, Params
 
@@ -145,7 +146,8 @@ def matched_average(
     if not isinstance(weights, jax.core.Tracer) and not (weights.min() >= 0 < weights.sum()):
         raise ValueError(f"weights must not be negative and not all 0, got {weights}; data.sizes")
     first = jax.tree.map(lambda leaf: leaf[0], models)
-    layers = hidden_layers(first) if layers is None else layers
+    with about("models", models, word="params"):
+        layers = hidden_layers(first) if layers is None else layers
     check_layers(first, layers)
     check_finite_leaves(models, "models")
     return _average(models, weights / weights.sum(), tuple(layers), iterations)

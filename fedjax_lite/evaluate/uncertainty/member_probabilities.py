@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.evaluate.what_counts import check_labelled, check_model
 from fedjax_lite.metrics.answers import answers_of
@@ -53,7 +54,8 @@ def member_probabilities(
     check_model(model)
     check_members(members)
     size = check_labelled(examples)
-    return _answer(members, jax.tree.map(jnp.asarray, examples), model, min(batch_size, size))
+    with about("members", members, word="params"):
+        return _answer(members, jax.tree.map(jnp.asarray, examples), model, min(batch_size, size))
 
 
 def check_members(members: Any) -> int:

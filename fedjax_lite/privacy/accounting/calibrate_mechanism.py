@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_lite.checks.about import about
 from fedjax_lite.checks.arguments import check_slot
 from fedjax_lite.types import Mechanism
 
@@ -60,7 +61,8 @@ def calibrate(
         )
     found = []
     for epsilon in epsilons:
-        made = mechanism(epsilon=float(epsilon), **settings)
+        with about("epsilons", epsilons, word="epsilon"):
+            made = mechanism(epsilon=float(epsilon), **settings)
         check_slot(made, "mechanism's result", Mechanism)
         if made.noise_multiplier is None:
             raise TypeError(
