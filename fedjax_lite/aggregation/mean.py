@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite import trees
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.checks.made import made
 from fedjax_lite.types import Aggregator, Array, ClientInfo, Cohort, Key, Message, PyTree
 
@@ -81,6 +82,7 @@ def weight_by(weighting: Weighting) -> Callable[[ClientInfo], Array]:
       ``(info) ->`` float32 scalar.
 
     Raises:
+      TypeError: when called, if the function returns no number.
       ValueError: if the name is unknown, or (when called) a weight known to be negative is given.
 
     Example:
@@ -104,6 +106,11 @@ def weight_by(weighting: Weighting) -> Callable[[ClientInfo], Array]:
 
     def weight(info: ClientInfo) -> Array:
         given = function(info)
+        if not hasattr(given, "dtype") and not isinstance(given, int | float | list | tuple):
+            raise TypeError(
+                "weighting, a function of a client, must return its weight, a number, got "
+                f"{shown(given)}; for example lambda info: weights[info.id]"
+            )
         if not isinstance(given, jax.core.Tracer) and (np.asarray(given) < 0).any():
             raise ValueError(
                 f"weighting must not give a negative weight, got {np.asarray(given).tolist()}; a "

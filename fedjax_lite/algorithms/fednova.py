@@ -11,7 +11,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
-from fedjax_lite.checks.arguments import check_fraction, check_non_negative, check_positive
+from fedjax_lite.checks.arguments import check_fraction, check_non_negative, check_positive, shown
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.engine.batches import Plan
@@ -114,8 +114,8 @@ def fednova(
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     if slots.get("privacy") is not None:
         raise ValueError(
-            "privacy must be left out of fednova: one clipping norm would bound directions and "
-            "numbers of steps together; use fedavg or fedprox"
+            f"privacy must be left out of fednova, got {shown(slots['privacy'])}: one clipping "
+            "norm would bound directions and numbers of steps together; use fedavg or fedprox"
         )
     uplink = slots.get("uplink")
     if isinstance(uplink, Transform):

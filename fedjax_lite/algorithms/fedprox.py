@@ -114,9 +114,11 @@ def fedprox(
 
 
 @made
-def pulled(client_optimizer: ClientOptimizer, mu: float | Array) -> ClientOptimizer:
-    """The proximal term before a client optimizer."""
-    resolve = resolve_optimizer(client_optimizer)
+def pulled(
+    client_optimizer: ClientOptimizer, mu: float | Array, name: str = "client_optimizer"
+) -> ClientOptimizer:
+    """The proximal term before a client optimizer; `name` is the caller's for it."""
+    resolve = resolve_optimizer(client_optimizer, name)
     return lambda round: optax.chain(proximal(mu), penalised(resolve(round), half_squares(mu)))
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
+from fedjax_lite.algorithms.leaf_masks import mask_of
 from fedjax_lite.checks.arguments import shown
 from fedjax_lite.checks.made import made, signed
 from fedjax_lite.data.population.counting import keep_counts
@@ -156,19 +156,7 @@ def halves_by(is_frozen: Callable[[Params], PyTree], params: Params) -> tuple[Pa
       >>> halves_by(lambda params: {"b": True, "h": False}, {"b": 1.0, "h": 2.0})
       ({'b': 1.0, 'h': None}, {'b': None, 'h': 2.0})
     """
-    mask = is_frozen(params)
-    try:
-        whole = trees.broadcast_prefix(mask, params)
-    except ValueError:
-        whole = None
-    found = jax.tree.leaves(whole)
-    if whole is None or not all(isinstance(leaf, bool | np.bool_) for leaf in found):
-        raise TypeError(
-            f"is_frozen must return bools, a prefix of the parameters, got {shown(mask)}: "
-            f"{jax.tree.structure(mask)} for {jax.tree.structure(params)}; for example "
-            "lambda params: {'body': True, 'head': False}"
-        )
-    return trees.halves(whole, params)
+    return trees.halves(mask_of(is_frozen, params, "is_frozen"), params)
 
 
 def half_client(
@@ -217,8 +205,8 @@ def half_server(server: ServerUpdate, is_frozen: Callable[[Params], PyTree]) -> 
         frozen, trained = halves_by(is_frozen, params)
         if not jax.tree.leaves(trained):
             raise ValueError(
-                "is_frozen must leave some leaves to train, got all of "
-                f"{len(jax.tree.leaves(params))} frozen"
+                "is_frozen (of fedbabu is_head) must leave some leaves to train, got all of "
+                f"{len(jax.tree.leaves(params))} frozen; give True for some of them only"
             )
         return HalfState(server.init(trained, population), frozen)
 

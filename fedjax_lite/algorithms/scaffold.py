@@ -14,7 +14,8 @@ import optax
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.aggregation.population import Totals, totals
-from fedjax_lite.checks.arguments import check_non_negative, check_positive
+from fedjax_lite.checks.arguments import check_non_negative, check_positive, shown
+from fedjax_lite.checks.kinds import is_number
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import counts_of
 from fedjax_lite.data.population.population import Population
@@ -338,7 +339,7 @@ def rate_of_round(learning_rate: Rate) -> Callable[[Array], Any]:
     """Turns a rate, or a function of the round that gives one, into the latter.
 
     Raises:
-      TypeError: if it is an optimizer.
+      TypeError: if it is an optimizer, or (when called) a function that returns no number.
       ValueError: if a concrete rate is not positive.
 
     Example:
@@ -351,6 +352,16 @@ def rate_of_round(learning_rate: Rate) -> Callable[[Array], Any]:
             "optimizer; this method's local steps are plain SGD: give its rate"
         )
     if callable(learning_rate):
-        return learning_rate
+
+        def rate_at(round: Array) -> Any:
+            rate = learning_rate(round)
+            if not is_number(rate):
+                raise TypeError(
+                    "learning_rate, a function of the round, must return a number, got "
+                    f"{shown(rate)}; for example lambda r: 0.1 * 0.99**r"
+                )
+            return rate
+
+        return rate_at
     check_positive(learning_rate, "learning_rate")
     return lambda round: learning_rate

@@ -193,7 +193,7 @@ def _is_of(value: Any, option: Any) -> bool:
     if kind is int:
         return isinstance(value, int | np.integer) and not isinstance(value, bool)
     if kind is float:
-        return _is_number(value)
+        return is_number(value)
     if kind is jax.Array:
         return isinstance(value, jax.Array) or (
             isinstance(value, np.ndarray | np.generic) and _is_array(value)
@@ -217,7 +217,13 @@ def _is_of(value: Any, option: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, traced or not.
+
+    Example:
+      >>> is_number(0.5), is_number(jax.numpy.ones(())), is_number(None), is_number(True)
+      (True, True, False, False)
+    """
     if isinstance(value, jax.core.Tracer):
         return jax.numpy.issubdtype(value.dtype, np.number) and not value.ndim
     if isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -264,7 +270,7 @@ def _is_sequence(value: Any, kind: Any, args: tuple[Any, ...]) -> bool:
 
 def _check_number(value: Any, name: str) -> None:
     """NaN is never meant; infinity, and integers beyond int32, only where they mean something."""
-    if isinstance(value, jax.core.Tracer) or not _is_number(value):
+    if isinstance(value, jax.core.Tracer) or not is_number(value):
         return
     if isinstance(value, int | np.integer):
         if value < 0 and name.endswith("seed"):

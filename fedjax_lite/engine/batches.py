@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_lite.checks.arguments import check_count, shown
+from fedjax_lite.checks.kinds import is_number
 from fedjax_lite.data.population.dataset import ClientData
 from fedjax_lite.engine.derived_keys import derive
 from fedjax_lite.engine.shuffle import permute
@@ -98,9 +99,9 @@ class Plan:
     ) -> Array:
         """int32 scalar: the steps of one client; 0 where it has no data."""
         if self.steps is not None:
-            steps = _amount(self.steps, key, client)
+            steps = _amount("steps", self.steps, key, client)
         else:
-            steps = _amount(self.epochs, key, client) * self.steps_per_epoch(size)
+            steps = _amount("epochs", self.epochs, key, client) * self.steps_per_epoch(size)
         if self.max_epochs is not None:
             steps = jnp.minimum(steps, self.max_epochs * self.steps_per_epoch(size))
         steps = jnp.maximum(jnp.where(size > 0, steps, 0), 0).astype(jnp.int32)
@@ -108,7 +109,7 @@ class Plan:
             return steps
         assert key is not None
         info = ClientInfo(client, size, steps, jnp.asarray(round, jnp.int32), size)
-        allowed = jnp.asarray(self.limit(jax.random.fold_in(key, 1), info)).astype(jnp.int32)
+        allowed = _asked("limit", self.limit(jax.random.fold_in(key, 1), info)).astype(jnp.int32)
         return jnp.clip(allowed, 0, steps)
 
     def steps_per_epoch(self, size: Array) -> Array:
@@ -188,8 +189,18 @@ def _check_amount(amount: Amount | None, name: str) -> None:
         )
 
 
-def _amount(amount: Amount | None, key: Key | None, client: Array) -> Array:
+def _amount(name: str, amount: Amount | None, key: Key | None, client: Array) -> Array:
     if callable(amount):
-        return jnp.asarray(amount(key, client))
+        return _asked(name, amount(key, client))
     values = jnp.asarray(amount)
     return values[client] if values.ndim else values
+
+
+def _asked(name: str, found: Any) -> Array:
+    """What a function of a client gave; raises TypeError where it is no number."""
+    if not is_number(found):
+        raise TypeError(
+            f"{name}, a function of a client, must return a number, got {shown(found)}; for "
+            "example lambda key, client: 1 + client % 3"
+        )
+    return jnp.asarray(found)

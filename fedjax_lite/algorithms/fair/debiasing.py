@@ -11,6 +11,7 @@ import optax
 from fedjax_lite.aggregation.mean import Weighting, weight_by
 from fedjax_lite.algorithms.personal.local_leaves import local_leaves
 from fedjax_lite.checks.arguments import check_slot, shown
+from fedjax_lite.checks.kinds import is_number
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.counting import counts_of, with_counts
 from fedjax_lite.engine.batches import Plan
@@ -195,7 +196,13 @@ def against_adversary(
     weight_by(weighting)
 
     def at(round: Array) -> Array:
-        return jnp.asarray(strength(round) if callable(strength) else strength, float)
+        found = strength(round) if callable(strength) else strength
+        if not is_number(found):
+            raise TypeError(
+                "strength, a function of the round, must return a number, got "
+                f"{shown(found)}; for example fl.models.ramped_strength(1.0, num_rounds)"
+            )
+        return jnp.asarray(found, float)
 
     def trained_at(strength: Any, mask: Array | None = None) -> ClientUpdate:
         def loss(params: Params, examples: PyTree, key: Key) -> Array:

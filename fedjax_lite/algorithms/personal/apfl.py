@@ -159,7 +159,8 @@ def apfl(
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {list(VARIANTS)}, got {shown(variant)}")
     optimizer = client_optimizer if personal_optimizer is None else personal_optimizer
-    resolve, gradient = resolve_optimizer(optimizer), mean_grad(loss)
+    name = "client_optimizer" if personal_optimizer is None else "personal_optimizer"
+    resolve, gradient = resolve_optimizer(optimizer, name), mean_grad(loss)
     shared = local_sgd(loss, client_optimizer, weighting=weighting)
     step_shared = step_of(shared)
 

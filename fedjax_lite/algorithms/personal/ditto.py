@@ -122,7 +122,8 @@ def ditto(
     check_finite(pull, "pull")
     check_bool(keep_optimizer, "keep_optimizer")
     optimizer = client_optimizer if personal_optimizer is None else personal_optimizer
-    resolve = resolve_optimizer(pulled(optimizer, pull))
+    name = "client_optimizer" if personal_optimizer is None else "personal_optimizer"
+    resolve = resolve_optimizer(pulled(optimizer, pull, name), name)
     shared = local_sgd(loss, client_optimizer, weighting=weighting)
     own = local_sgd(loss, pulled(optimizer, pull))  # it is pulled to its anchor, the broadcast
     step_shared, step_own = step_of(shared), step_of(own)

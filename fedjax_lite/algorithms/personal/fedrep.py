@@ -159,6 +159,8 @@ def head_then_body(
     check_loss(loss)
     for optimizer in (head_optimizer, body_optimizer):
         resolve_optimizer(optimizer)
+    if not isinstance(head_optimizer, optax.GradientTransformation):
+        head_optimizer = resolve_optimizer(head_optimizer, "head_optimizer")
     weight = weight_by(weighting)
 
     def of_head(body: Params) -> ClientUpdate:

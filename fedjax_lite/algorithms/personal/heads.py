@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from fedjax_lite import trees
+from fedjax_lite.algorithms.leaf_masks import mask_of
 from fedjax_lite.checks.arguments import shown
 from fedjax_lite.data.population.counting import keep_counts
 from fedjax_lite.round.local import LossFn
@@ -24,7 +25,7 @@ def head_mask(is_head: IsHead | None) -> IsHead:
       is_head: None: what is called "head", as in every model of `fedjax_lite.models`.
 
     Raises:
-      TypeError: if it is no function.
+      TypeError: if it is no function, or (when called) does not return a prefix of bools.
       ValueError: when called, if nothing is called "head".
 
     Example:
@@ -39,7 +40,7 @@ def head_mask(is_head: IsHead | None) -> IsHead:
 
     def mask(params: Params) -> PyTree:
         if is_head is not None:
-            return trees.broadcast_prefix(is_head(params), params)
+            return mask_of(is_head, params, "is_head")
         found = jax.tree_util.tree_map_with_path(lambda path, _: "head" in names(path), params)
         if not any(jax.tree.leaves(found)):
             parts = sorted(params) if isinstance(params, dict) else type(params).__name__

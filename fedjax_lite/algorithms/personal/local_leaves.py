@@ -10,6 +10,7 @@ import optax
 
 from fedjax_lite import trees
 from fedjax_lite.aggregation.mean import Weighting
+from fedjax_lite.algorithms.leaf_masks import mask_of
 from fedjax_lite.checks.arguments import check_slot, shown
 from fedjax_lite.checks.made import made, signed
 from fedjax_lite.data.population.population import Population
@@ -201,7 +202,7 @@ def local_leaves(
         )
 
     def of(params: Params) -> PyTree:
-        return trees.broadcast_prefix(is_local(params), params)
+        return mask_of(is_local, params, "is_local")
 
     def init(params: Params) -> LocalRow:
         return LocalRow(client.init(params), _keep(of(params), params))
