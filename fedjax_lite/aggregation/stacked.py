@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks.arguments import check_count, check_mask
+from fedjax_lite.checks.arguments import check_mask, shown
 from fedjax_lite.types import Aggregator, Array, Cohort, Key, Message, Params, PyTree
 
 
@@ -218,8 +218,12 @@ def run_stack(
     sized = jax.tree.leaves((values, weights, mask))
     if not sized:
         raise ValueError("values have no leaves: give weights or a mask, [C], to count the clients")
-    size = jnp.shape(sized[0])[0]
-    check_count(size, "the number of clients", minimum=1)
+    size = (*jnp.shape(sized[0]), 0)[0]
+    if not size:
+        raise ValueError(
+            f"values must have a row a client, [C, ...], one at least, got {shown(values)} of "
+            f"shape {list(jnp.shape(sized[0]))}; stack the clients' values"
+        )
     if mask is not None:
         check_mask(mask, "mask", size=size)
     mask = jnp.ones(size, bool) if mask is None else jnp.asarray(mask, bool)

@@ -146,7 +146,7 @@ def _read(path: Path) -> Trace:
         raise DatasetFormatError(
             path,
             expected="a trace as .json, .csv or .npz",
-            found=f"the ending {path.suffix!r}",
+            found=f"the ending {path.suffix!r} in paths",
             remedy="FedScale's pickles become JSON by json.dump(pickle.load(file), other), where "
             "you trust them",
         )

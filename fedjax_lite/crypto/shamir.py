@@ -210,7 +210,8 @@ def _check_points(points: Sequence[int], threshold: int, prime: int) -> None:
     check_count(threshold, "threshold", minimum=1)
     if threshold > len(points):
         raise ValueError(
-            f"threshold must be at most the number of shares, got {threshold} of {len(points)}"
+            f"threshold must be at most the number of points, got {threshold} of {len(points)}; "
+            "give fewer, or more holders"
         )
     residues = {int(x) % prime for x in points}
     if 0 in residues or len(residues) != len(points):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.types import PyTree
 
 MAGIC, VERSION = b"FJLP", 1
@@ -97,13 +98,19 @@ def decode(data: bytes, *kinds: str) -> Packet:
       >>> decode(b"hello")
       Traceback (most recent call last):
       ...
-      fedjax_lite.deploy.packets.PacketError: 5 bytes are too few for a packet
+      fedjax_lite.deploy.packets.PacketError: data must be a packet, got 5 bytes, which \
+are too few; is it cut short?
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise PacketError(f"a packet is bytes, got {type(data).__name__}")
+    for kind in kinds:
+        if not isinstance(kind, str):
+            raise TypeError(f"kinds must be strings, got {shown(kind)}; such as 'train'")
     data = bytes(data)
     if len(data) < _FRAME.size + _DIGEST:
-        raise PacketError(f"{len(data)} bytes are too few for a packet")
+        raise PacketError(
+            f"data must be a packet, got {len(data)} bytes, which are too few; is it cut short?"
+        )
     magic, version, length = _FRAME.unpack_from(data)
     if magic != MAGIC:
         raise PacketError(f"these {len(data)} bytes are no packet: they begin with {magic!r}")
@@ -119,7 +126,10 @@ def decode(data: bytes, *kinds: str) -> Packet:
     end = _FRAME.size + length
     packet = _header(data[_FRAME.size : end], data[end:-_DIGEST])
     if kinds and packet.kind not in kinds:
-        raise PacketError(f"the packet is a {packet.kind!r:.80}, waited for {' or '.join(kinds)}")
+        raise PacketError(
+            f"the packet is a {packet.kind!r:.80}, waited for {' or '.join(kinds)}; kinds must be "
+            f"among those that the other side sends, got {', '.join(map(repr, kinds))}"
+        )
     return packet
 
 
@@ -144,7 +154,8 @@ def unpack(packet: Packet, template: PyTree, *, what: str = "the packet") -> PyT
       >>> unpack(packet, {"w": jnp.zeros(3)})
       Traceback (most recent call last):
       ...
-      fedjax_lite.deploy.packets.PacketError: the packet has ['w'] float32[2], waited for float32[3]
+      fedjax_lite.deploy.packets.PacketError: the packet has ['w'] float32[2], \
+waited for float32[3], as in the given template; is it of the same algorithm?
     """
     named = jax.tree_util.tree_leaves_with_path(template)
     shapes = [_shape(leaf) for _, leaf in named]
@@ -156,9 +167,15 @@ def unpack(packet: Packet, template: PyTree, *, what: str = "the packet") -> PyT
         raise PacketError(f"{what} lacks {path or 'its value'}; is it of the same algorithm?")
     for path, got in found.items():
         if path not in wanted:
-            raise PacketError(f"{what} has {path:.200}, which nobody waits for; other algorithm?")
+            raise PacketError(
+                f"{what} has {path[:200] or 'one value'}, which nobody waits for: it "
+                f"is not in the template, got {shown(template)}; is it of the same algorithm?"
+            )
         if got != wanted[path]:
-            raise PacketError(f"{what} has {path} {_word(got)}, waited for {_word(wanted[path])}")
+            raise PacketError(
+                f"{what} has {path or 'a value'} {_word(got)}, waited for {_word(wanted[path])}, "
+                "as in the given template; is it of the same algorithm?"
+            )
     if list(found) != list(wanted):
         raise PacketError(f"{what} has its arrays in another order")
     sizes = [np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in shapes]

@@ -131,7 +131,9 @@ def explain(
             f"cohort_size must lie in [1, {data.num_clients}], the population, got {cohort_size}"
         )
     check_count(num_trials, "num_trials", minimum=1)
-    platform = platform or jax.default_backend()
+    platform = jax.default_backend() if platform is None else platform
+    if not platform:
+        raise ValueError("platform must be the name of one, got ''; give 'cpu', 'gpu' or 'tpu'")
     num_devices = len(cores()) or 1 if platform == "cpu" and cohort_size > 1 else 1
     choice = choose(params, data, -(-cohort_size // num_devices), platform=platform)
     sizes = np.asarray(data.sizes)

@@ -104,8 +104,9 @@ def check_splits(phases: tuple[Phase, ...], data: Any) -> None:
     for phase in phases:
         if phase.data and phase.data not in has:
             raise ValueError(
-                f"data must have the split {phase.data!r}, which a phase of local work reads, got "
-                f"{type(data).__name__} with {sorted(has) or 'none'}; "
+                f"data must have the split {phase.data!r}, which a phase of local work reads "
+                f"(head_data, or Phase(data=...)), got {type(data).__name__} with "
+                f"{sorted(has) or 'none'}; "
                 f"fl.data.with_splits(train, {{{phase.data!r}: ...}})"
             )
 

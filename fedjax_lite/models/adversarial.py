@@ -181,4 +181,6 @@ def adversarial(
     """
     for name, part in (("encoder", encoder), ("predictor", predictor), ("adversary", adversary)):
         check_slot(part, name, Model)
+    if not group:
+        raise ValueError("group must name a key of the examples, got ''; give 'group'")
     return Adversarial(encoder, predictor, adversary, group)

@@ -293,10 +293,15 @@ def _pairs(padding: Padding, num_spatial: int) -> str | list[tuple[int, int]]:
     if isinstance(padding, str):
         return padding
     if isinstance(padding, int):
-        return [(padding, padding)] * num_spatial
+        padding = (padding,) * num_spatial
     pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
     if len(pairs) != num_spatial or any(len(p) != 2 for p in pairs):
         raise ValueError(
             f"padding must be a name, an int or {num_spatial} (low, high) pairs, got {padding!r}"
+        )
+    if any(side < 0 for pair in pairs for side in pair):
+        raise ValueError(
+            f"padding must not be negative, got {padding!r}, which would cut pixels off; slice x "
+            "before, x[:, 1:-1]"
         )
     return [(low, high) for low, high in pairs]

@@ -137,7 +137,7 @@ def dense_kernels(*names: str) -> Layers:
       2
     """
     for name in names:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             raise TypeError(f"names must be strings, names of layers, got {shown(name)}; 'query'")
 
     def choose(path: str, leaf: Array) -> int:

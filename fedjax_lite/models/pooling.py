@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.types import Array
 
 Window = int | Sequence[int]
@@ -104,6 +105,11 @@ def _geometry(
     x: Array, window: Window, strides: Window | None, padding: str
 ) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int, int]]]:
     num_spatial = x.ndim - 2
+    if num_spatial < 1 or not jnp.issubdtype(x.dtype, np.number):
+        raise ValueError(
+            f"x must be numbers [B, spatial ..., channels], got {shown(x)}; x[..., None] gives "
+            "gray images a channel"
+        )
     size = _per_axis("window", window, num_spatial)
     steps = size if strides is None else _per_axis("strides", strides, num_spatial)
     if padding not in ("SAME", "VALID"):
@@ -160,6 +166,6 @@ def _window_axes(size: tuple[int, ...]) -> tuple[int, ...]:
 
 def _per_axis(name: str, value: Window, num_spatial: int) -> tuple[int, ...]:
     values = (value,) * num_spatial if isinstance(value, int) else tuple(value)
-    if num_spatial < 1 or len(values) != num_spatial or any(v < 1 for v in values):
+    if len(values) != num_spatial or any(v < 1 for v in values):
         raise ValueError(f"{name} must be a positive int or {num_spatial} of them, got {value!r}")
     return values

@@ -255,6 +255,11 @@ def matrix_sensitivity(
     return float(np.linalg.norm(moved))
 
 
+def _told(value: Any) -> str:
+    """In one line."""
+    return " ".join(repr(value).split())[:60]
+
+
 @made
 def matrix_sum(
     *,
@@ -288,12 +293,18 @@ def matrix_sum(
       >>> agg.init_state(jnp.zeros(2)).recent.shape
       (2, 2)
     """
-    check_finite(np.asarray(coefficients), "coefficients")
+    column = np.asarray(coefficients)
+    check_finite(column, "coefficients")
+    if column.ndim != 1 or not column.size:
+        raise ValueError(
+            f"coefficients must be numbers [bands], of one at least, got {_told(coefficients)} of "
+            f"shape {list(column.shape)}; give the first column of C, such as [1.0, 0.5]"
+        )
     check_positive(clip, "clip")
     check_non_negative(noise_multiplier, "noise_multiplier")
     check_positive(denominator, "denominator")
     check_count(num_rounds, "num_rounds", minimum=1)
-    column = np.asarray(coefficients, np.float64)
+    column = column.astype(np.float64)
 
     def inverse() -> Any:  # C^-1, row by row
         dtype = jnp.result_type(float)

@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       >>> import contextlib, io
       >>> with contextlib.redirect_stderr(io.StringIO()) as errors:
       ...     code = main(["/nowhere"])
-      >>> code, errors.getvalue()[:35]
-      (2, 'error: there is no folder /nowhere;')
+      >>> code, errors.getvalue()[:31]
+      (2, 'error: runs: there is no folder')
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)

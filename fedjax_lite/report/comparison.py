@@ -206,11 +206,19 @@ def _read(given: Sequence[Any]) -> list[Run]:
                 f"runs must be folders or Runs, got {type(item).__name__} {item!r:.80}; a history "
                 "in memory is fl.report.Run(name, rows, config={'seed': ...})"
             )
-        for place in find_runs([item]):
+        for place in _places(item):
             if place.resolve() not in seen:
                 seen.add(place.resolve())
                 found += read_results(place) if place.is_file() else [read_run(place)]
     return found
+
+
+def _places(item: str | os.PathLike[str]) -> list[Path]:
+    """`find_runs` of one of `runs`, under that name where it finds none."""
+    try:
+        return find_runs([item])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("paths:", "runs:", 1)) from None
 
 
 def _warnings(groups: Sequence[Group], metric: str) -> list[str]:

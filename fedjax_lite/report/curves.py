@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.report.style import (
     BLUE,
     GREEN,
@@ -127,6 +128,11 @@ def plot_sweep(
       >>> plot_sweep(rows, x="mu", metric="test_accuracy", dataset="digits").axes[0].get_xscale()
       'log'
     """
+    if not len(table) or not all(isinstance(row, Mapping) for row in table):
+        raise TypeError(
+            f"table must be rows of a sweep, dicts, one at least, got {shown(table)}; give "
+            "Sweep.table(metric)"
+        )
     figures = {"mean", "std", "num_seeds"}
     names = [name for name in table[0] if name not in figures]
     if x not in names:

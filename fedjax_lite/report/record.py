@@ -54,7 +54,10 @@ def save_clients(
     """
     output_dir = as_path(output_dir, "output_dir")
     if not output_dir.is_dir():
-        raise FileNotFoundError(f"output_dir must be the folder of a run, there is no {output_dir}")
+        raise FileNotFoundError(
+            f"output_dir must be the folder of a run, there is no {output_dir}; give the one that "
+            "fl.run(..., output_dir=...) wrote"
+        )
     split = checked_split(split)
     if round is not None:
         check_count(round, "round", minimum=0)

@@ -94,13 +94,13 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
             matches = sorted(glob.glob(path, recursive=True))
             if not matches:
                 kind = "no folder matches" if glob.has_magic(path) else "there is no folder"
-                raise FileNotFoundError(f"{kind} {path}; {REMEDY}")
+                raise FileNotFoundError(f"paths: {kind} {path!r}; {REMEDY}")
         here = [run for match in matches for run in _below(Path(match))]
         if not here:
             files = sorted(file.name for match in matches for file in Path(match).glob("*.json"))
             named = f" (it holds {', '.join(files[:5])}{', ...' * (len(files) > 5)})" * bool(files)
             raise FileNotFoundError(
-                f"{path} holds no run, no metrics.jsonl in or below; {REMEDY}{named}"
+                f"paths: {path!r} holds no run, no metrics.jsonl in or below; {REMEDY}{named}"
             )
         for run in here:
             found.setdefault(run.resolve(), run)
@@ -145,7 +145,7 @@ def read_run(output_dir: str | os.PathLike[str]) -> Run:
     """
     output_dir = as_path(output_dir, "output_dir")
     if not output_dir.is_dir():
-        raise FileNotFoundError(f"there is no folder {output_dir}; {REMEDY}")
+        raise FileNotFoundError(f"output_dir: there is no folder {str(output_dir)!r}; {REMEDY}")
     if not (output_dir / "metrics.jsonl").is_file():
         raise FileNotFoundError(f"{output_dir} holds no metrics.jsonl; {REMEDY}")
     rows = read_rows(output_dir / "metrics.jsonl")

@@ -66,6 +66,8 @@ def plot_side_by_side(
         )
     if metric not in ("accuracy", "loss"):
         raise ValueError(f"metric must be 'accuracy' or 'loss', got {shown(metric)}")
+    if not 0 < worst <= 1:
+        raise ValueError(f"worst must lie in (0, 1], got {shown(worst)}; give 0.1")
     against = next(iter(scores)) if against is None else against
     if against not in scores:
         raise ValueError(f"against must be one of {list(scores)}, got {shown(against)}")

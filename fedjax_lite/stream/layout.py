@@ -35,7 +35,7 @@ class RowLayout:
         for leaf in leaves:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 raise TypeError(
-                    "client rows on the host cannot hold typed keys, which are not plain arrays; "
+                    "a row of a client on the host must hold plain arrays, got a typed key; "
                     "derive the key from the round's instead, or keep the table on the device"
                 )
         self._leaves = [(np.dtype(leaf.dtype), tuple(leaf.shape)) for leaf in leaves]

@@ -53,7 +53,10 @@ def unpack(fields: tuple[Field, ...], packed: bytes) -> dict[str, np.ndarray]:
     """
     total = sum(field.count * field.width for field in fields)
     if len(packed) != -(-total // 8):
-        raise ValueError(f"packed must have {-(-total // 8)} bytes, got {len(packed)}")
+        raise ValueError(
+            f"packed must have the {-(-total // 8)} bytes of its {len(fields)} fields, got "
+            f"{len(packed)}; give those that it was packed with"
+        )
     bits = np.unpackbits(np.frombuffer(packed, np.uint8))
     found, start = {}, 0
     for field in fields:

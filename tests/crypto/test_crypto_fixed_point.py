@@ -96,6 +96,20 @@ def test_decoding_inverts_the_sum(count):
     np.testing.assert_allclose(device, expected, rtol=3e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("largest", [1.5, 2**40, 2.0**100])
+def test_a_range_of_any_size(xp, largest):
+    """Both ends and the middle: 0, 1.5 (to the even 2) and 3 of two bits; traced ranges, too."""
+    values = xp.asarray([-largest, 0, largest], np.float32)
+    codes = encode(values, max_abs=largest, bits=2)
+    assert codes.tolist() == [0, 2, 3]
+    means = decode_mean(2 * codes, np.uint32(2), max_abs=largest, bits=2)
+    np.testing.assert_allclose(means, largest * np.array([-1, 1 / 3, 1]), rtol=1e-6)
+    if xp is jnp:
+        traced = jax.jit(lambda c: encode(values, max_abs=c, bits=2))(np.float32(largest))
+        assert traced.tolist() == [0, 2, 3]
+
+
 def test_a_small_mean_of_many_keeps_its_digits():
     """Sums near 2**32 are no float32; the integer division comes first."""
     total, count = np.uint32(2**31 + 12_345), np.uint32(2**16)

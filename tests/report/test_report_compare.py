@@ -105,7 +105,7 @@ def test_command_in_a_process(real, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["/nowhere"], "there is no folder /nowhere; give a folder that fl.run"),
+        (["/nowhere"], "runs: there is no folder '/nowhere'; give a folder that fl.run"),
         (["RUN", "--output", "a.pdf"], "path must end in .html or .png, got 'a.pdf'"),
         (["RUN", "--target-accuracy", "60"], r"(60 % is 0.6), got 60.0"),
         (["RUN", "--metric", "accuracy"], "metric must be a column of the runs"),

@@ -263,9 +263,9 @@ def test_finding_runs(tmp_path):
     assert [path.name for path in report.find_runs(twice)] == ["y", "a", "b"]
     assert report.find_runs([tmp_path / "x/a/centralised"])[0].name == "centralised"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty holds no run.*output_dir"):
+    with pytest.raises(FileNotFoundError, match=r"paths: '.*empty' holds no run.*output_dir"):
         report.find_runs([tmp_path / "empty"])
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere'; give"):
         report.find_runs([tmp_path / "nowhere"])
     with pytest.raises(FileNotFoundError, match="no folder matches"):
         report.find_runs([str(tmp_path / "z*")])

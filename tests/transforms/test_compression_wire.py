@@ -169,7 +169,7 @@ def test_packing_refuses_what_does_not_fit():
         tr.pack(fields, {"level": [8, 0]})
     with pytest.raises(ValueError, match="must hold 2, got 3"):
         tr.pack(fields, {"level": [1, 2, 3]})
-    with pytest.raises(ValueError, match="must have 1 bytes, got 2"):
+    with pytest.raises(ValueError, match="must have the 1 bytes of its 1 fields, got 2"):
         tr.unpack(fields, b"ab")
 
 

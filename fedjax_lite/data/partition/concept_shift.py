@@ -151,7 +151,7 @@ def label_sign(signs: Any = (1, -1), *, seed: int = 0, label: str = "y") -> Feat
         if labels.dtype.kind != "f":
             raise TypeError(
                 f"examples[{label!r}] must be floats to be multiplied, got {labels.dtype}; "
-                "label_permutation renames classes"
+                "label_permutation renames classes, label=... names others"
             )
         factor = factors[dealt_groups(num_clients, len(factors), seed=seed)][owners]
         factor = factor.astype(labels.dtype).reshape((-1,) + (1,) * (labels.ndim - 1))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.checks.made import Made, made
 from fedjax_lite.data.partition.apportion import even_sizes
 from fedjax_lite.data.partition.checks import check_capacity, check_count, check_seed, column
@@ -72,8 +73,8 @@ def partition(
     for skew in skews:
         if not isinstance(skew, FeatureSkew):
             raise TypeError(
-                "what follows the partitioner must be a FeatureSkew such as noise(level=0.1), "
-                f"got {type(skew).__name__}"
+                "skews, what follows the partitioner, must be FeatureSkews such as "
+                f"noise(level=0.1), got {shown(skew)}; a second partitioner cannot follow"
             )
     owner, num_clients = _assign(examples, partitioner)
     kept: Mapping[str, Any] = {k: v for k, v in examples.items() if k not in partitioner.drops}

@@ -218,7 +218,7 @@ def from_arrays(
     shape = as_ids(client_ids, "client_ids").shape
     if shape != (num_examples,):
         raise ValueError(
-            f"client_ids must have shape [{num_examples}], one owner per example, "
+            f"client_ids must have shape [{num_examples}], one owner for each of the examples, "
             f"got {list(shape)}; np.repeat(names, sizes) names the owners of pooled "
             "clients"
         )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_lite.checks.arguments import shown
+from fedjax_lite.checks.arguments import check_count, shown
 from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.data.population.one_line import leaf_words, length
 from fedjax_lite.types import Array, PyTree
@@ -203,6 +203,8 @@ def split_tasks(
             f"tasks must be integers [{size}], one for each pooled example, got "
             f"{given.dtype}{list(given.shape)}; np.array([0, 0, 1])[labels]"
         )
+    if num_tasks is not None:
+        check_count(num_tasks, "num_tasks", minimum=1)
     number = int(given.max()) + 1 if num_tasks is None else num_tasks
     if number < 1 or given.min() < -1 or given.max() >= number:
         raise ValueError(

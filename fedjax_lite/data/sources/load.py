@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedjax_lite.checks.arguments import as_path
@@ -96,8 +97,7 @@ def load(
       ((1437, 8, 8, 1), (360,))
     """
     source, chosen = _lookup(name, options)
-    if cache_dir is not None:
-        cache_dir = as_path(cache_dir, "cache_dir")
+    data_dir, cache_dir = _places(data_dir, cache_dir)
     candidate = locate(source, data_dir=data_dir, cache_dir=cache_dir, download=download)
     if not source.cached:
         return source.read(candidate, **chosen)
@@ -138,8 +138,15 @@ def source_of(
       'scikit-learn'
     """
     source, chosen = _lookup(name, options)
+    data_dir, cache_dir = _places(data_dir, cache_dir)
     candidate = locate(source, data_dir=data_dir, cache_dir=cache_dir)
     return provenance(source, candidate, cache_dir=default_cache_dir(cache_dir), options=chosen)
+
+
+def _places(data_dir: Any, cache_dir: Any) -> list[Path | None]:
+    """Both folders as paths, looked at also where the data set needs neither."""
+    given = (("data_dir", data_dir), ("cache_dir", cache_dir))
+    return [None if value is None else as_path(value, name) for name, value in given]
 
 
 def _lookup(name: str, options: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:

@@ -243,7 +243,9 @@ def _paths(paths: Any) -> list[Path]:
         found = [as_path(path, f"paths[{number}]") for number, path in enumerate(paths)]
     for path in found or [Path(str(paths), "*.parquet")]:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist")
+            raise FileNotFoundError(
+                f"paths: {path} does not exist; give Parquet files, or a folder of some"
+            )
     return found
 
 

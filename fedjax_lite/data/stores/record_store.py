@@ -232,7 +232,7 @@ def _shard_names(count: int) -> list[str]:
 
 def _open_shard(path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"folder lacks {path}; restore it, or write the folder again")
     try:
         # No read-ahead: clients are drawn at random.
         options = "readahead_buffer_size:0,max_parallelism:0"

@@ -82,7 +82,10 @@ def read_manifest(path: Path, *, writer: str) -> tuple[dict[str, Leaf], Any]:
             if not isinstance(manifest.get("files"), dict):
                 raise ValueError("no digests of files")
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(
+            f"folder must be one that {writer} wrote, got {str(path.parent)!r:.200}, which has no "
+            f"{path.name}; give the path that {writer} returned"
+        ) from None
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         found = f"that {path.name} is not a manifest of {writer}: {str(error) or repr(error):.200}"
         raise bad_file(path, f"the manifest of {writer}", found) from None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_lite.checks.arguments import shown
 from fedjax_lite.data.population.dataset import (
     ClientData,
     FederatedDataset,
@@ -281,7 +282,10 @@ def _loader(data: Any, sizes: Any) -> tuple[Callable[[int, int], PyTree], np.nda
 
         return load, np.asarray(data.sizes)
     if sizes is None:
-        raise ValueError("sizes must be given, [N] examples per client, with arrays or a loader")
+        raise ValueError(
+            "sizes must be given, [N] examples per client, where data are arrays or a loader, got "
+            f"None beside {shown(data)}; a FederatedDataset knows its own"
+        )
     sizes = np.asarray(sizes)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or not sizes.size or sizes.min() < 0:
         raise ValueError(f"sizes must be non-negative integers [N], got {sizes!r}")

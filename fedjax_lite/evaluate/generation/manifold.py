@@ -52,8 +52,9 @@ def precision_recall(real: Any, made: Any, *, neighbours: int = 3) -> PrecisionR
     real, made = features(real, "real"), features(made, "made")
     if real.shape[1] != made.shape[1] or min(len(real), len(made)) <= neighbours:
         raise ValueError(
-            f"neighbours must be below the number of points of both samples of one width, got "
-            f"{neighbours} for {list(real.shape)} and {list(made.shape)}; give neighbours=1"
+            "neighbours must be below the number of points of real and of made, which have one "
+            f"width, got {neighbours} for real of {list(real.shape)} and made of "
+            f"{list(made.shape)}; give neighbours=1"
         )
     return PrecisionRecall(_within(made, real, neighbours), _within(real, made, neighbours))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_lite import trees
-from fedjax_lite.checks.arguments import check_count, check_key, check_positive, check_whole
+from fedjax_lite.checks.arguments import check_count, check_key, check_positive, check_whole, shown
 from fedjax_lite.checks.made import made
 from fedjax_lite.data.population.dataset import FederatedDataset
 from fedjax_lite.engine.shuffle import shuffle_index
@@ -264,7 +264,8 @@ def check_same_shapes(value: PyTree, like: PyTree) -> None:
     same = jax.tree.structure(value) == jax.tree.structure(like)
     if not same or shapes(value) != shapes(like):
         raise TypeError(
-            "the audit reads canaries off the model, so messages must have its structure, got "
+            "the audit reads canaries off the model, so messages must have the structure of "
+            f"like={shown(like)}, {jax.tree.structure(like)} of shapes {shapes(like)}, got "
             f"{jax.tree.structure(value)} of shapes {shapes(value)}: audit a method that sends "
-            "model updates only (FedAvg, FedProx, the FedOpt family)"
+            "model updates only (FedAvg, FedProx, the FedOpt family), and give its model as like"
         )
