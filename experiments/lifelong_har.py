@@ -253,17 +253,22 @@ def aim(rows: list[dict[str, Any]], score: str) -> dict[str, Any] | None:
     return {"forgets": ours["forgetting"], "of": theirs["forgetting"], "new": gain, "met": met}
 
 
-def main(flags: Flags) -> list[dict[str, Any]]:
-    """Runs all blocks, prints the table and returns its rows."""
-    if flags.smoke:
-        flags = shrunk(flags, orders=("halves",), scenarios=("told",), methods=(THREE_WAY,),
-                       num_rounds=2, steps=2, seeds=(0,))  # fmt: skip
+def check(flags: Flags) -> None:
+    """Raises ValueError where flags name no order or scenario, or leave no seed."""
     for name, given, known in (("orders", flags.orders, ORDERS),
                                ("scenarios", flags.scenarios, SCENARIOS)):  # fmt: skip
         if not given or set(given) - set(known):
             raise ValueError(f"--{name} must be some of {list(known)}, got {list(given)}")
     if not flags.seeds:
         raise ValueError("--seeds must be one or more, got none")
+
+
+def main(flags: Flags) -> list[dict[str, Any]]:
+    """Runs all blocks, prints the table and returns its rows."""
+    if flags.smoke:
+        flags = shrunk(flags, orders=("halves",), scenarios=("told",), methods=(THREE_WAY,),
+                       num_rounds=2, steps=2, seeds=(0,))  # fmt: skip
+    check(flags)
     windows, blocks = load(flags.data_dir), []
     kept = ("num_rounds", "batch_size", "steps", "seeds")
     document: dict[str, Any] = {"versions": versions()}

@@ -187,7 +187,7 @@ def check(flags: Flags) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if flags.output.exists() and not flags.overwrite:
-        raise FileExistsError(f"{flags.output} is there already; --overwrite replaces it")
+        raise FileExistsError(f"--output {flags.output} is there already; --overwrite replaces it")
 
 
 def main(flags: Flags) -> dict[str, Any]:

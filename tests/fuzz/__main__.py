@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz_flags import flag_cases, judge_flag
 from fuzz_run import cases, judge
-from fuzz_verdict import LEAST, Verdict, share_of_good
+from fuzz_verdict import AMISS, LEAST, Verdict, share_of_good
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
     lines += [f"{v.kind:9}{v.call}({v.argument}={v.value}) {v.message}" for v in bad]
     if flags.report:
         flags.report.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    amiss = any(v.kind in ("hang", "crash", "accepted") for v in verdicts)
+    amiss = any(v.kind in AMISS for v in verdicts)
     return 1 if amiss or min(share_of_good(calls), share_of_good(words)) < LEAST else 0
 
 

@@ -28,8 +28,8 @@ ALLOWANCES = (
     Allowance("left out", "none", r"None|slot"),
     Allowance("one of the two that a switch can be", "true", r"\bbool\b"),
     Allowance("zero is none of it, 1.5 and a large number are numbers, however many",
-              "zero, fraction, huge int, huge float", r"\bfloat\b|Rate"),
-    Allowance("hyper-parameters are traced in sweeps", "traced", r"\bfloat\b|Rate"),
+              "zero, fraction, huge int, huge float", r"\bfloat\b|Rate|Strength"),
+    Allowance("hyper-parameters are traced in sweeps", "traced", r"\bfloat\b|Rate|Strength"),
     Allowance("infinity says that there is no bound", "infinity", r"\bfloat\b",
               rf".*\(({'|'.join(sorted(INFINITE))})\)"),
     Allowance("what is measured, moved or chosen may lie below zero",
@@ -50,12 +50,12 @@ ALLOWANCES = (
               r".*patch_trigger\((row|column)\)|crypto\.(lagrange_weights\(at\)|polynomial\(x\)|"
               r"add_masks\(client\))"),
     Allowance("a function is asked when it is needed", "function",
-              r"Callable|LossFn|Rate|Rule|Staleness|Simulation|Weighting|ClientOptimizer|Counts|Amount|Fisher|Measure|"
+              r"Callable|LossFn|Rate|Rule|Factory|Staleness|Simulation|Weighting|ClientOptimizer|Counts|Amount|Fisher|Measure|"
               r"Any",
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"
               r"is_local|is_frozen|predict|fisher|adapt|layers|wrap|mechanism|latency|staleness|cloud|"
-              r"schedule|combine|measure)\)|.*power_of_choice\(model\)"),
+              r"schedule|combine|measure)\)|.*power_of_choice\(model\)|Plan\(limit\)"),
     Allowance("seconds are numbers, however many, and may be traced",
               "zero, fraction, huge int, huge float, traced", r"Any",
               r".*in_time\((step_seconds|other_seconds)\)"),
@@ -66,6 +66,8 @@ ALLOWANCES = (
     Allowance("any words name things", "string, list of strings, array of strings", r"\bstr\b"),
     Allowance("texts and labels may be empty", "empty string", r"^str( \| None)?( = None)?$",
               r".*\((title|command|dataset|metric|x|unit|name|kind|what)\)"),
+    Allowance("the clients' own training data, the default", "empty string", r"str",
+              r"fedrep\(head_data\)"),
     Allowance("another key", "key", r"Key"),
     Allowance("other bytes", "bytes", r"bytes"),
     Allowance("a dict of anything", "dict", r"Mapping|^dict\[str, Any\]$"),
@@ -92,6 +94,12 @@ ALLOWANCES = (
               r"shuffle_index\((index|size)\)|.*direction\(index\)|.*counted\(mask\)"),
     Allowance("a number of any size, known when the program runs", "fraction, huge int, huge float,"
               "zero, traced", r"Any", r".*\((clip|noise_multiplier|fraction)\)"),
+    Allowance("the largest magnitude is any number above zero that float32 holds",
+              "fraction, huge int, traced", r"Any", r"crypto\.(encode|decode_mean)\(max_abs\)"),
+    Allowance("a round's number may be Python's", "zero", r"Array",
+              r"engine\.train_clients\(round\)"),
+    Allowance("before the first task nothing is transferred to it: its score is not looked at",
+              "list of nan, array of nan", r"Any", r"lifelong\.forward_transfer\(untrained\)"),
     Allowance("the shape of one number, or of none", "zero, empty list, empty array", r"Any",
               r".*\(shape\)|attacks\.backdoor\(clients\)|label_flip\(clients\)"),
     Allowance("a batch of any numbers shows the shape", "list of nan, matrix, array of nan, "

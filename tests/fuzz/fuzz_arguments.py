@@ -309,6 +309,7 @@ OWN: dict[str, dict[str, Any]] = {
     "models.from_nnx": {"factory": lambda rngs: nnx.Linear(4, 3, rngs=rngs)},
     "models.augmented": {"model": fl.models.cnn()},
     "models.sigmoid_focal_loss": {"logits": jnp.zeros(4)},
+    "models.with_counts": {"counts": lambda examples: examples["y"] >= 0},
     "models.with_statistics": {},
     "models.from_functions": {"init": lambda key: jnp.zeros((4, 3))},
     "privacy.adaptive_clipping": {

@@ -39,7 +39,6 @@ ARRIVALS: dict[str, dict[str, Any]] = {
         "buffer": 2,
         "num_clients": 7,
     },
-    "arrivals.read_trace": {"paths": (str(TRACE),)},
     "arrivals.trace_latency": {"trace": fl.arrivals.synthetic_trace(3), "batch_size": 2},
     "arrivals.trace_availability": {"trace": fl.arrivals.synthetic_trace(3)},
     "arrivals.trace_schedule": {"trace": fl.arrivals.synthetic_trace(3)},

@@ -15,6 +15,7 @@ PAIR = fl.models.mlp_gan(4, hidden=(3,))
 POINTS = np.linspace(0, 1, 10).reshape(5, 2)
 
 BEYOND: dict[str, dict[str, Any]] = {
+    "fedbabu": {"loss": WIDE.loss},
     "fedgan": {"gan": PAIR, "generator_optimizer": SGD, "discriminator_optimizer": SGD},
     "fedma": {"loss": WIDE.loss},
     "generation.client_coverage": {"shares": [0.5, 0.5], "counts": [[1, 2], [3, 4]]},

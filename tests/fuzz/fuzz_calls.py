@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fuzz_arguments import BY_NAME, MADE, OWN
+from fuzz_arrivals import TRACE
 from fuzz_world import PLAN
 
 import fedjax_lite as fl
@@ -91,6 +92,15 @@ LEFT_OUT = {
 }
 """By full name, or by package."""
 
+STARRED: dict[str, tuple[Any, ...]] = {
+    "factors": (fl.arrivals.constant(1.0),),
+    "kinds": (),
+    "names": ("kernel",),
+    "paths": (str(TRACE),),
+    "skews": (),
+    "transforms": (fl.identity(),),
+}
+"""What ``*arguments`` take, by name; one of them is replaced."""
 SLOTS = ("sampler", "aggregator", "uplink", "downlink", "privacy", "strategy")
 """What ``**slots`` of an algorithm take."""
 
@@ -140,9 +150,11 @@ def valid_arguments(full: str, value: Callable[..., Any]) -> dict[str, Any]:
     own = OWN.get(full, {})
     given = {}
     for name, parameter in inspect.signature(value).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.kind is parameter.VAR_KEYWORD:
             continue
-        if name in own or parameter.default is parameter.empty or name == "sampler":
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            given[name] = STARRED[name]
+        elif name in own or parameter.default is parameter.empty or name == "sampler":
             argument = own[name] if name in own else BY_NAME[name]
             is_made = any(argument is maker for maker in MADE)
             given[name] = argument() if is_made else argument
@@ -154,10 +166,22 @@ def valid_arguments(full: str, value: Callable[..., Any]) -> dict[str, Any]:
     return given
 
 
+def called(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """What a function makes of arguments by name; ``*rest`` are a tuple, or one of them."""
+    parameters = inspect.signature(function).parameters.values()
+    starred = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    if starred is None:
+        return function(**given)
+    before = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    rest = given[starred] if isinstance(given[starred], tuple) else (given[starred],)
+    named = {n: v for n, v in given.items() if n not in (*before, starred)}
+    return function(*(given[n] for n in before), *rest, **named)
+
+
 def argument_names(value: Callable[..., Any]) -> list[str]:
     """The arguments that can be replaced."""
     parameters = inspect.signature(value).parameters.values()
-    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     takes_slots = any(p.kind is p.VAR_KEYWORD and p.name == "slots" for p in parameters)
     return names + [s for s in SLOTS if takes_slots and s not in names]
 

@@ -18,7 +18,7 @@ CLUSTERS: dict[str, dict[str, Any]] = {
     "cluster_purity": {"assignments": [0, 1, 1], "groups": [0, 1, 0]},
     "data.dealt_groups": {"num_clients": 6, "num_groups": 2},
     "data.label_permutation": {"permutations": [[0, 1, 2], [1, 2, 0]]},
-    "data.label_sign": {"signs": [1, -1], "label": "x"},
+    "data.label_sign": {"signs": [1, -1], "label": "sign"},
     "debiasing": {"parts": fl.models.adversarial(MODEL, THREE, THREE, group="y")},
     "fedem": {"num_models": 2},
     "ifca": {"num_clusters": 2},

@@ -45,7 +45,7 @@ LOOKED_UP = {
     "datasets",
 }
 """Words that `main` looks up in its tables, once it has them; it is not called here."""
-CHECKS = ("check", "choose", "horizon")
+CHECKS = ("check", "choose", "horizon", "settled")
 """A script's own look at its flags, before anything is loaded or compiled."""
 
 
@@ -81,6 +81,8 @@ def judge_flag(path: Path, name: str, kind: str) -> Verdict:
     flag, hint, _ = fields_of(path)[name]
     many = typing.get_origin(hint) is tuple
     args = [flag, word] if many or word != "-1" else [f"{flag}={word}"]
+    if "overwrite" in fields_of(path) and name != "overwrite":
+        args.append("--overwrite")  # results of today's may be there
     told = io.StringIO()
     verdict = (path.stem, flag, repr(word))
     try:

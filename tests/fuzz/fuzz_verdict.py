@@ -15,6 +15,8 @@ class Verdict(NamedTuple):
     message: str
 
 
+AMISS = ("hang", "crash", "deep", "accepted")
+"""Verdicts that no call may get."""
 LEAST = 0.97
 """The least share of refusals that name argument, value and remedy."""
 

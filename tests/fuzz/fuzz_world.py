@@ -20,6 +20,8 @@ LABELS = np.arange(12) % 3
 OWNERS = np.repeat(np.arange(6), SIZES)
 EXAMPLES = {"x": np.linspace(-1, 1, 48, dtype=np.float32).reshape(12, 4), "y": LABELS}
 IMAGES = {"x": np.arange(12 * 48, dtype=np.uint8).reshape(12, 4, 4, 3), "y": LABELS}
+SIGNED = {**IMAGES, "sign": np.linspace(-1, 1, 12)}
+"""With labels that are floats, too."""
 DATA = fl.data.from_arrays(EXAMPLES, OWNERS)
 MODEL = fl.models.linear(3, (4,))
 PARAMS = MODEL.init(KEY)

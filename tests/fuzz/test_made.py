@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz_calls import LEFT_OUT, PACKAGES, module_of, public, valid_arguments
+from fuzz_calls import LEFT_OUT, PACKAGES, called, module_of, public, valid_arguments
 
 import fedjax_lite as fl
 from fedjax_lite.checks.made import maker_of
@@ -32,12 +32,15 @@ FACTORIES = {
 def test_factories_sign_what_they_make(full):
     factory = FACTORIES[full]
     given = valid_arguments(full, factory)
-    note = maker_of(factory(**given))
+    note = maker_of(called(factory, given))
     assert note is not None
     assert (note.name, note.module) == (full.split(".")[-1], factory.__module__)
     for name, parameter in inspect.signature(factory).parameters.items():
         if name in given:
-            assert note.arguments[name] is given[name]
+            starred = parameter.kind is parameter.VAR_POSITIONAL  # a tuple is made anew
+            same = note.arguments[name] if starred else (note.arguments[name],)
+            mine = given[name] if starred else (given[name],)
+            assert all(a is b for a, b in zip(same, mine, strict=True))
         elif parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             assert note.arguments[name] is parameter.default
 
