@@ -33,12 +33,13 @@ MAKE = ("FederatedAlgorithm", "VerticalModel", "CutModel", "Model")
 LEARN_IN_PARTS = {"vertical_sgd": 6, "fedbcd": 2, "splitfed": 5, "split_learning": 3}
 """How many entries each method has."""
 NEED_NO_STRATEGY = (
-    *("structure_is_stable", "scan_equals_calls", "vmap_equals_loop", "never_retraces"),
-    *("no_host_transfer", "keys_are_used_once", "masked_clients_leave_no_trace"),
+    *("structure_is_stable", "scan_equals_calls", "vmap_equals_loop"),
+    *("no_host_transfer", "masked_clients_leave_no_trace"),
     *("empty_clients_change_nothing", "empty_cohort_changes_nothing", "finite"),
     *("survives_a_checkpoint", "caller_keeps_its_arrays"),
 )
-"""Laws of algorithms for those in turn: they have no strategies, and the order is the method's."""
+"""Laws of algorithms for those in turn: they have no strategies, and the order is the method's.
+That they never retrace and use keys once are laws of parties, too."""
 
 
 @pytest.mark.slow

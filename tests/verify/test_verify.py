@@ -30,7 +30,7 @@ from fedjax_lite.verify.techniques import (
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.sample(3, of="all checks of a technique pass")
+@pytest.mark.sample(2, of="all checks of a technique pass")
 @pytest.mark.parametrize("name", verify.technique_names())
 def test_every_technique_passes(name):
     failed = [record for record in verify.run([name]) if record.verdict != "PASS"]
