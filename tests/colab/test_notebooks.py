@@ -151,13 +151,16 @@ def test_first_cells(name):
                 assert "jax " not in f"{line} "
 
 
-FRESH = """import matplotlib.pyplot as plt
+FRESH = """import gc
+gc.set_threshold(200_000, 50, 1000)
+import matplotlib.pyplot as plt
 plt.close("all")
 plt.rcdefaults()
 %reset -f
 %cd -q {folder}
 """
-"""Run before a notebook: no name, figure or setting is left of the one before."""
+"""Run before a notebook: no name, figure or setting is left of the one before; and as in
+tests/conftest.py, garbage is looked for seldom."""
 
 
 @pytest.fixture(scope="module")

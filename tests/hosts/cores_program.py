@@ -1,6 +1,7 @@
 """What a process with one device a core is asked by test_cores.py: the same run, dealt and not."""
 
 import dataclasses
+import gc
 import json
 import sys
 
@@ -98,5 +99,6 @@ def memory():
 
 
 if __name__ == "__main__":
+    gc.disable()  # it lives for seconds, of which looking for garbage takes a sixth
     found = {"cores": fl.use_cores(int(sys.argv[1]))}
     print(json.dumps({**found, **everything(), "addresses": memory()}))

@@ -1,6 +1,7 @@
 """What the processes of test_distributed.py run: SCAFFOLD on ten small clients."""
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -46,6 +47,7 @@ def real_rows(state):
 
 
 def main():
+    gc.disable()  # it lives for seconds, of which looking for garbage takes a sixth
     parser = argparse.ArgumentParser()
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--split", action="store_true")
