@@ -32,7 +32,7 @@ def shuffled(params, seed):
 
 
 def stacked(*models):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *models)
 
 
 def test_assignments_are_scipys():

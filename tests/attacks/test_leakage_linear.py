@@ -58,7 +58,7 @@ def test_a_federated_round_gives_an_image_away_and_its_defences_do_not():
     x = rng.uniform(size=(3, 12)).astype(np.float32)
     data = fl.data.from_arrays({"x": x, "y": np.array([2, 0, 1])}, [0, 1, 2])
     model = fl.models.mlp((8,), num_classes=3, input_shape=(12,))
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
 
     def attacked(clients, steps=1):
         import optax

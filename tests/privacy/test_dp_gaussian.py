@@ -62,6 +62,9 @@ def trained(algo, *, num_rounds=3, data=None):
 # -- the aggregate --------------------------------------------------------------------------
 
 
+clipped = jax.jit(dp.clip_clients, static_argnums=1, static_argnames="per_layer")
+
+
 def test_fixed_denominator_and_unit_weights():
     """KNOWN_ANSWERS 4: sum (.9, .2), over q N = 4; by the realised 3 it would be (.3, .0667)."""
     aggregator = dp.gaussian_sum(clip=1.0, noise_multiplier=0.0, denominator=4.0)
@@ -74,7 +77,7 @@ def test_fixed_denominator_and_unit_weights():
 def test_whole_tree_and_per_layer():
     """Leaves (3) and (4): whole (.6), (.8); per layer each S / sqrt(2), together S again."""
     tree = {"a": jnp.array([[3.0]]), "b": jnp.array([[4.0]])}
-    whole, layers = dp.clip_clients(tree, 1.0), dp.clip_clients(tree, 1.0, per_layer=True)
+    whole, layers = clipped(tree, 1.0), clipped(tree, 1.0, per_layer=True)
     np.testing.assert_allclose([whole["a"][0, 0], whole["b"][0, 0]], [0.6, 0.8], rtol=1e-6)
     np.testing.assert_allclose(
         [layers["a"][0, 0], layers["b"][0, 0]], [math.sqrt(0.5)] * 2, rtol=1e-6
@@ -88,10 +91,10 @@ def test_what_is_not_finite_is_nothing(per_layer):
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
         tree = {"a": jnp.array([[bad], [3.0]]), "b": jnp.array([[4.0], [0.0]])}
         for clip in (1.0, jnp.inf):
-            clipped = dp.clip_clients(tree, clip, per_layer=per_layer)
-            np.testing.assert_array_equal(clipped["a"][0], [0])
-            np.testing.assert_array_equal(clipped["b"][0], [0])
-            assert float(clipped["a"][1, 0]) > 0
+            got = clipped(tree, clip, per_layer=per_layer)
+            np.testing.assert_array_equal(got["a"][0], [0])
+            np.testing.assert_array_equal(got["b"][0], [0])
+            assert float(got["a"][1, 0]) > 0
 
 
 def test_noise_on_the_mean():
@@ -119,9 +122,9 @@ def test_narrow_rows_are_clipped_in_float32():
         large = 1e12 if dtype == jnp.bfloat16 else 6e4
         rows = {"a": jnp.full((2, 3000), large, dtype), "b": jnp.full((2, 3), -large / 7, dtype)}
         for per_layer in (False, True):
-            clipped = dp.clip_clients(rows, 1e3, per_layer=per_layer)
-            flat = np.concatenate([np.asarray(clipped[name], np.float64) for name in "ab"], 1)
-            assert {leaf.dtype for leaf in clipped.values()} == {jnp.dtype("float32")}
+            got = clipped(rows, 1e3, per_layer=per_layer)
+            flat = np.concatenate([np.asarray(got[name], np.float64) for name in "ab"], 1)
+            assert {leaf.dtype for leaf in got.values()} == {jnp.dtype("float32")}
             assert np.linalg.norm(flat, axis=1).max() <= 1e3 * (1 + 1e-6)
             assert np.linalg.norm(flat, axis=1).min() >= 1e3 * (1 - 1e-6)
 
@@ -144,9 +147,10 @@ def test_laws(noise_multiplier, per_layer):
             testing.check_aggregator(aggregator)
 
 
+AGREE = "mechanisms equal under all strategies"
 ROUND_LAWS = (
     "structure_is_stable",
-    pytest.param("strategies_agree", marks=pytest.mark.slow),
+    pytest.param("strategies_agree", marks=[pytest.mark.slow, pytest.mark.sample(1, of=AGREE)]),
     "never_retraces",
     "masked_clients_leave_no_trace",
 )
@@ -341,7 +345,7 @@ def test_poisson_rounds_have_the_declared_rate():
     cohorts = dp.poisson_cohorts(1000, 0.01)
     state, sizes = cohorts.sampler.init(1000), jnp.ones(1000, jnp.int32)
     masks = jax.vmap(lambda k: cohorts.sampler.sample(k, state, sizes)[1].mask.sum())
-    counts = np.asarray(masks(jax.random.split(KEY, 4000)))
+    counts = np.asarray(jax.jit(masks)(jax.random.split(KEY, 4000)))
     assert counts.mean() == pytest.approx(10, abs=5 * 3.1464 / math.sqrt(4000))
     # The variance's standard error is variance * sqrt(2 / n).
     assert counts.var() == pytest.approx(9.9, rel=5 * math.sqrt(2 / 4000))
@@ -349,34 +353,27 @@ def test_poisson_rounds_have_the_declared_rate():
 
 
 def test_once_an_epoch_is_a_function_of_seed_and_round():
-    sampler, sizes = dp.once_an_epoch(10, 4, seed=3), jnp.ones(10)
-
-    def cohorts(key, num_rounds, state=None):
-        state, out = sampler.init(10) if state is None else state, []
-        for _ in range(num_rounds):
-            state, cohort = sampler.sample(key, state, sizes)
-            out.append(cohort.ids[cohort.mask].tolist())
-        return out, state
-
-    first, state = cohorts(KEY, 4)
-    later, _ = cohorts(jax.random.key(9), 5, state)  # another key, after a restart
+    sampler = dp.once_an_epoch(10, 4, seed=3)
+    first, state = order_of(sampler, 4)
+    later, _ = order_of(sampler, 5, jax.random.key(9), state)  # another key, after a restart
     rounds = first + later
     for epoch in range(3):
         members = [i for cohort in rounds[3 * epoch : 3 * epoch + 3] for i in cohort]
         assert sorted(members) == list(range(10))
     assert rounds[:3] == rounds[3:6] == rounds[6:9]  # turns lie exactly three rounds apart
     assert [len(cohort) for cohort in rounds[:3]] == [4, 4, 2]
-    other, _ = sampler_order(dp.once_an_epoch(10, 4, seed=4), sizes)
+    other, _ = order_of(dp.once_an_epoch(10, 4, seed=4), 3)
     assert other != rounds[:3]
     with pytest.raises(ValueError, match="declared for 10"):
         sampler.init(11)
 
 
-def sampler_order(sampler, sizes):
-    state, out = sampler.init(10), []
-    for _ in range(3):
-        state, cohort = sampler.sample(KEY, state, sizes)
-        out.append(cohort.ids[cohort.mask].tolist())
+def order_of(sampler, num_rounds, key=KEY, state=None):
+    sample, out = jax.jit(sampler.sample), []
+    state = sampler.init(10) if state is None else state
+    for _ in range(num_rounds):
+        state, cohort = sample(key, state, np.ones(10, "f4"))
+        out.append(np.asarray(cohort.ids)[np.asarray(cohort.mask)].tolist())
     return out, state
 
 

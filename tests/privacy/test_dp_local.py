@@ -128,10 +128,10 @@ def test_narrow_updates_are_sent_as_float32():
     """bfloat16: the clip holds to float32's rounding, and the noise is not rounded away."""
     value = {"a": jnp.full(3000, 1e12, jnp.bfloat16), "b": jnp.full((2,), -3e11, jnp.bfloat16)}
     silent, loud = (local(clip=1e3, noise_multiplier=z).uplink for z in (0.0, 1e-4))
-    sent = silent.update(KEY, silent.init(value), value)[1]
+    sent = jax.jit(silent.update)(KEY, silent.init(value), value)[1]
     flat = np.concatenate([np.asarray(sent[name], np.float64) for name in "ab"])
     assert np.linalg.norm(flat) <= 1e3 * (1 + 1e-6)
-    noisy = loud.update(KEY, loud.init(value), value)[1]
+    noisy = jax.jit(loud.update)(KEY, loud.init(value), value)[1]
     assert noisy["a"].dtype == sent["a"].dtype == jnp.float32
     assert len(np.unique(noisy["a"])) > 2500
     assert np.std(np.asarray(noisy["a"] - sent["a"])) == pytest.approx(0.1, rel=0.07)  # 5 sigma

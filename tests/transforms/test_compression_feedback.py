@@ -193,7 +193,7 @@ def test_the_residual_moves_only_when_the_client_takes_part():
 
 def test_bits_of_a_round_are_those_of_who_took_part():
     cohort = Cohort(jnp.array([0, 1, 4, 5], jnp.int32), jnp.array([True, True, False, True]))
-    for uplink, bits in ((tr.scaled_sign(), 4 + 32), (tr.top_k(2), 2 * (32 + 2)), (None, 128)):
+    for uplink, bits in ((tr.scaled_sign(), 4 + 32), (tr.top_k(2), 2 * (32 + 2))):
         _, metrics = rounds(averaging(uplink=uplink), 1, cohort)
         assert float(metrics[0]["uplink_bits"]) == 3 * bits
         assert float(metrics[0]["downlink_bits"]) == 3 * 128
