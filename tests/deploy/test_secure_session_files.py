@@ -12,9 +12,8 @@ from secure_world import (
     anew,
     begun,
     dropping,
-    fedavg,
+    everyones,
     hub_of,
-    mean,
     new_run,
     nodes_of,
     same_bytes,
@@ -37,7 +36,7 @@ PHASES = ("advertise", "share", "mask", "unmask")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    algo = fedavg(sampler=fl.everyone(), aggregator=mean())
+    algo = everyones()
     hub, answers = hub_of(algo), nodes_of(algo, tmp_path_factory.mktemp("rows"))
     return algo, hub, answers, begun(hub, answers)
 
@@ -80,7 +79,7 @@ def other_parts(which, part):
 
 DAMAGES = {
     "cut": (lambda data: data[: len(data) // 2], "checksum"),
-    "empty": (lambda data: b"", "0 bytes are too few"),
+    "empty": (lambda data: b"", "0 bytes, which are too few"),
     "flipped": (flip, "checksum"),
     "a row": (lambda data: encode("row", {}), "is a 'row', waited for session"),
     "no fields": (lambda data: encode("session", {}), "client"),
