@@ -112,9 +112,9 @@ def fednova(
     check_non_negative(mu, "mu")
     _check_product(learning_rate, mu)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-    if slots.get("privacy") is not None:
+    if (privacy := slots.get("privacy")) is not None:
         raise ValueError(
-            f"privacy must be left out of fednova, got {shown(slots['privacy'])}: one clipping "
+            f"privacy must be left out of fednova, got {shown(privacy)}: one clipping "
             "norm would bound directions and numbers of steps together; use fedavg or fedprox"
         )
     uplink = slots.get("uplink")
