@@ -50,7 +50,7 @@ ALLOWANCES = (
               r".*patch_trigger\((row|column)\)|crypto\.(lagrange_weights\(at\)|polynomial\(x\)|"
               r"add_masks\(client\))"),
     Allowance("a function is asked when it is needed", "function",
-              r"Callable|LossFn|Rate|Rule|Factory|Staleness|Simulation|Weighting|ClientOptimizer|Counts|Amount|Fisher|Measure|"
+              r"Callable|\bLoss\b|LossFn|Rate|Rule|Factory|Staleness|Simulation|Weighting|ClientOptimizer|Counts|Amount|Fisher|Measure|"
               r"Any",
               r".*\((loss|init|apply|init_state|select|check|client_optimizer|counts|rule|"
               r"simulate|weighting|.*learning_rate|epochs|steps|optimizer|group_by|factory|make|"

@@ -113,7 +113,7 @@ def fedrep(
     return local_leaves(
         head_then_body(
             loss,
-            head_optimizer=client_optimizer if head_optimizer is None else head_optimizer,
+            head_optimizer=head_optimizer,
             body_optimizer=client_optimizer,
             is_head=mask,
             head_plan=head_plan,
@@ -138,7 +138,7 @@ class Halves(NamedTuple):
 def head_then_body(
     loss: LossFn,
     *,
-    head_optimizer: ClientOptimizer,
+    head_optimizer: ClientOptimizer | None,
     body_optimizer: ClientOptimizer,
     is_head: IsHead,
     head_plan: Plan | None,
@@ -157,9 +157,10 @@ def head_then_body(
       ['head', '']
     """
     check_loss(loss)
-    for optimizer in (head_optimizer, body_optimizer):
-        resolve_optimizer(optimizer)
-    if not isinstance(head_optimizer, optax.GradientTransformation):
+    resolve_optimizer(body_optimizer)
+    if head_optimizer is None:
+        head_optimizer = body_optimizer
+    elif not isinstance(head_optimizer, optax.GradientTransformation):
         head_optimizer = resolve_optimizer(head_optimizer, "head_optimizer")
     weight = weight_by(weighting)
 

@@ -50,7 +50,7 @@ def with_counts(loss: Loss, counts: Counts) -> Loss:
       [True, False]
     """
     for name, given in (("loss", loss), ("counts", counts)):
-        if not callable(given):
+        if not callable(given) or isinstance(given, type):
             raise TypeError(f"{name} must be a function, got {given!r}; with_counts(loss, counts)")
 
     @functools.wraps(loss)

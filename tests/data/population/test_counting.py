@@ -178,6 +178,8 @@ def test_what_counts_is_checked():
         counted(loss, {"y": jnp.array([1, -1])})
     with pytest.raises(TypeError, match="counts must be a function"):
         with_counts(MODEL.loss, jnp.ones(2))
+    with pytest.raises(TypeError, match="loss must be a function, got <class 'int'>"):
+        with_counts(int, lambda e: e["y"])  # whose object would be taken for losses
 
 
 def test_nothing_is_added_where_the_loss_says_nothing():
