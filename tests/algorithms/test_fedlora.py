@@ -229,9 +229,7 @@ def test_wrong_input():
     with pytest.raises(TypeError, match="is_frozen must be a function"):
         fl.frozen_leaves(loss, optax.sgd(0.1), is_frozen={"kernel": True}, **options)
     everything = fl.frozen_leaves(loss, optax.sgd(0.1), is_frozen=lambda params: True, **options)
-    with pytest.raises(
-        ValueError, match=r"^is_frozen .* must leave some leaves to train"
-    ):
+    with pytest.raises(ValueError, match=r"^is_frozen .* must leave some leaves to train"):
         everything.init(jax.random.key(0), start().base, data())
     state = fedlora("factors").init(jax.random.key(0), start(), data())
     wrong = {"kernel": jnp.zeros((M, K + 1)), "bias": jnp.zeros(K)}
