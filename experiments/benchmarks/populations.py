@@ -40,7 +40,9 @@ FEATURES, CLASSES, BATCH, RATE = 32, 10, 10, 0.05
 HIDDEN = {"fedavg": (), "scaffold": (), "fedavg-2nn": (200, 200)}
 """Hidden layers of each method's network."""
 ROUNDS = {"fedavg": 20, "scaffold": 5, "fedavg-2nn": 5}
-"""Rounds in a timed call."""
+"""Rounds in the shorter of two timed calls."""
+LONGER = 5
+"""Times as many in the longer one."""
 COPIED_BYTES = 1 << 28
 
 
@@ -63,7 +65,7 @@ class RunFlags:
     """Length of the run, and where results go."""
 
     repeats: int = 5
-    """Timed calls; medians are reported."""
+    """Turns of two timed calls; medians are reported."""
     output: Path = Path("outputs/benchmarks/populations.json")
     """File for the results, JSON."""
     overwrite: bool = False
@@ -195,22 +197,30 @@ def algorithm(method: str, model: fl.models.Model, cohort_size: int) -> fl.Feder
     return fl.fedavg(model.loss, optax.sgd(RATE), **slots)
 
 
-def seconds_a_round(method: str, data: Any, flags: Flags) -> tuple[list[float], int]:
-    """Seconds a round of every timed call, and the number of parameters."""
+def seconds_a_round(method: str, data: Any, flags: Flags) -> tuple[list[float], list[float], int]:
+    """Seconds a round, and of a call before its rounds, of each turn, and the number of parameters.
+
+    A call copies the state, which stays its caller's, and looks whether it is finite: with rows of
+    a million clients that takes as long as many rounds. So a turn is two calls, one of them
+    `LONGER` times as long: what it takes longer are rounds.
+    """
     hidden = HIDDEN[method]
     model = fl.models.mlp(hidden, num_classes=CLASSES, input_shape=(FEATURES,))
     algo, key = algorithm(method, model, flags.cohort_size), jax.random.key(0)
     params = model.init(key)
     state, number = algo.init(key, params, data), 2 if flags.smoke else ROUNDS[method]
-    found = []
-    for call in range(1 + flags.repeats):  # the first compiles, and lays the data
-        began = time.perf_counter()
-        state, _ = fl.run(
-            algo, key, state, data, num_rounds=number * (1 + call), every=number, progress=False
-        )
-        jax.block_until_ready(state)
-        found.append((time.perf_counter() - began) / number)
-    return found[1:], sum(leaf.size for leaf in jax.tree.leaves(params))
+    rounds, starts, done = [], [], 0
+    for _ in range(1 + flags.repeats):  # the first turn compiles, and lays the data
+        took = []
+        for length in (number, LONGER * number):
+            done += length
+            began = time.perf_counter()
+            state, _ = fl.run(algo, key, state, data, num_rounds=done, every=length, progress=False)
+            jax.block_until_ready(state)
+            took.append(time.perf_counter() - began)
+        rounds.append((took[1] - took[0]) / ((LONGER - 1) * number))
+        starts.append(took[0] - number * rounds[-1])
+    return rounds[1:], starts[1:], sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def main(flags: Flags) -> dict[str, Any]:
@@ -235,7 +245,7 @@ def main(flags: Flags) -> dict[str, Any]:
     )
     results: dict[str, Any] = {}
     for method in flags.methods:
-        seconds, num_params = seconds_a_round(method, data, flags)
+        seconds, starts, num_params = seconds_a_round(method, data, flags)
         work = work_of(sizes, flags.cohort_size, stateful=method == "scaffold")
         widths = (FEATURES, *HIDDEN[method], CLASSES)
         floor = floor_of(
@@ -244,6 +254,7 @@ def main(flags: Flags) -> dict[str, Any]:
         took = spread(seconds)
         results[method] = {
             "seconds": {**took, "all": seconds},
+            "start_seconds": {**spread(starts), "all": starts},
             "num_params": num_params,
             **work._asdict(),
             "floor": floor,
@@ -254,7 +265,8 @@ def main(flags: Flags) -> dict[str, Any]:
             f"({1e3 * took['min']:.1f} .. {1e3 * took['max']:.1f}), floor: bytes "
             f"{1e3 * floor['bytes_seconds']:.2f} ms, FLOPs {1e3 * floor['flop_seconds']:.2f} ms, "
             f"{results[method]['times_floor']:.1f} x the larger; "
-            f"{1e6 * took['median'] / work.steps:.1f} us a step",
+            f"{1e6 * took['median'] / work.steps:.1f} us a step; a call's start "
+            f"{1e3 * spread(starts)['median']:.0f} ms",
             flush=True,
         )
     report = {

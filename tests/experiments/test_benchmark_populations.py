@@ -44,12 +44,30 @@ def test_a_round_of_each_kind_is_timed_beside_its_floor(populations, tmp_path, c
     found = json.loads(output.read_text())
     row = found["methods"]["scaffold"]
     assert (found["num_clients"], row["num_params"], row["rows"]) == (2000, 33 * 10, 20)
-    assert row["times_floor"] == row["seconds"]["median"] / row["floor"]["seconds"] > 0
+    assert row["times_floor"] == row["seconds"]["median"] / row["floor"]["seconds"]
+    assert len(row["seconds"]["all"]) == len(row["start_seconds"]["all"]) == 2
     assert "x the larger" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="--overwrite"):
         populations.main(populations.Flags(**flags))
     with pytest.raises(ValueError, match=r"--cohort-size must lie in .1, 2000., got 0"):
         populations.main(populations.Flags(**flags, overwrite=True, cohort_size=0))
+
+
+def test_what_a_call_costs_before_its_rounds_is_in_none_of_them(populations, monkeypatch):
+    clock = [0.0]
+
+    def run(algo, key, state, data, *, num_rounds, every, progress):
+        clock[0] += 0.5 + 0.01 * every  # half a second, and ten milliseconds a round
+        return state, []
+
+    monkeypatch.setattr(populations.fl, "run", run)
+    monkeypatch.setattr(populations.time, "perf_counter", lambda: clock[0])
+    flags = populations.Flags(smoke=True, num_clients=20, cohort_size=2, repeats=3)
+    data, _ = populations.population(flags)
+    rounds, starts, num_params = populations.seconds_a_round("fedavg", data, flags)
+    np.testing.assert_allclose(rounds, [0.01] * 3)
+    np.testing.assert_allclose(starts, [0.5] * 3)
+    assert num_params == 33 * 10
 
 
 def test_bandwidth_and_products_are_measured(populations, monkeypatch):
