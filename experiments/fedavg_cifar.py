@@ -160,7 +160,7 @@ def main(flags: Flags) -> dict[str, Any]:
         )
 
     key = jax.random.key(run.seed)
-    params = model.init(key)
+    params = jax.jit(model.init)(key)
     algo, layout = lay_out(
         make,
         params,
