@@ -58,6 +58,7 @@ def test_a_million_clients_stand_beside_the_machines_floor(render):
         floor = {"bytes_seconds": 0.01, "flop_seconds": 0.004, "seconds": 0.01}
         took = {"median": seconds, "min": seconds, "max": seconds}
         row = {"seconds": took, "floor": floor, "times_floor": seconds / 0.01}
+        row["start_seconds"] = {name: 0.7 for name in took}
         return {
             "machine": {"date": "2026-01-01", "cpu": "Some CPU"},
             "num_clients": 1_000_000, "cohort_size": 1000, "bandwidth": 7.1e9, "flops": 9e10,
@@ -70,5 +71,5 @@ def test_a_million_clients_stand_beside_the_machines_floor(render):
     assert brief.what == "a round of 1000 of 1,000,000 clients, all cores"
     here = "SCAFFOLD, logistic regression: 150 to 200 ms, 15.0 to 20.0 times the floor"
     assert brief.here == here
-    assert "| 10.0 | 4.00 | 20.0 |" in section.text
+    assert "| 10.0 | 4.00 | 20.0 | 700 |" in section.text
     assert "7.1 GB/s, 90 GFLOP/s." in section.text
