@@ -15,6 +15,23 @@ ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 MARK = "FEDJAX_LITE_TEST_OF_FLOWER"
 DEADLINE = 240
+PROJECT = """
+[project]
+name = "federation"
+version = "1.0.0"
+description = "a test"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "fedjax_lite"
+[tool.flwr.app.components]
+serverapp = "federation:server"
+clientapp = "federation:client"
+[tool.flwr.app.config]
+num-rounds = 1
+folder = ""
+"""
+"""Of a Flower app in `federation.py`."""
 NO_PICKLE = """
 import os, pickle, sys, traceback
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("flwr", reason='Flower is not installed: pip install "fedjax_lite[flower]"')
 from problem_of_three import NUM_CLIENTS, PROBLEM, check_rounds, module_of, write_data
-from started import HOST, Processes
+from started import HOST, PROJECT, Processes
 
 import fedjax_lite as fl
 from fedjax_lite.run import checkpoint
@@ -39,23 +39,6 @@ def killed_before_its_reply_leaves(context):
             os.kill(os.getpid(), signal.SIGKILL)
 '''
 )
-
-PROJECT = """
-[project]
-name = "federation"
-version = "1.0.0"
-description = "a test"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fedjax_lite"
-[tool.flwr.app.components]
-serverapp = "federation:server"
-clientapp = "federation:client"
-[tool.flwr.app.config]
-num-rounds = 1
-folder = ""
-"""
 
 
 @pytest.fixture

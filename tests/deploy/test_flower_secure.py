@@ -15,7 +15,7 @@ from federations import KEY, PLAN, loss, population, start
 from flower_here import Grid, be_in_a_task, context_of, supernode
 from problem_of_three import NUM_CLIENTS, PROBLEM, check_rounds, module_of, write_data
 from secure_world import N, same_bytes
-from started import HOST, Processes
+from started import HOST, PROJECT, Processes
 
 import fedjax_lite as fl
 from fedjax_lite.crypto.prg import primitives
@@ -218,22 +218,6 @@ def killed_before_its_masked_vector_leaves(context):
         os.kill(os.getpid(), signal.SIGKILL)
 '''
 )
-PROJECT = """
-[project]
-name = "federation"
-version = "1.0.0"
-description = "a test"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fedjax_lite"
-[tool.flwr.app.components]
-serverapp = "federation:server"
-clientapp = "federation:client"
-[tool.flwr.app.config]
-num-rounds = 1
-folder = ""
-"""
 
 
 @pytest.fixture
